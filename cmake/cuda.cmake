@@ -1,0 +1,22 @@
+# CUDA is optional and found by itself: nvcc need not be on PATH.
+if(NOT DEFINED CMAKE_CUDA_COMPILER AND EXISTS /usr/local/cuda/bin/nvcc)
+  set(CMAKE_CUDA_COMPILER /usr/local/cuda/bin/nvcc)
+endif()
+include(CheckLanguage)
+check_language(CUDA)
+if(CMAKE_CUDA_COMPILER)
+  set(quicksilver_have_nvcc ON)
+else()
+  set(quicksilver_have_nvcc OFF)
+endif()
+option(QUICKSILVER_CUDA "Build the CUDA backend" ${quicksilver_have_nvcc})
+if(QUICKSILVER_CUDA)
+  set(CMAKE_CUDA_ARCHITECTURES 90a-real)
+  enable_language(CUDA)
+  if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know nvcc's C++20
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+  endif()
+  set(CMAKE_CUDA_STANDARD 20)  # only after enable_language
+  find_package(CUDAToolkit 13.0 REQUIRED)
+endif()

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define QS_HOST_DEVICE __host__ __device__
+#else
+#define QS_HOST_DEVICE
+#endif
+
+namespace quicksilver {
+
+struct PhiloxWords {
+  uint32_t w[4];
+};
+
+/// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): 128 random bits for
+/// one counter under one key. No state, so the draw depends on nothing but its arguments.
+QS_HOST_DEVICE inline PhiloxWords Philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+  uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t{0xD2511F53u} * c0, p1 = uint64_t{0xCD9E8D57u} * c2;
+    const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0, n2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c1 = static_cast<uint32_t>(p1);
+    c3 = static_cast<uint32_t>(p0);
+    c0 = n0;
+    c2 = n2;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+/// What a draw is for: part of the counter, so that two uses never share bits.
+enum class DrawPurpose : uint32_t { kGumbel = 0, kConfidence = 1 };
+
+/// Where a draw happens. Equal places give equal bits, on any rank, batch, step order or device.
+struct DrawPlace {
+  uint64_t seed = 0;
+  uint32_t choice = 0;    ///< Below 2^16.
+  uint32_t position = 0;  ///< Absolute, from 0 at the first prompt token.
+  uint32_t step = 0;      ///< Forward passes of the sequence before this one.
+};
+
+/// A double in (0, 1), 53 bits.
+QS_HOST_DEVICE inline double UniformDraw(const DrawPlace& place, uint32_t token, DrawPurpose purpose) {
+  const PhiloxWords r =
+      Philox(place.seed, token, place.position, place.step, (place.choice << 8) | static_cast<uint32_t>(purpose));
+  const uint64_t bits = (uint64_t{r.w[0]} << 21) ^ (r.w[1] >> 11);
+  return (static_cast<double>(bits) + 0.5) * (1.0 / 9007199254740992.0);
+}
+
+/// -ln(-ln u): adding it to logit / T and taking the arg-max samples softmax(logit / T). Doubles, since float
+/// noise lowers the diversity of text (arXiv 2409.02908).
+QS_HOST_DEVICE inline double GumbelDraw(const DrawPlace& place, uint32_t token) {
+  return -std::log(-std::log(UniformDraw(place, token, DrawPurpose::kGumbel)));
+}
+
+}  // namespace quicksilver

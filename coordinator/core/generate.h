@@ -1,0 +1,101 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "coordinator/core/api_error.h"
+
+namespace quicksilver {
+
+struct ChatMessage {
+  std::string role;  ///< system, user, assistant or tool; `developer` has become `system`.
+  std::string content;
+  std::string name;
+};
+
+enum class PolicyChoice { kDefault, kStatic, kDynamic, kSequential, kThreshold };
+
+/// How the canvas is to be filled; unset fields take the model's defaults (the worker's decoding/ resolves them).
+struct DecodingChoice {
+  PolicyChoice policy = PolicyChoice::kDefault;
+  std::optional<uint32_t> block_length;
+  std::optional<uint32_t> steps;
+  std::optional<float> threshold;  ///< [0, 1]
+  bool random_remasking = false;
+  std::optional<float> guidance_scale;  ///< >= 0
+  bool suppress_eos = false;
+  bool distrust_eos = false;
+};
+
+/// A request as both front ends hand it over, wire checks done. Ranges: serving.md §1.3.
+struct GenerateRequest {
+  std::string request_id;  ///< Unique; the front end's.
+  std::string model;
+  /// Chat messages, raw text, or token ids. `param` of errors about it is `messages` or `prompt`.
+  std::variant<std::vector<ChatMessage>, std::string, std::vector<int32_t>> input;
+  std::optional<uint32_t> max_tokens;
+  std::optional<float> temperature;
+  std::optional<float> top_p;
+  uint32_t top_k = 0;  ///< 0: off
+  std::optional<int64_t> seed;
+  std::vector<std::string> stop;
+  uint32_t choices = 1;
+  bool canvases = false;
+  DecodingChoice decoding;
+};
+
+struct StartedEvent {
+  std::string model;
+  std::string system_fingerprint;  ///< "fp_" + 10 hex
+  int64_t created = 0;             ///< Unix seconds.
+  uint32_t prompt_tokens = 0;
+};
+
+/// Final text of one choice, whole UTF-8 characters, held back while it could begin a stop string.
+struct DeltaEvent {
+  uint32_t choice = 0;
+  std::string text;
+  uint32_t block = 0;
+  uint32_t step = 0;
+};
+
+enum class SpanState { kFinal, kProvisional, kMasked };
+
+struct CanvasSpan {
+  SpanState state = SpanState::kMasked;
+  std::string text;
+  uint32_t tokens = 0;
+};
+
+/// The whole answer of one choice as it stands now.
+struct CanvasEvent {
+  uint32_t choice = 0;
+  uint32_t step = 0;
+  uint32_t block = 0;
+  std::vector<CanvasSpan> spans;
+};
+
+enum class FinishReason { kStop, kLength };
+
+struct FinishedEvent {
+  uint32_t choice = 0;
+  FinishReason reason = FinishReason::kStop;
+  uint32_t completion_tokens = 0;
+  uint32_t forwards = 0;
+  double time_to_first_token_seconds = 0;
+  double decode_seconds = 0;
+
+  double tokens_per_forward() const { return forwards == 0 ? 0.0 : static_cast<double>(completion_tokens) / forwards; }
+};
+
+struct ModelInfo {
+  std::string id;
+  int64_t created = 0;
+  uint32_t max_model_len = 0;
+  bool ready = false;
+};
+
+}  // namespace quicksilver

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+
+#include "common/philox.h"
+
+namespace quicksilver {
+
+/// Bound of top-k, and of the nucleus that top-p looks at.
+inline constexpr int32_t kTopLogitsMax = 256;
+
+/// The ids whose logits this rank holds, and the ids that no row may choose.
+struct VocabularyShard {
+  int32_t first_id = 0;    ///< Row 0 of this rank's LM head.
+  int32_t vocabulary = 0;  ///< Real ids; rows at or above it are padding and count as -inf everywhere.
+  int32_t mask_id =
+      -1;  ///< Never chosen (nor among the top logits), but its mass stays in log_sum_exp (decoding.md §0.5).
+};
+
+/// What is asked of one row.
+struct CandidateRequest {
+  int32_t row = 0;         ///< In `hidden`.
+  int32_t guide_row = -1;  ///< Row of the unconditional pass, or -1. Then z = u + (guidance + 1) (c - u).
+  float guidance = 0.0f;
+  float temperature = 0.0f;    ///< 0: greedy, no sample is drawn (sampled_* repeat best_*).
+  int32_t suppressed_id = -1;  ///< Counts as -inf everywhere (LLaDA's logits_eos_inf), or -1.
+  DrawPlace place;             ///< Where a sample is drawn.
+};
+
+/// What one rank says about one row. z: its logits in float; all ids are global. Merging is in decoding/candidates.h.
+struct Candidate {
+  int32_t best_id = -1;  ///< Arg-max of z, ties: smallest id; -1 when the shard has no allowed id.
+  float best_logit = 0.0f;
+  float second_logit = 0.0f;          ///< Largest z of another allowed id; -inf when there is none.
+  float log_sum_exp = 0.0f;           ///< ln sum e^z
+  float mean_logit = 0.0f;            ///< sum z e^(z - log_sum_exp): entropy = log_sum_exp - mean_logit.
+  int32_t sampled_id = -1;            ///< Arg-max of z / T + Gumbel(place, id), ties: smallest id.
+  float sampled_logit = 0.0f;         ///< Its z.
+  float tempered_log_sum_exp = 0.0f;  ///< ln sum e^(z / T); equals log_sum_exp when T = 0.
+  double sampled_score = 0.0;         ///< z / T + Gumbel, for the merge.
+  int32_t finite = 1;                 ///< 0 when some z of a real id is NaN or +inf: the other fields mean nothing.
+};
+
+struct TopLogit {
+  float logit = 0.0f;
+  int32_t id = -1;
+};
+
+}  // namespace quicksilver

@@ -1,0 +1,172 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/candidate.h"
+#include "kernels/tensor.h"
+
+namespace quicksilver {
+
+class Ops;
+
+/// Owns one allocation of device memory. Movable; frees itself.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  DeviceBuffer(Ops* ops, void* data, size_t bytes) : ops_(ops), data_(data), bytes_(bytes) {}
+  DeviceBuffer(DeviceBuffer&& other) noexcept { *this = static_cast<DeviceBuffer&&>(other); }
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept;
+  ~DeviceBuffer();
+
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  Ops* ops_ = nullptr;  // Outlives this.
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+/// A GEMM weight [out, in] in whatever layout the device likes best. Made once, at load.
+class GemmWeight {
+ public:
+  virtual ~GemmWeight() = default;
+  virtual int64_t out_features() const = 0;
+  virtual int64_t in_features() const = 0;
+  virtual size_t bytes() const = 0;  ///< Device memory held.
+};
+
+/// What one sequence does in one step, as the attention sees it. Rows of a segment are consecutive in the batch and
+/// stand at consecutive positions. Device-readable: plain data.
+struct AttentionSegment {
+  int32_t first_row = 0;       ///< In the step's batch.
+  int32_t rows = 0;            ///< >= 1
+  int32_t first_position = 0;  ///< Absolute position of the first row.
+  int32_t keys = 0;            ///< Keys that exist: positions [0, keys). At least first_position + rows.
+  int32_t first_page = 0;      ///< Index into `page_table` of the page of position 0.
+};
+
+/// The shape of one step. Pointers are device memory; the sums and maxima are for the host side of an implementation.
+struct StepLayout {
+  int32_t rows = 0;                            ///< N
+  const int32_t* positions = nullptr;          ///< [N] absolute position of each row.
+  const int32_t* slots = nullptr;              ///< [N] where a row's key and value go: page * page_size + offset.
+  const AttentionSegment* segments = nullptr;  ///< [segments_count], by ascending first_row, covering all rows.
+  int32_t segments_count = 0;
+  const int32_t* page_table = nullptr;  ///< Page numbers of all segments, one run a segment.
+  int32_t page_size = 0;                ///< Positions a page; a multiple of block_length when that is finite.
+  int32_t block_length = 0;             ///< B of the mask rule; kBidirectional for B = infinity.
+  int32_t rows_max = 0;                 ///< Largest `rows` of a segment.
+  int32_t keys_max = 0;                 ///< Largest `keys` of a segment.
+};
+
+/// StepLayout::block_length of a bidirectional family.
+inline constexpr int32_t kBidirectional = 0;
+
+/// Keys and values of one layer: [pages * page_size, nkv/tp * hd] each, row = slot.
+struct KvLayer {
+  Matrix keys;
+  Matrix values;
+};
+
+/// How q and k are rotated (models.md §0.2): always the half-rotation layout, frequencies theta^(-2i/hd).
+struct RopeParameters {
+  double theta = 10000.0;
+  /// True (LLaDA): multiply in float. False (all others): cos and sin are rounded to the activation type first.
+  bool full_precision = false;
+};
+
+/// The operations of one device. Work is enqueued in order and may run later: nothing is returned, the first failure
+/// sticks and comes out of Synchronize(). Shapes are the caller's promise (CHECK). Every operation is row-invariant:
+/// the bits of an output row depend on that row's inputs alone, not on the number, order or content of other rows.
+/// Activations (`Matrix` arguments) all have the dtype `activation_dtype()` unless said otherwise. Not thread-safe.
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  virtual std::string name() const = 0;  ///< E.g. "cpu-reference", "cpu-onednn", "cuda".
+  virtual DType activation_dtype() const = 0;
+
+  // Memory. Upload and Download are ordered with the operations; Download's bytes are there after Synchronize().
+  virtual absl::StatusOr<DeviceBuffer> Allocate(size_t bytes) = 0;  ///< Zeroed. ResourceExhausted when it does not fit.
+  virtual void Upload(const void* host, void* device, size_t bytes) = 0;
+  virtual void Download(const void* device, void* host, size_t bytes) = 0;
+  virtual absl::Status Synchronize() = 0;
+
+  /// Takes a row-major HOST matrix [out, in], f32 or bf16 (stride may exceed cols), and keeps a copy in its own layout.
+  virtual absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host) = 0;
+
+  /// out[n, :] = table[ids[n] - first_id, :], or zeros when the id is outside of [first_id, first_id + table.rows).
+  /// ids: [N] device; table: [V/tp, H], f32 or bf16 device memory; out: [N, H].
+  virtual void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) = 0;
+
+  /// out[n,h] = act(x[n,h] / sqrt(mean_h(x[n,h]^2) + epsilon)) * gain[h]; act() rounds to the activation type before
+  /// the gain (models.md §0.2). Sums in float. x, out: [N, H]; gain: [H] floats on the device. `out` may be `x`.
+  virtual void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) = 0;
+
+  /// The same per head, in place: x: [N, heads * hd], gain: [hd].
+  virtual void HeadRmsNorm(Matrix x, int32_t heads, const float* gain, float epsilon) = 0;
+
+  /// out = x * weight^T. x: [N, in]; out: [N, out]. Accumulates in float.
+  virtual void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) = 0;
+
+  /// x[n,h] += y[n,h].
+  virtual void Add(ConstMatrix y, Matrix x) = 0;
+
+  /// Adds bias[c] to every row, in place. bias: [cols] floats on the device.
+  virtual void AddBias(const float* bias, Matrix x) = 0;
+
+  /// Rotates every head of x: [N, heads * hd] in place by positions[n].
+  virtual void Rope(const int32_t* positions, const RopeParameters& rope, int32_t heads, Matrix x) = 0;
+
+  /// Stores the rows of k and v [N, nkv * hd] at layout.slots in `cache`.
+  virtual void WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, const KvLayer& cache) = 0;
+
+  /// Softmax attention, scale 1/sqrt(hd), softmax in float. A query at position q sees the keys j < keys of its segment
+  /// with floor(j / B) <= floor(q / B); B = kBidirectional sees all of them. The rows of this step have been written.
+  /// q, out: [N, heads * hd]; query head i uses key head i * kv_heads / heads. Sums run over j in fixed tiles by
+  /// absolute position, so bits depend neither on other segments nor on how a prefill was cut.
+  virtual void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
+                         Matrix out) = 0;
+
+  /// out[n,i] = silu(gate_up[n,i]) * gate_up[n, I + i]. gate_up: [N, 2 I]; out: [N, I].
+  virtual void SiluMul(ConstMatrix gate_up, Matrix out) = 0;
+
+  /// out[r, :] = x[rows[r], :]. rows: [R] device.
+  virtual void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) = 0;
+
+  /// Runs the LM head on the rows that are asked for, tile by tile, and reduces this rank's logits to a few numbers a
+  /// row (candidate.h). Nothing of size requests x V is kept. hidden: [R, H], final norm applied. weight: [V/tp, H].
+  /// requests, out: [requests_count] device; top: [requests_count, top_count] device, descending logit, ties: smallest
+  /// id first, missing entries {-inf, -1}; top_count in [0, kTopLogitsMax], may be 0 with top = nullptr.
+  virtual void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
+                          const CandidateRequest* requests, int32_t requests_count, int32_t top_count, Candidate* out,
+                          TopLogit* top) = 0;
+
+ private:
+  friend class DeviceBuffer;
+  virtual void Free(void* data, size_t bytes) = 0;
+};
+
+inline DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
+  if (this != &other) {
+    if (data_ != nullptr) ops_->Free(data_, bytes_);
+    ops_ = other.ops_;
+    data_ = other.data_;
+    bytes_ = other.bytes_;
+    other.data_ = nullptr;
+    other.bytes_ = 0;
+  }
+  return *this;
+}
+
+inline DeviceBuffer::~DeviceBuffer() {
+  if (data_ != nullptr) ops_->Free(data_, bytes_);
+}
+
+}  // namespace quicksilver

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kernels/tensor.h"
+
+namespace quicksilver {
+
+/// The data plane of one rank of a group: operations on device memory, enqueued in order with the rank's Ops. Every
+/// rank calls the same operations with the same sizes in the same order. The first failure (a dead or silent peer)
+/// sticks and comes out of Synchronize(); afterwards the communicator is useless and the group has to be formed anew.
+/// Not thread-safe but for Abort().
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  /// In place: x = x_0 + x_1 + … + x_(tp-1), added in rank order in float, so all ranks hold the same bits and a row's
+  /// bits do not depend on where it stands or on how many rows there are. x: [N, cols], dense (stride = cols).
+  virtual void AllReduceSum(Matrix x) = 0;
+
+  /// out = the `bytes` of every rank, in rank order: [tp * bytes].
+  virtual void AllGather(const void* in, void* out, size_t bytes) = 0;
+
+  /// Waits, bounded by the communicator's timeout, until all enqueued work is done.
+  virtual absl::Status Synchronize() = 0;
+
+  /// Makes pending and later operations fail soon on this rank. From any thread.
+  virtual void Abort() = 0;
+};
+
+/// The control plane: small messages in host memory from the leader to all ranks. Followers wait in Broadcast; the
+/// leader beats at least once a second, so a wait of `timeout` without a message means that the leader is gone.
+class ControlChannel {
+ public:
+  virtual ~ControlChannel() = default;
+  /// On the leader sends `message` and returns it; on the others returns what the leader sent.
+  /// Unavailable: a peer is gone or silent for `timeout`.
+  virtual absl::StatusOr<std::string> Broadcast(std::string message, absl::Duration timeout) = 0;
+  /// Waits for every rank. Unavailable as above.
+  virtual absl::Status Barrier(absl::Duration timeout) = 0;
+};
+
+}  // namespace quicksilver

@@ -1,0 +1,65 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "kernels/ops.h"
+#include "quicksilver/v1/worker.pb.h"
+#include "worker/collectives/communicator.h"
+#include "worker/model/transformer.h"
+
+namespace quicksilver {
+
+/// Bounds of one engine. Equal on all ranks of a group (part of what ranks agree on when they join).
+struct EngineOptions {
+  int32_t sequences_max = 64;                      ///< Running at once; more wait inside the engine.
+  int32_t waiting_max = 256;                       ///< Admitted and not yet running; more are refused.
+  int32_t step_rows_max = 512;                     ///< Token budget of a step (N).
+  absl::Duration idle_beat = absl::Seconds(1);     ///< The leader's log entry when there is nothing to do.
+  absl::Duration peer_timeout = absl::Seconds(5);  ///< Silence after which a peer counts as lost.
+};
+
+/// What the leader tells about its load. A snapshot.
+struct EngineLoad {
+  uint32_t running = 0;
+  uint32_t waiting = 0;
+  uint64_t pages_free = 0;
+  uint64_t pages_total = 0;
+  uint64_t steps = 0;
+  absl::Time last_step;  ///< Of the wall clock, for the heartbeat metric.
+};
+
+/// One rank's engine: the replicated state machine of a group (architecture.md §3). The leader turns submissions and
+/// cancels into log entries; every rank applies the same entries to the same pure scheduler and sequences, runs the
+/// same steps, and after gathering a few numbers a row takes the same decisions.
+class Engine {
+ public:
+  /// Where the leader reports, on the engine's thread, after every step: the updates of one stream. Must not block.
+  using Report = std::function<void(uint64_t stream, v1::StepResult result)>;
+
+  /// All references outlive the engine. `epoch` stamps the results. `report` is used on the leader only.
+  static std::unique_ptr<Engine> Create(Transformer& model, Ops& ops, Communicator& ranks, ControlChannel& control,
+                                        const EngineOptions& options, uint64_t epoch, Report report);
+  virtual ~Engine() = default;
+
+  /// The loop of this rank: returns OK after Shutdown() (on followers: the leader's), Unavailable when the group is
+  /// lost, Internal on a bug or a sticky device error. Everything below may be called from other threads, on the leader
+  /// only.
+  virtual absl::Status Run() = 0;
+
+  /// Hands a sequence of `stream` to the loop. InvalidArgument: it can never run here (names field, value and bound);
+  /// ResourceExhausted: `waiting_max`.
+  virtual absl::Status Submit(uint64_t stream, const v1::Submit& submit) = 0;
+  virtual void Cancel(uint64_t stream, uint64_t sequence_id) = 0;
+  /// The stream broke: cancels all of its sequences and reports nothing more to it.
+  virtual void CancelStream(uint64_t stream) = 0;
+  /// Ends Run() at the next step on every rank.
+  virtual void Shutdown() = 0;
+  virtual EngineLoad Load() const = 0;
+};
+
+}  // namespace quicksilver

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/tensor.h"
+
+namespace quicksilver {
+
+/// Where a family counts blocks from.
+enum class BlockGrid {
+  kAbsolute,     ///< Position 0; keys of later blocks are invisible (block-causal mask, exact KV cache).
+  kAfterPrompt,  ///< The end of the prompt; every key is visible (bidirectional mask, no exact cache).
+};
+
+/// Everything about a network that is data: read from config.json by families/, checked against the checkpoint's
+/// header, read by transformer.cc and the engine. Shape letters as in the model specification.
+struct ModelSpec {
+  std::string architecture;  ///< config.json architectures[0]
+  std::string family;        ///< "sdar", "llada"
+  int64_t hidden = 0;        ///< H
+  int64_t layers = 0;        ///< L
+  int64_t heads = 0;         ///< nh
+  int64_t kv_heads = 0;      ///< nkv
+  int64_t head_size = 0;     ///< hd
+  int64_t mlp = 0;           ///< I
+  int64_t vocabulary = 0;    ///< V, rows of the embedding
+  int64_t positions_max = 0;
+  float norm_epsilon = 0.0f;
+  double rope_theta = 0.0;
+  bool rope_full_precision = false;
+  bool head_norms = false;  ///< RMSNorm on every q and k head before RoPE.
+  bool qkv_bias = false;
+  bool tied = false;  ///< The LM head is the embedding.
+  DType checkpoint_dtype = DType::kF32;
+
+  BlockGrid grid = BlockGrid::kAbsolute;
+  int32_t block_length = 0;  ///< B of the mask for kAbsolute; the default block of the answer for kAfterPrompt.
+  TokenId mask_id = -1;
+  std::vector<TokenId> stop_ids;  ///< Ascending, without repeats.
+};
+
+}  // namespace quicksilver
