@@ -1,0 +1,139 @@
+#include "common/log.h"
+
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <cmath>
+#include <cstdio>
+#include <memory>
+
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+
+namespace quicksilver {
+namespace {
+
+struct State {
+  std::shared_ptr<spdlog::logger> logger;
+  std::string component = "quicksilver";
+};
+
+State& GlobalState() {
+  static State* const state = [] {
+    auto* s = new State;  // Lives as long as the process: threads may log while statics are torn down.
+    s->logger = std::make_shared<spdlog::logger>("quicksilver", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+    s->logger->set_pattern("%v");
+    s->logger->set_level(spdlog::level::info);
+    s->logger->flush_on(spdlog::level::debug);
+    return s;
+  }();
+  return *state;
+}
+
+spdlog::level::level_enum ToSpdlog(LogLevel level) {
+  switch (level) {
+    case LogLevel::kDebug:
+      return spdlog::level::debug;
+    case LogLevel::kInfo:
+      return spdlog::level::info;
+    case LogLevel::kWarning:
+      return spdlog::level::warn;
+    case LogLevel::kError:
+      return spdlog::level::err;
+  }
+  return spdlog::level::info;
+}
+
+const char* LevelName(LogLevel level) {
+  switch (level) {
+    case LogLevel::kDebug:
+      return "debug";
+    case LogLevel::kInfo:
+      return "info";
+    case LogLevel::kWarning:
+      return "warning";
+    case LogLevel::kError:
+      return "error";
+  }
+  return "info";
+}
+
+/// The length of the well-formed UTF-8 sequence that `text` begins with, 0 when there is none (Unicode table 3-7).
+size_t Utf8Length(std::string_view text) {
+  const auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
+  const auto tail = [&](size_t i) { return (byte(i) & 0xC0) == 0x80; };
+  const unsigned a = byte(0), b = byte(1);
+  if (a < 0x80) return 1;
+  if (a >= 0xC2 && a <= 0xDF) return tail(1) ? 2 : 0;
+  if (a >= 0xE0 && a <= 0xEF) {
+    const bool second = tail(1) && !(a == 0xE0 && b < 0xA0) && !(a == 0xED && b > 0x9F);
+    return second && tail(2) ? 3 : 0;
+  }
+  if (a >= 0xF0 && a <= 0xF4) {
+    const bool second = tail(1) && !(a == 0xF0 && b < 0x90) && !(a == 0xF4 && b > 0x8F);
+    return second && tail(2) && tail(3) ? 4 : 0;
+  }
+  return 0;
+}
+
+}  // namespace
+
+std::string JsonQuoted(std::string_view text) {
+  std::string out = "\"";
+  while (!text.empty()) {
+    const size_t length = Utf8Length(text);
+    const unsigned char c = static_cast<unsigned char>(text[0]);
+    if (length == 0) {
+      out += "\xEF\xBF\xBD";
+    } else if (c == '"' || c == '\\') {
+      out += '\\';
+      out += text[0];
+    } else if (c < 0x20) {
+      char escape[8];
+      std::snprintf(escape, sizeof(escape), "\\u%04x", c);
+      out += escape;
+    } else {
+      out += text.substr(0, length);
+    }
+    text.remove_prefix(length == 0 ? 1 : length);
+  }
+  return out + '"';
+}
+
+LogField::LogField(std::string_view k, std::string_view v) : key(k), value(JsonQuoted(v)) {}
+
+LogField::LogField(std::string_view k, double v) : key(k) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.6g", v);
+  value = std::isfinite(v) ? text : "null";
+}
+
+bool InitLog(std::string_view component, std::string_view level) {
+  State& state = GlobalState();
+  state.component = std::string(component);
+  if (level == "debug") {
+    state.logger->set_level(spdlog::level::debug);
+  } else if (level == "info") {
+    state.logger->set_level(spdlog::level::info);
+  } else if (level == "warning") {
+    state.logger->set_level(spdlog::level::warn);
+  } else if (level == "error") {
+    state.logger->set_level(spdlog::level::err);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+void Log(LogLevel level, std::string_view message, LogFields fields) {
+  State& state = GlobalState();
+  if (!state.logger->should_log(ToSpdlog(level))) return;
+  std::string line = "{\"ts\":\"" + absl::FormatTime("%Y-%m-%d%ET%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone()) +
+                     "\",\"level\":\"" + LevelName(level) + "\",\"component\":" + JsonQuoted(state.component) +
+                     ",\"msg\":" + JsonQuoted(message);
+  for (const LogField& field : fields) line += "," + JsonQuoted(field.key) + ":" + field.value;
+  line += "}";
+  state.logger->log(ToSpdlog(level), "{}", line);
+}
+
+}  // namespace quicksilver
