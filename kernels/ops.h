@@ -98,7 +98,8 @@ class Ops {
   virtual void Download(const void* device, void* host, size_t bytes) = 0;
   virtual absl::Status Synchronize() = 0;
 
-  /// Takes a row-major HOST matrix [out, in], f32 or bf16 (stride may exceed cols), and keeps a copy in its own layout.
+  /// Takes a row-major HOST matrix [out, in], f32 or bf16 (stride may exceed cols), and keeps a copy in its own layout,
+  /// rounded to the activation type.
   virtual absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host) = 0;
 
   /// out[n, :] = table[ids[n] - first_id, :], or zeros when the id is outside of [first_id, first_id + table.rows).
@@ -112,7 +113,7 @@ class Ops {
   /// The same per head, in place: x: [N, heads * hd], gain: [hd].
   virtual void HeadRmsNorm(Matrix x, int32_t heads, const float* gain, float epsilon) = 0;
 
-  /// out = x * weight^T. x: [N, in]; out: [N, out]. Accumulates in float.
+  /// out = x * weight^T. x: [N, in]; out: [N, out], of the activation type or f32. Accumulates in float.
   virtual void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) = 0;
 
   /// x[n,h] += y[n,h].

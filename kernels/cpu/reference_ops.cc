@@ -1,0 +1,142 @@
+#include "kernels/cpu/reference_ops.h"
+
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "common/check.h"
+#include "common/status_macros.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/host_matrix.h"
+
+namespace quicksilver {
+namespace {
+
+bool SameShape(const ConstMatrix& a, const ConstMatrix& b) { return a.rows == b.rows && a.cols == b.cols; }
+
+/// Normalises x[n, first .. first + size) into out.
+void NormaliseRun(const ConstMatrix& x, int64_t n, int64_t first, int64_t size, const float* gain, float epsilon,
+                  const Matrix& out) {
+  float sum_squares = 0.0f;
+  for (int64_t h = 0; h < size; ++h) sum_squares += Load(x, n, first + h) * Load(x, n, first + h);
+  const float scale = 1.0f / std::sqrt(sum_squares / static_cast<float>(size) + epsilon);
+  for (int64_t h = 0; h < size; ++h) {
+    const float normalised = RoundTo(out.dtype, Load(x, n, first + h) * scale);
+    Store(out, n, first + h, normalised * gain[h]);
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Ops> MakeReferenceOps(DType activation) { return std::make_unique<ReferenceOps>(activation); }
+
+ReferenceWeight::ReferenceWeight(ConstMatrix host, DType activation)
+    : out_(host.rows), in_(host.cols), values_(static_cast<size_t>(host.rows * host.cols)) {
+  for (int64_t o = 0; o < out_; ++o) {
+    for (int64_t i = 0; i < in_; ++i) {
+      values_[static_cast<size_t>(o * in_ + i)] = RoundTo(activation, Load(host, o, i));
+    }
+  }
+}
+
+absl::StatusOr<DeviceBuffer> ReferenceOps::Allocate(size_t bytes) {
+  ASSIGN_OR_RETURN(void* const data, memory_.Allocate(bytes));
+  return DeviceBuffer(this, data, bytes);
+}
+
+void ReferenceOps::Upload(const void* host, void* device, size_t bytes) {
+  if (bytes > 0) std::memcpy(device, host, bytes);
+}
+
+void ReferenceOps::Download(const void* device, void* host, size_t bytes) {
+  if (bytes > 0) std::memcpy(host, device, bytes);
+}
+
+absl::StatusOr<std::unique_ptr<GemmWeight>> ReferenceOps::PrepareWeight(ConstMatrix host) {
+  return std::make_unique<ReferenceWeight>(host, activation_);
+}
+
+void ReferenceOps::Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) {
+  CHECK(table.cols == out.cols);
+  for (int64_t n = 0; n < out.rows; ++n) {
+    const int64_t row = ids[n] - first_id;
+    const bool held = row >= 0 && row < table.rows;
+    for (int64_t h = 0; h < out.cols; ++h) Store(out, n, h, held ? Load(table, row, h) : 0.0f);
+  }
+}
+
+void ReferenceOps::RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) {
+  CHECK(SameShape(x, out));
+  for (int64_t n = 0; n < x.rows; ++n) NormaliseRun(x, n, 0, x.cols, gain, epsilon, out);
+}
+
+void ReferenceOps::HeadRmsNorm(Matrix x, int32_t heads, const float* gain, float epsilon) {
+  CHECK(heads > 0 && x.cols % heads == 0);
+  const int64_t head_size = x.cols / heads;
+  for (int64_t n = 0; n < x.rows; ++n) {
+    for (int64_t head = 0; head < heads; ++head) NormaliseRun(x, n, head * head_size, head_size, gain, epsilon, x);
+  }
+}
+
+void ReferenceOps::Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) {
+  const auto& w = static_cast<const ReferenceWeight&>(weight);
+  CHECK(x.cols == w.in_features() && out.cols == w.out_features() && x.rows == out.rows);
+  for (int64_t n = 0; n < x.rows; ++n) {
+    for (int64_t o = 0; o < out.cols; ++o) {
+      float sum = 0.0f;
+      for (int64_t i = 0; i < x.cols; ++i) sum += Load(x, n, i) * w.at(o, i);
+      Store(out, n, o, sum);
+    }
+  }
+}
+
+void ReferenceOps::Add(ConstMatrix y, Matrix x) {
+  CHECK(SameShape(y, x));
+  for (int64_t n = 0; n < x.rows; ++n) {
+    for (int64_t h = 0; h < x.cols; ++h) Store(x, n, h, Load(x, n, h) + Load(y, n, h));
+  }
+}
+
+void ReferenceOps::AddBias(const float* bias, Matrix x) {
+  for (int64_t n = 0; n < x.rows; ++n) {
+    for (int64_t c = 0; c < x.cols; ++c) Store(x, n, c, Load(x, n, c) + bias[c]);
+  }
+}
+
+void ReferenceOps::Rope(const int32_t* positions, const RopeParameters& rope, int32_t heads, Matrix x) {
+  CHECK(heads > 0 && x.cols % (2 * heads) == 0);
+  const DType table = rope.full_precision ? DType::kF32 : activation_;
+  const int64_t head_size = x.cols / heads, half = head_size / 2;
+  for (int64_t n = 0; n < x.rows; ++n) {
+    for (int64_t i = 0; i < half; ++i) {
+      const float angle = static_cast<float>(positions[n]) * RopeFrequency(rope.theta, i, head_size);
+      const float cosine = RoundTo(table, std::cos(angle)), sine = RoundTo(table, std::sin(angle));
+      for (int64_t head = 0; head < heads; ++head) {
+        const int64_t c = head * head_size + i;
+        const float low = Load(x, n, c), high = Load(x, n, c + half);
+        Store(x, n, c, low * cosine - high * sine);
+        Store(x, n, c + half, high * cosine + low * sine);
+      }
+    }
+  }
+}
+
+void ReferenceOps::SiluMul(ConstMatrix gate_up, Matrix out) {
+  CHECK(gate_up.cols == 2 * out.cols && gate_up.rows == out.rows);
+  for (int64_t n = 0; n < out.rows; ++n) {
+    for (int64_t i = 0; i < out.cols; ++i) {
+      const float gate = Load(gate_up, n, i);
+      Store(out, n, i, gate / (1.0f + std::exp(-gate)) * Load(gate_up, n, out.cols + i));
+    }
+  }
+}
+
+void ReferenceOps::GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) {
+  CHECK(x.cols == out.cols);
+  for (int64_t r = 0; r < out.rows; ++r) {
+    CHECK(rows[r] >= 0 && rows[r] < x.rows);
+    for (int64_t h = 0; h < x.cols; ++h) Store(out, r, h, Load(x, rows[r], h));
+  }
+}
+
+}  // namespace quicksilver

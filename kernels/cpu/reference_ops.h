@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/cpu/host_memory.h"
+#include "kernels/ops.h"
+
+namespace quicksilver {
+
+/// Row-major, as given, rounded to the activation type.
+class ReferenceWeight final : public GemmWeight {
+ public:
+  ReferenceWeight(ConstMatrix host, DType activation);
+
+  int64_t out_features() const override { return out_; }
+  int64_t in_features() const override { return in_; }
+  size_t bytes() const override { return values_.size() * sizeof(float); }
+  float at(int64_t out, int64_t in) const { return values_[static_cast<size_t>(out * in_ + in)]; }
+
+ private:
+  int64_t out_;
+  int64_t in_;
+  std::vector<float> values_;
+};
+
+class ReferenceOps final : public Ops {
+ public:
+  explicit ReferenceOps(DType activation) : activation_(activation), memory_(0) {}
+
+  std::string name() const override { return "cpu-reference"; }
+  DType activation_dtype() const override { return activation_; }
+  absl::StatusOr<DeviceBuffer> Allocate(size_t bytes) override;
+  void Upload(const void* host, void* device, size_t bytes) override;
+  void Download(const void* device, void* host, size_t bytes) override;
+  absl::Status Synchronize() override { return absl::OkStatus(); }
+  absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host) override;
+  void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override;
+  void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) override;
+  void HeadRmsNorm(Matrix x, int32_t heads, const float* gain, float epsilon) override;
+  void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) override;
+  void Add(ConstMatrix y, Matrix x) override;
+  void AddBias(const float* bias, Matrix x) override;
+  void Rope(const int32_t* positions, const RopeParameters& rope, int32_t heads, Matrix x) override;
+  void WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, const KvLayer& cache) override;
+  void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
+                 Matrix out) override;
+  void SiluMul(ConstMatrix gate_up, Matrix out) override;
+  void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
+  void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
+                  const CandidateRequest* requests, int32_t requests_count, int32_t top_count, Candidate* out,
+                  TopLogit* top) override;
+
+ private:
+  void Free(void* data, size_t bytes) override { memory_.Free(data, bytes); }
+
+  DType activation_;
+  HostMemory memory_;
+};
+
+}  // namespace quicksilver
