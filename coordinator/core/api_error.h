@@ -41,6 +41,15 @@ inline ApiError WorkerLost() {
   return {500, "server_error", "worker_lost", "The worker group that ran this request was lost.", "", 0, false};
 }
 
+inline ApiError DeadlineExceeded() {
+  return {504, "server_error", "deadline_exceeded", "The deadline of this request has passed.", "", 0, true};
+}
+
+inline ApiError ModelNotFound(const std::string& model) {
+  return {404,  "invalid_request_error", "model_not_found", "The model `" + model + "` does not exist.", "model", 0,
+          false};
+}
+
 inline ApiError InternalError(std::string code, std::string message) {
   return {500, "server_error", std::move(code), std::move(message), "", 0, false};
 }

@@ -45,6 +45,7 @@ struct GenerateRequest {
   uint32_t choices = 1;
   bool canvases = false;
   DecodingChoice decoding;
+  double timeout_seconds = 0;  ///< The client's deadline, from now. 0: only the server's.
 };
 
 struct StartedEvent {
