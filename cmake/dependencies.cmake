@@ -18,4 +18,3 @@ find_library(DNNL_LIBRARY dnnl REQUIRED)  # its CMake config demands OpenCL head
 if(QUICKSILVER_TESTS)
   find_package(GTest CONFIG REQUIRED)
 endif()
-find_package(benchmark CONFIG REQUIRED)
