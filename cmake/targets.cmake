@@ -14,9 +14,10 @@ function(qs_library name)
   endif()
 endfunction()
 
-# qs_test(name SOURCES a_test.cc … DEPS t … LABELS l …): one gtest binary, every case a ctest of its own.
+# qs_test(name SOURCES a_test.cc … DEPS t … LABELS l … [PREFIX p]): one gtest binary, every case a ctest of its own,
+# named p + suite.case.
 function(qs_test name)
-  cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(arg "" "TIMEOUT;PREFIX" "SOURCES;DEPS;LABELS" ${ARGN})
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 120)
   endif()
@@ -24,6 +25,7 @@ function(qs_test name)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
   target_link_libraries(${name} PRIVATE ${arg_DEPS} GTest::gmock GTest::gtest_main)
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}
+    TEST_PREFIX "${arg_PREFIX}"
     PROPERTIES TIMEOUT ${arg_TIMEOUT} LABELS "${arg_LABELS}")
 endfunction()
 
