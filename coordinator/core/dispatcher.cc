@@ -94,9 +94,7 @@ std::optional<FailRequest> Dispatcher::Refusal(const Admission& admission, absl:
   if (!HasReadyGroup(admission.model)) {
     return FailRequest{id, NoReadyWorkerFor(id, admission.model), Rejection::kNoWorker};
   }
-  const auto queue = queues_.find(admission.model);
-  const bool nobody_waits = queue == queues_.end() || queue->second.requests.empty();
-  if (nobody_waits && FreeSlots(admission.model) >= admission.choices) return std::nullopt;
+  if (FitsNow(admission)) return std::nullopt;
 
   const absl::Duration wait = EstimatedWait(admission.model, admission.choices);
   if (queued_ >= options_.queue_requests_max) {
@@ -140,12 +138,17 @@ uint64_t Dispatcher::ReadySlots(const std::string& model) const {
   return slots;
 }
 
-uint64_t Dispatcher::FreeSlots(const std::string& model) const {
+bool Dispatcher::FitsNow(const Admission& admission) const {
+  const auto queue = queues_.find(admission.model);
+  if (queue != queues_.end() && !queue->second.requests.empty()) return false;
+  const GroupState* first = BestGroup(admission.model, nullptr);
+  if (first == nullptr) return false;
   uint64_t slots = 0;
   for (const auto& [id, group] : groups_) {
-    if (group.ready && group.facts.model == model) slots += group.facts.sequences_max - group.sequences;
+    if (!group.ready || group.facts.model != admission.model) continue;
+    if (group.facts.fingerprint == first->facts.fingerprint) slots += group.facts.sequences_max - group.sequences;
   }
-  return slots;
+  return slots >= admission.choices;
 }
 
 bool Dispatcher::HasReadyGroup(const std::string& model) const { return ReadySlots(model) > 0; }
@@ -251,13 +254,13 @@ void Dispatcher::Place(const std::string& model, absl::Duration now, Actions& ac
   for (size_t i = 0; i < queue.requests.size();) {
     const RequestId id = queue.requests[i];
     Request& request = requests_.at(id);
-    GroupState* group = BestGroup(request);
-    if (group == nullptr) {
+    const GroupState* best = BestGroup(model, request.placed > 0 ? &request.fingerprint : nullptr);
+    if (best == nullptr) {
       if (request.placed == 0) return;
       ++i;  // Bound to one fingerprint: the others need not wait behind it.
       continue;
     }
-    StartSequence(id, request, *group, now, actions);
+    StartSequence(id, request, groups_.at(best->connection.group), now, actions);
     --queue.sequences;
     queue_tokens_ -= request.admission.positions;
     if (request.placed == request.admission.choices) {
@@ -267,15 +270,15 @@ void Dispatcher::Place(const std::string& model, absl::Duration now, Actions& ac
   }
 }
 
-GroupState* Dispatcher::BestGroup(const Request& request) {
-  GroupState* best = nullptr;
-  for (auto& [id, group] : groups_) {
-    if (!group.ready || group.facts.model != request.admission.model) continue;
+const GroupState* Dispatcher::BestGroup(const std::string& model, const std::string* fingerprint) const {
+  const auto load = [](const GroupState& group) {
+    return static_cast<double>(group.positions) / static_cast<double>(group.facts.positions_max);
+  };
+  const GroupState* best = nullptr;
+  for (const auto& [id, group] : groups_) {
+    if (!group.ready || group.facts.model != model) continue;
     if (group.sequences >= group.facts.sequences_max) continue;
-    if (request.placed > 0 && group.facts.fingerprint != request.fingerprint) continue;
-    const auto load = [](const GroupState& g) {
-      return static_cast<double>(g.positions) / static_cast<double>(g.facts.positions_max);
-    };
+    if (fingerprint != nullptr && group.facts.fingerprint != *fingerprint) continue;
     if (best == nullptr || load(group) < load(*best)) best = &group;
   }
   return best;

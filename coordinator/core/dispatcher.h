@@ -162,10 +162,10 @@ class Dispatcher {
 
   std::optional<FailRequest> Refusal(const Admission& admission, absl::Duration now) const;
   uint64_t ReadySlots(const std::string& model) const;
-  uint64_t FreeSlots(const std::string& model) const;
+  bool FitsNow(const Admission& admission) const;
   absl::Duration EstimatedWait(const std::string& model, uint32_t choices) const;
   void Place(const std::string& model, absl::Duration now, Actions& actions);
-  GroupState* BestGroup(const Request& request);
+  const GroupState* BestGroup(const std::string& model, const std::string* fingerprint) const;
   void StartSequence(RequestId id, Request& request, GroupState& group, absl::Duration now, Actions& actions);
   void ReleaseSequence(SequenceId id);
   void Forget(RequestId id, absl::Duration now, Actions& actions);
