@@ -1,0 +1,112 @@
+#include "worker/decoding/selection.h"
+
+#include <limits>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace quicksilver {
+namespace {
+
+using ::testing::ElementsAre;
+
+std::vector<int> Chosen(const std::vector<uint8_t>& commit) {
+  std::vector<int> rows;
+  for (size_t i = 0; i < commit.size(); ++i) {
+    if (commit[i] != 0) rows.push_back(static_cast<int>(i));
+  }
+  return rows;
+}
+
+std::vector<int> Best(const std::vector<float>& rank, int32_t count) {
+  std::vector<uint8_t> commit(rank.size(), 0);
+  SelectBest(rank.data(), static_cast<int32_t>(rank.size()), count, commit.data());
+  return Chosen(commit);
+}
+
+std::vector<int> Dynamic(const std::vector<float>& rank, float threshold, int32_t count) {
+  std::vector<uint8_t> commit(rank.size(), 0);
+  SelectDynamic(rank.data(), static_cast<int32_t>(rank.size()), threshold, count, commit.data());
+  return Chosen(commit);
+}
+
+std::vector<int> Threshold(const std::vector<float>& rank, float threshold) {
+  std::vector<uint8_t> commit(rank.size(), 0);
+  SelectThreshold(rank.data(), static_cast<int32_t>(rank.size()), threshold, commit.data());
+  return Chosen(commit);
+}
+
+std::vector<int> First(int32_t rows, int32_t count) {
+  std::vector<uint8_t> commit(static_cast<size_t>(rows), 0);
+  SelectFirst(rows, count, commit.data());
+  return Chosen(commit);
+}
+
+TEST(ScheduledCountTest, SpreadsMasksWithTheLargerCountsFirst) {
+  EXPECT_EQ(ScheduledCount(10, 4, 0), 3);
+  EXPECT_EQ(ScheduledCount(10, 4, 1), 3);
+  EXPECT_EQ(ScheduledCount(10, 4, 2), 2);
+  EXPECT_EQ(ScheduledCount(10, 4, 3), 2);
+  EXPECT_EQ(ScheduledCount(10, 4, 4), 0);
+}
+
+TEST(ScheduledCountTest, SumsToTheMasksAndDescendsByAtMostOne) {
+  for (int32_t masks = 0; masks <= 40; ++masks) {
+    for (int32_t steps = 1; steps <= 45; ++steps) {
+      int32_t sum = 0;
+      for (int32_t s = 0; s < steps; ++s) {
+        sum += ScheduledCount(masks, steps, s);
+        EXPECT_GE(ScheduledCount(masks, steps, 0), ScheduledCount(masks, steps, s));
+        EXPECT_LE(ScheduledCount(masks, steps, 0) - ScheduledCount(masks, steps, s), 1);
+      }
+      EXPECT_EQ(sum, masks);
+    }
+  }
+}
+
+TEST(SelectBestTest, TakesTheHighestAndBreaksTiesByPosition) {
+  EXPECT_THAT(Best({0.2f, 0.6f, 0.6f, 0.1f, 0.6f}, 2), ElementsAre(1, 2));
+  EXPECT_THAT(Best({0.2f, 0.1f}, 1), ElementsAre(0));
+}
+
+TEST(SelectBestTest, ClampsToTheRowsThereAre) { EXPECT_THAT(Best({0.2f, 0.1f}, 7), ElementsAre(0, 1)); }
+
+TEST(SelectBestTest, ARowRankedLastIsTakenOnlyWhenNothingElseIsLeft) {
+  const float last = -std::numeric_limits<float>::infinity();
+  EXPECT_THAT(Best({last, 0.1f, last}, 1), ElementsAre(1));
+  EXPECT_THAT(Best({last, 0.1f, last}, 2), ElementsAre(0, 1));
+  EXPECT_THAT(Best({last, last}, 1), ElementsAre(0));
+}
+
+TEST(SelectThresholdTest, CommitsExactlyTheBestWhenNoneReachesTheThreshold) {
+  EXPECT_THAT(Threshold({0.2f, 0.6f, 0.6f}, 0.9f), ElementsAre(1));
+}
+
+TEST(SelectThresholdTest, CommitsAllAtZero) { EXPECT_THAT(Threshold({0.2f, 0.0f, 0.6f}, 0.0f), ElementsAre(0, 1, 2)); }
+
+TEST(SelectThresholdTest, CommitsEveryRowThatReachesTheThreshold) {
+  EXPECT_THAT(Threshold({0.9f, 0.89f, 0.95f}, 0.9f), ElementsAre(0, 2));
+}
+
+TEST(SelectDynamicTest, CommitsAllAboveTheThresholdWhenTheyAreEnough) {
+  EXPECT_THAT(Dynamic({0.95f, 0.2f, 0.91f, 0.99f}, 0.9f, 2), ElementsAre(0, 2, 3));
+}
+
+TEST(SelectDynamicTest, FallsBackToTheScheduleWhenTheyAreTooFew) {
+  EXPECT_THAT(Dynamic({0.95f, 0.2f, 0.5f, 0.1f}, 0.9f, 2), ElementsAre(0, 2));
+  EXPECT_THAT(Dynamic({0.3f, 0.2f}, 0.9f, 0), ElementsAre(0)) << "a step always makes progress";
+}
+
+TEST(SelectDynamicTest, AThresholdOfOneIsNeverExceeded) {
+  EXPECT_THAT(Dynamic({1.0f, 1.0f, 1.0f}, 1.0f, 1), ElementsAre(0));
+}
+
+TEST(SelectFirstTest, GoesLeftToRight) {
+  EXPECT_THAT(First(5, 2), ElementsAre(0, 1));
+  EXPECT_THAT(First(1, 2), ElementsAre(0));
+  EXPECT_THAT(First(3, 0), ElementsAre(0)) << "a step always makes progress";
+}
+
+}  // namespace
+}  // namespace quicksilver

@@ -1,0 +1,163 @@
+// Random sequences against a made-up model: what must hold whatever the lengths, rules and row budgets.
+#include <algorithm>
+#include <set>
+#include <vector>
+
+#include "common/philox.h"
+#include "gtest/gtest.h"
+#include "worker/decoding/sequence.h"
+
+namespace quicksilver {
+namespace {
+
+constexpr TokenId kMask = 99;
+constexpr int kCases = 400;
+
+/// Numbers of one test case.
+class Dice {
+ public:
+  explicit Dice(uint64_t seed) : seed_(seed) {}
+  int32_t Roll(int32_t low, int32_t high) {
+    return low + static_cast<int32_t>(Philox(seed_, n_++, 0, 0, 0).w[0] % static_cast<uint32_t>(high - low + 1));
+  }
+
+ private:
+  uint64_t seed_;
+  uint32_t n_ = 0;
+};
+
+SequenceSpec RandomSpec(Dice& dice) {
+  SequenceSpec spec;
+  spec.grid = dice.Roll(0, 1) == 0 ? BlockGrid::kAbsolute : BlockGrid::kAfterPrompt;
+  spec.mask_id = kMask;
+  spec.positions_max = 96;
+  const int32_t prompt = dice.Roll(1, 40);
+  for (int32_t i = 0; i < prompt; ++i) spec.prompt.push_back(dice.Roll(0, 90));
+  spec.tokens_max = dice.Roll(1, 50);
+  if (dice.Roll(0, 1) == 0) spec.stop_ids = {7};
+  spec.decoding.block_length = 1 << dice.Roll(0, 4);
+  spec.decoding.steps = dice.Roll(1, spec.decoding.block_length);
+  if (spec.grid == BlockGrid::kAfterPrompt) spec.decoding.steps = dice.Roll(1, spec.tokens_max);
+  spec.decoding.policy = static_cast<Policy>(dice.Roll(0, 3));
+  spec.decoding.threshold = static_cast<float>(dice.Roll(0, 10)) / 10.0f;
+  spec.decoding.guidance_scale = spec.grid == BlockGrid::kAfterPrompt && dice.Roll(0, 1) == 0 ? 1.0f : 0.0f;
+  spec.finish_blocks = dice.Roll(0, 1) == 0;
+  return spec;
+}
+
+/// A model: what a masked row says depends on every token it can see.
+RowChoice Says(const Sequence& sequence, int32_t position, int32_t keys) {
+  uint64_t hash = static_cast<uint64_t>(position) * 0x9E3779B97F4A7C15u;
+  for (int32_t p = 0; p < keys; ++p) {
+    hash = (hash ^ static_cast<uint64_t>(sequence.canvas()[static_cast<size_t>(p)])) * 0x100000001B3u;
+  }
+  const PhiloxWords words = Philox(hash, 1, 2, 3, 4);
+  return {static_cast<TokenId>(words.w[0] % 60), static_cast<float>(words.w[1] % 1000) / 1000.0f, -1.0f, 0.0f, true};
+}
+
+struct Outcome {
+  std::vector<TokenId> canvas;
+  int32_t final_before = 0;
+  int32_t forwards = 0;
+  SequenceEndReason end = SequenceEndReason::kNone;
+};
+
+/// Runs a sequence to its end, with random budgets when `dice` is given, and checks every step on the way.
+Outcome RunToEnd(const SequenceSpec& spec, Dice* dice) {
+  Sequence sequence(spec);
+  const int32_t positions = static_cast<int32_t>(sequence.canvas().size());
+  std::vector<TokenId> cache(static_cast<size_t>(positions), -1);  // The token that each KV slot was computed from.
+  std::set<int32_t> committed;
+  Outcome run;
+  for (int step = 0; run.end == SequenceEndReason::kNone && step < 1000; ++step) {
+    const int32_t least = sequence.prefill_rows() > 0 ? spec.decoding.block_length : sequence.denoise_rows();
+    const int32_t budget = dice == nullptr ? 1000 : dice->Roll(least, least + 40);
+    const Segment segment = sequence.Next(budget);
+    EXPECT_LE(segment.rows * (sequence.guided() ? 2 : 1), budget);
+    EXPECT_LE(segment.first_position + segment.rows, positions);
+    // Exactness: keys in front of the segment were computed from the tokens that stand there now.
+    for (int32_t p = 0; p < segment.first_position; ++p) {
+      EXPECT_EQ(cache[static_cast<size_t>(p)], sequence.canvas()[static_cast<size_t>(p)]);
+    }
+    for (int32_t p = segment.first_position; p < segment.first_position + segment.rows; ++p) {
+      cache[static_cast<size_t>(p)] = sequence.canvas()[static_cast<size_t>(p)];
+    }
+    if (!segment.denoise) {
+      sequence.ApplyPrefill(segment);
+      continue;
+    }
+    std::vector<RowChoice> choices;
+    for (const int32_t p : sequence.masked()) choices.push_back(Says(sequence, p, segment.keys));
+    const int32_t final_was = sequence.final_before();
+    const StepOutcome outcome = sequence.ApplyDenoise(segment, choices);
+    EXPECT_FALSE(outcome.commits.empty()) << "every step makes progress";
+    for (const TokenCommit& commit : outcome.commits) {
+      EXPECT_TRUE(committed.insert(commit.position).second) << "a position is written once";
+      EXPECT_GE(commit.position, final_was) << "final means final";
+      EXPECT_EQ(sequence.canvas()[static_cast<size_t>(commit.position)], commit.token);
+    }
+    EXPECT_GE(sequence.final_before(), final_was);
+    run.end = outcome.end;
+  }
+  run.canvas.assign(sequence.canvas().begin(), sequence.canvas().end());
+  run.final_before = sequence.final_before();
+  run.forwards = sequence.forwards();
+  return run;
+}
+
+TEST(SequencePropertyTest, EverySequenceEndsWithACleanAnswerWithinItsBounds) {
+  for (uint64_t seed = 0; seed < kCases; ++seed) {
+    SCOPED_TRACE(seed);
+    Dice dice(seed);
+    const SequenceSpec spec = RandomSpec(dice);
+    const int32_t prompt = static_cast<int32_t>(spec.prompt.size());
+    const Outcome run = RunToEnd(spec, &dice);
+    ASSERT_TRUE(run.end == SequenceEndReason::kStop || run.end == SequenceEndReason::kLength);
+    EXPECT_LE(run.final_before, prompt + spec.tokens_max);
+    for (int32_t p = 0; p < run.final_before; ++p) {
+      const TokenId token = run.canvas[static_cast<size_t>(p)];
+      EXPECT_NE(token, kMask);
+      const bool is_stop = std::binary_search(spec.stop_ids.begin(), spec.stop_ids.end(), token);
+      EXPECT_FALSE(p >= prompt && is_stop) << "the answer is cut at its first stop token";
+    }
+    EXPECT_EQ(run.end == SequenceEndReason::kLength, run.final_before == prompt + spec.tokens_max);
+    EXPECT_LE(run.forwards, static_cast<int32_t>(run.canvas.size()) - prompt) << "at least one token a forward";
+  }
+}
+
+TEST(SequencePropertyTest, TheAnswerDoesNotDependOnHowItsStepsAreCut) {
+  for (uint64_t seed = 0; seed < kCases; ++seed) {
+    SCOPED_TRACE(seed);
+    Dice dice(seed);
+    const SequenceSpec spec = RandomSpec(dice);
+    const Outcome whole = RunToEnd(spec, nullptr);
+    const Outcome cut = RunToEnd(spec, &dice);
+    EXPECT_EQ(cut.canvas, whole.canvas);
+    EXPECT_EQ(cut.final_before, whole.final_before);
+    EXPECT_EQ(cut.forwards, whole.forwards);
+    EXPECT_EQ(cut.end, whole.end);
+  }
+}
+
+// Ending within a block must not change what a client sees.
+TEST(SequencePropertyTest, FinishingTheBlockOfAStopTokenChangesNothingVisible) {
+  int stopped = 0;
+  for (uint64_t seed = 0; seed < kCases; ++seed) {
+    SCOPED_TRACE(seed);
+    Dice dice(seed);
+    SequenceSpec spec = RandomSpec(dice);
+    spec.finish_blocks = false;
+    const Outcome early = RunToEnd(spec, nullptr);
+    spec.finish_blocks = true;
+    const Outcome late = RunToEnd(spec, nullptr);
+    ASSERT_EQ(early.end, late.end);
+    ASSERT_EQ(early.final_before, late.final_before);
+    EXPECT_TRUE(std::equal(early.canvas.begin(), early.canvas.begin() + early.final_before, late.canvas.begin()));
+    EXPECT_LE(early.forwards, late.forwards);
+    stopped += early.forwards < late.forwards ? 1 : 0;
+  }
+  EXPECT_GT(stopped, 0);
+}
+
+}  // namespace
+}  // namespace quicksilver

@@ -1,0 +1,158 @@
+#include "worker/decoding/candidates.h"
+
+#include <cmath>
+#include <limits>
+
+#include "common/check.h"
+
+namespace quicksilver {
+namespace {
+
+constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+
+/// What the ranks' candidates say together.
+struct Merged {
+  int32_t best_id = -1;
+  double best_logit = kMinusInfinity;
+  int32_t sampled_id = -1;
+  double sampled_logit = kMinusInfinity;
+  double sampled_score = kMinusInfinity;
+  double log_sum_exp = kMinusInfinity;
+  double tempered_log_sum_exp = kMinusInfinity;
+  double mean_logit = 0.0;
+};
+
+/// ln sum over ranks of e^field, in rank order; one rank's value comes out unchanged.
+double MergeLogSumExp(const GatheredRow& row, float Candidate::*field) {
+  double largest = kMinusInfinity;
+  for (int32_t r = 0; r < row.ranks; ++r) {
+    largest = std::fmax(largest, row.candidates[r * row.candidate_stride].*field);
+  }
+  if (largest == kMinusInfinity) return kMinusInfinity;
+  double sum = 0.0;
+  for (int32_t r = 0; r < row.ranks; ++r) {
+    sum += std::exp(static_cast<double>(row.candidates[r * row.candidate_stride].*field) - largest);
+  }
+  return largest + std::log(sum);
+}
+
+/// False when some rank saw a NaN or +inf, or when no id is allowed.
+bool MergeRanks(const GatheredRow& row, Merged& out) {
+  for (int32_t r = 0; r < row.ranks; ++r) {
+    const Candidate& candidate = row.candidates[r * row.candidate_stride];
+    if (candidate.finite == 0) return false;
+    if (candidate.best_id < 0) continue;
+    // Shards ascend by id, so a strict comparison leaves ties with the smallest id.
+    if (out.best_id < 0 || candidate.best_logit > out.best_logit) {
+      out.best_id = candidate.best_id;
+      out.best_logit = candidate.best_logit;
+    }
+    if (candidate.sampled_id >= 0 && (out.sampled_id < 0 || candidate.sampled_score > out.sampled_score)) {
+      out.sampled_id = candidate.sampled_id;
+      out.sampled_logit = candidate.sampled_logit;
+      out.sampled_score = candidate.sampled_score;
+    }
+  }
+  out.log_sum_exp = MergeLogSumExp(row, &Candidate::log_sum_exp);
+  out.tempered_log_sum_exp = MergeLogSumExp(row, &Candidate::tempered_log_sum_exp);
+  for (int32_t r = 0; r < row.ranks; ++r) {
+    const Candidate& candidate = row.candidates[r * row.candidate_stride];
+    const double weight = std::exp(candidate.log_sum_exp - out.log_sum_exp);
+    if (weight > 0.0) out.mean_logit += weight * candidate.mean_logit;
+  }
+  return out.best_id >= 0 && std::isfinite(out.log_sum_exp);
+}
+
+/// The kTopLogitsMax largest of all ranks' lists, descending, ties: smallest id. Returns how many there are.
+int32_t MergeTopLists(const GatheredRow& row, TopLogit* merged) {
+  int32_t next[kRanksMax] = {};
+  int32_t count = 0;
+  for (; count < kTopLogitsMax; ++count) {
+    int32_t from = -1;
+    for (int32_t r = 0; r < row.ranks; ++r) {
+      if (next[r] >= row.top_count) continue;
+      const TopLogit& entry = row.top[r * row.top_stride + next[r]];
+      if (entry.id < 0) continue;
+      if (from < 0 || entry.logit > row.top[from * row.top_stride + next[from]].logit) from = r;
+    }
+    if (from < 0) break;
+    merged[count] = row.top[from * row.top_stride + next[from]];
+    ++next[from];
+  }
+  return count;
+}
+
+/// How many of the `count` descending logits top-k leaves: those that are not below the k-th.
+int32_t KeepTopK(const TopLogit* top, int32_t count, int32_t k) {
+  if (k <= 0 || k >= count) return count;
+  int32_t kept = k;
+  while (kept < count && top[kept].logit == top[k - 1].logit) ++kept;
+  return kept;
+}
+
+/// How many of the `count` descending logits top-p leaves. `log_total`: ln of what the probabilities are relative to.
+int32_t KeepTopP(const TopLogit* top, int32_t count, double temperature, double p, double log_total) {
+  double before = 0.0;
+  for (int32_t i = 0; i < count; ++i) {
+    if (before > p) return i;
+    before += std::exp(top[i].logit / temperature - log_total);
+  }
+  return count;
+}
+
+double LogSumExp(const TopLogit* top, int32_t count, double temperature) {
+  const double largest = top[0].logit / temperature;
+  double sum = 0.0;
+  for (int32_t i = 0; i < count; ++i) sum += std::exp(top[i].logit / temperature - largest);
+  return largest + std::log(sum);
+}
+
+/// Draws among the ids that top-k and top-p leave: overwrites the sampled fields and tempered_log_sum_exp.
+void DrawFromNucleus(const GatheredRow& row, const SamplingRule& rule, const DrawPlace& place, Merged& merged) {
+  CHECK(row.top_count == kTopLogitsMax);
+  TopLogit top[kTopLogitsMax];
+  int32_t count = MergeTopLists(row, top);
+  CHECK(count > 0);
+  const double temperature = rule.temperature;
+  count = KeepTopK(top, count, rule.top_k);
+  if (rule.top_p < 1.0f) {
+    const double log_total = rule.top_k > 0 ? LogSumExp(top, count, temperature) : merged.tempered_log_sum_exp;
+    count = KeepTopP(top, count, temperature, rule.top_p, log_total);
+  }
+  merged.sampled_id = -1;
+  for (int32_t i = 0; i < count; ++i) {
+    const double score = top[i].logit / temperature + GumbelDraw(place, static_cast<uint32_t>(top[i].id));
+    const bool first = merged.sampled_id < 0 || score > merged.sampled_score;
+    if (first || (score == merged.sampled_score && top[i].id < merged.sampled_id)) {
+      merged.sampled_id = top[i].id;
+      merged.sampled_logit = top[i].logit;
+      merged.sampled_score = score;
+    }
+  }
+  merged.tempered_log_sum_exp = LogSumExp(top, count, temperature);
+}
+
+}  // namespace
+
+RowChoice MergeCandidates(const GatheredRow& row, const SamplingRule& rule, bool raw_confidence,
+                          const DrawPlace& place) {
+  CHECK(row.ranks > 0 && row.ranks <= kRanksMax);
+  RowChoice choice;
+  Merged merged;
+  if (!MergeRanks(row, merged)) return choice;
+  const bool greedy = !(rule.temperature > 0.0f);
+  if (NeedsTopLogits(rule)) DrawFromNucleus(row, rule, place, merged);
+  choice.token = greedy ? merged.best_id : merged.sampled_id;
+  const double logit = greedy ? merged.best_logit : merged.sampled_logit;
+  const double log_probability = logit - merged.log_sum_exp;
+  choice.log_probability = static_cast<float>(log_probability);
+  const double log_confidence =
+      greedy || raw_confidence ? log_probability : logit / rule.temperature - merged.tempered_log_sum_exp;
+  // At tiny temperatures the float log-sum-exp is coarse: without the bound a probability could exceed 1.
+  choice.confidence = static_cast<float>(std::exp(std::fmin(log_confidence, 0.0)));
+  choice.entropy = static_cast<float>(merged.log_sum_exp - merged.mean_logit);
+  choice.finite = choice.token >= 0;
+  return choice;
+}
+
+}  // namespace quicksilver

@@ -1,0 +1,206 @@
+#include "worker/decoding/sequence.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "common/check.h"
+#include "worker/decoding/selection.h"
+
+namespace quicksilver {
+namespace {
+
+// Forwards that a block may take beyond one a position; reaching it is a bug in a rule.
+constexpr int32_t kBlockForwardsSlack = 2;
+
+bool Contains(const std::vector<TokenId>& ascending, TokenId id) {
+  return std::binary_search(ascending.begin(), ascending.end(), id);
+}
+
+}  // namespace
+
+Sequence::Sequence(SequenceSpec spec) : spec_(std::move(spec)) {
+  CHECK(spec_.tokens_max > 0 && spec_.decoding.block_length > 0 && spec_.decoding.steps > 0);
+  prompt_ = static_cast<int32_t>(spec_.prompt.size());
+  canvas_ = spec_.prompt;
+  const int32_t length =
+      CanvasLength(spec_.grid, prompt_, spec_.tokens_max, spec_.decoding.block_length, spec_.positions_max);
+  canvas_.resize(static_cast<size_t>(length), spec_.mask_id);
+  final_before_ = prompt_;
+  OpenBlock(spec_.grid == BlockGrid::kAbsolute ? prompt_ / spec_.decoding.block_length : 0);
+}
+
+int32_t Sequence::BlockStart(int32_t block) const {
+  const int32_t origin = spec_.grid == BlockGrid::kAbsolute ? 0 : prompt_;
+  return origin + block * spec_.decoding.block_length;
+}
+
+int32_t Sequence::BlockEnd(int32_t block) const {
+  return std::min(BlockStart(block + 1), static_cast<int32_t>(canvas_.size()));
+}
+
+void Sequence::OpenBlock(int32_t block) {
+  block_ = block;
+  block_forwards_ = 0;
+  masked_.clear();
+  for (int32_t p = std::max(BlockStart(block), prompt_); p < BlockEnd(block); ++p) masked_.push_back(p);
+}
+
+int32_t Sequence::rows_needed_max() const {
+  const int32_t length = static_cast<int32_t>(canvas_.size());
+  if (spec_.grid == BlockGrid::kAbsolute) return std::min(length, 2 * spec_.decoding.block_length);
+  return guided() ? 2 * length : length;
+}
+
+int32_t Sequence::prefill_rows() const {
+  if (spec_.grid != BlockGrid::kAbsolute || forwards_ > 0) return 0;
+  return BlockStart(block_) - written_;
+}
+
+int32_t Sequence::denoise_rows() const {
+  if (spec_.grid == BlockGrid::kAbsolute) return BlockEnd(block_) - written_;
+  return rows_needed_max();
+}
+
+Segment Sequence::Next(int32_t rows) const {
+  CHECK(!ended_);
+  Segment segment;
+  if (spec_.grid != BlockGrid::kAbsolute) {
+    CHECK(rows >= denoise_rows());
+    segment.rows = segment.keys = static_cast<int32_t>(canvas_.size());
+    segment.denoise = true;
+    return segment;
+  }
+  segment.first_position = written_;
+  segment.denoise = rows >= denoise_rows();
+  segment.rows = segment.denoise
+                     ? denoise_rows()
+                     : std::min(prefill_rows(), rows / spec_.decoding.block_length * spec_.decoding.block_length);
+  CHECK(segment.rows > 0);
+  segment.keys = segment.first_position + segment.rows;
+  return segment;
+}
+
+DrawPlace Sequence::PlaceOf(int32_t position) const {
+  return {spec_.sampling.seed, spec_.sampling.choice, static_cast<uint32_t>(position),
+          static_cast<uint32_t>(forwards_)};
+}
+
+void Sequence::ApplyPrefill(const Segment& segment) {
+  CHECK(!segment.denoise && segment.first_position == written_);
+  written_ += segment.rows;
+  CHECK(written_ <= BlockStart(block_));
+}
+
+int32_t Sequence::ScheduledNow() const {
+  const DecodingRule& rule = spec_.decoding;
+  int32_t masks = rule.block_length;
+  int32_t steps = rule.steps;
+  if (spec_.grid == BlockGrid::kAfterPrompt) {
+    const int32_t answer = static_cast<int32_t>(canvas_.size()) - prompt_;
+    const int32_t blocks = (answer + rule.block_length - 1) / rule.block_length;
+    masks = BlockEnd(block_) - BlockStart(block_);
+    steps = std::clamp(ScheduledCount(rule.steps, blocks, block_), 1, masks);
+  }
+  return std::max(1, ScheduledCount(masks, steps, block_forwards_));
+}
+
+void Sequence::RankRows(absl::Span<const RowChoice> choices, std::vector<float>& rank) const {
+  const DecodingRule& rule = spec_.decoding;
+  for (size_t i = 0; i < choices.size(); ++i) {
+    rank[i] = rule.remasking == Remasking::kRandom
+                  ? static_cast<float>(UniformDraw(PlaceOf(masked_[i]), 0, DrawPurpose::kConfidence))
+                  : choices[i].confidence;
+    if (rule.distrust_eos && Contains(spec_.eos_ids, choices[i].token)) {
+      rank[i] = -std::numeric_limits<float>::infinity();
+    }
+  }
+}
+
+std::vector<uint8_t> Sequence::SelectRows(absl::Span<const RowChoice> choices) const {
+  const DecodingRule& rule = spec_.decoding;
+  const int32_t rows = static_cast<int32_t>(choices.size());
+  std::vector<float> rank(choices.size());
+  std::vector<uint8_t> commit(choices.size(), 0);
+  RankRows(choices, rank);
+  switch (rule.policy) {
+    case Policy::kStatic:
+      SelectBest(rank.data(), rows, ScheduledNow(), commit.data());
+      break;
+    case Policy::kDynamic:
+      SelectDynamic(rank.data(), rows, rule.threshold, ScheduledNow(), commit.data());
+      break;
+    case Policy::kSequential:
+      SelectFirst(rows, ScheduledNow(), commit.data());
+      break;
+    case Policy::kThreshold:
+      SelectThreshold(rank.data(), rows, rule.threshold, commit.data());
+      break;
+  }
+  return commit;
+}
+
+StepOutcome Sequence::ApplyDenoise(const Segment& segment, absl::Span<const RowChoice> choices) {
+  CHECK(!ended_ && segment.denoise && choices.size() == masked_.size());
+  StepOutcome outcome;
+  outcome.block = block_;
+  // The open block's KV is of a canvas with masks: only what lies before it counts as written.
+  if (spec_.grid == BlockGrid::kAbsolute) written_ = BlockStart(block_);
+  const bool finite = std::all_of(choices.begin(), choices.end(), [](const RowChoice& c) { return c.finite; });
+  if (!finite) {
+    ++forwards_;
+    ended_ = true;
+    outcome.end = SequenceEndReason::kNumericalError;
+    return outcome;
+  }
+  const std::vector<uint8_t> commit = SelectRows(choices);
+  ++forwards_;
+  ++block_forwards_;
+  size_t left = 0;
+  for (size_t i = 0; i < choices.size(); ++i) {
+    const int32_t position = masked_[i];
+    if (commit[i] == 0) {
+      masked_[left++] = position;
+      continue;
+    }
+    canvas_[static_cast<size_t>(position)] = choices[i].token;
+    outcome.commits.push_back({position, choices[i].token, choices[i].confidence, choices[i].log_probability});
+  }
+  masked_.resize(left);
+  outcome.end = CloseOrEnd(outcome);
+  ended_ = outcome.end != SequenceEndReason::kNone;
+  return outcome;
+}
+
+// The position of the first stop token of the answer that has no mask before it, or the end of the wanted tokens.
+int32_t Sequence::AnswerEnd() const {
+  const int32_t wanted = prompt_ + spec_.tokens_max;
+  for (int32_t p = final_before_; p < wanted; ++p) {
+    const TokenId token = canvas_[static_cast<size_t>(p)];
+    if (token == spec_.mask_id) break;
+    if (Contains(spec_.stop_ids, token)) return p;
+  }
+  return wanted;
+}
+
+SequenceEndReason Sequence::CloseOrEnd(StepOutcome& outcome) {
+  outcome.block_closed = masked_.empty();
+  const int32_t wanted = prompt_ + spec_.tokens_max;
+  const int32_t answer_end = AnswerEnd();
+  const bool stopped = answer_end < wanted && (outcome.block_closed || !spec_.finish_blocks);
+  if (stopped) {
+    outcome.block_closed = true;
+    final_before_ = answer_end;
+    return SequenceEndReason::kStop;
+  }
+  if (!outcome.block_closed) {
+    const int32_t forwards_max = spec_.decoding.block_length + kBlockForwardsSlack;
+    return block_forwards_ >= forwards_max ? SequenceEndReason::kStuck : SequenceEndReason::kNone;
+  }
+  final_before_ = std::min(BlockEnd(block_), wanted);
+  if (final_before_ == wanted) return SequenceEndReason::kLength;
+  OpenBlock(block_ + 1);
+  return SequenceEndReason::kNone;
+}
+
+}  // namespace quicksilver
