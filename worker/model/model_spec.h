@@ -26,14 +26,15 @@ struct ModelSpec {
   int64_t head_size = 0;     ///< hd
   int64_t mlp = 0;           ///< I
   int64_t vocabulary = 0;    ///< V, rows of the embedding
+  int64_t tokens = 0;        ///< Ids below it are real; rows of the embedding from it on are padding and count as -inf.
   int64_t positions_max = 0;
   float norm_epsilon = 0.0f;
   double rope_theta = 0.0;
   bool rope_full_precision = false;
   bool head_norms = false;  ///< RMSNorm on every q and k head before RoPE.
   bool qkv_bias = false;
-  bool tied = false;  ///< The LM head is the embedding.
-  DType checkpoint_dtype = DType::kF32;
+  bool tied = false;                     ///< The LM head is the embedding.
+  DType checkpoint_dtype = DType::kF32;  ///< Of its matrices; f16 is widened to f32 when it is read.
 
   BlockGrid grid = BlockGrid::kAbsolute;
   int32_t block_length = 0;  ///< B of the mask for kAbsolute; the default block of the answer for kAfterPrompt.

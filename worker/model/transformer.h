@@ -11,6 +11,7 @@
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/collectives/communicator.h"
 #include "worker/model/model_spec.h"
+#include "worker/model/weights.h"
 
 namespace quicksilver {
 
@@ -20,11 +21,12 @@ class Transformer {
  public:
   /// Reads this rank's slices (models.md §9.1) of `checkpoint` into device memory. `rows_max`: the most rows a Forward
   /// may have; `pages` x `page_size`: positions of the KV cache.
-  /// InvalidArgument, naming file, tensor, expected and found: what CheckCheckpoint() refuses. ResourceExhausted: does
-  /// not fit.
+  /// InvalidArgument, naming file, tensor, expected and found: what CheckCheckpoint() refuses, or a page size that is
+  /// no multiple of the block. ResourceExhausted: does not fit. DataLoss: the storage fails.
   static absl::StatusOr<std::unique_ptr<Transformer>> Load(const ModelSpec& spec, const Checkpoint& checkpoint,
                                                            Ops& ops, Communicator& ranks, int32_t rows_max,
-                                                           int32_t pages, int32_t page_size);
+                                                           int32_t pages, int32_t page_size,
+                                                           const LoadProgress& progress = nullptr);
   virtual ~Transformer() = default;
 
   virtual const ModelSpec& spec() const = 0;

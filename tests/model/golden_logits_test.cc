@@ -1,0 +1,139 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "tests/support/golden.h"
+#include "tests/support/model_group.h"
+
+namespace quicksilver {
+namespace {
+
+// The recorded numbers are float32's own noise (6e-5) away from exact ones; ours add in another order.
+constexpr double kLogitErrorMax = 1e-3;
+
+std::vector<int32_t> Pages(size_t positions, int32_t page_size, int32_t first = 0) {
+  std::vector<int32_t> pages((positions + page_size - 1) / page_size);
+  for (size_t i = 0; i < pages.size(); ++i) pages[i] = first + static_cast<int32_t>(i);
+  return pages;
+}
+
+double MaxError(const HostRows& a, const HostRows& b) {
+  double error = a.values.size() == b.values.size() ? 0.0 : INFINITY;
+  for (size_t i = 0; i < std::min(a.values.size(), b.values.size()); ++i) {
+    error = std::max(error, std::abs(double{a.values[i]} - double{b.values[i]}));
+  }
+  return error;
+}
+
+double MeanError(const HostRows& a, const HostRows& b) {
+  double sum = a.values.size() == b.values.size() ? 0.0 : INFINITY;
+  for (size_t i = 0; i < std::min(a.values.size(), b.values.size()); ++i) {
+    sum += std::abs(double{a.values[i]} - double{b.values[i]});
+  }
+  return sum / static_cast<double>(a.values.size());
+}
+
+struct OpsKind {
+  const char* name;
+  std::unique_ptr<Ops> (*make)(DType activation);
+};
+
+constexpr OpsKind kOpsKinds[] = {{"reference", MakeReferenceOps}};
+
+// Family, dtype of the checkpoint, tensor-parallel size, index into kOpsKinds.
+using Case = std::tuple<const char*, const char*, int, int>;
+
+class GoldenLogitsTest : public testing::TestWithParam<Case> {
+ protected:
+  void Load(DType activation) {
+    const auto [family, dtype, ranks, kind] = GetParam();
+    const absl::StatusOr<Golden> golden = Golden::Open();
+    ASSERT_TRUE(golden.ok()) << golden.status();
+    absl::StatusOr<std::vector<GoldenForward>> forwards = golden->Forwards(family);
+    ASSERT_TRUE(forwards.ok()) << forwards.status();
+    forwards_ = *std::move(forwards);
+    const absl::StatusOr<std::string> directory = golden->CheckpointDirectory(family, dtype);
+    ASSERT_TRUE(directory.ok()) << directory.status();
+    const auto make_ops = [kind = kind, activation] { return kOpsKinds[kind].make(activation); };
+    auto group = ModelGroup::Load(*directory, ranks, make_ops, ModelGroup::Sizes());
+    ASSERT_TRUE(group.ok()) << group.status();
+    group_ = *std::move(group);
+  }
+
+  HostRows Run(const GoldenForward& forward,
+               const std::function<void(const std::string&, const HostRows&)>& observer = nullptr) {
+    return group_->Logits({{forward.ids, 0, Pages(forward.ids.size(), 8)}}, forward.block_length, observer);
+  }
+
+  std::vector<GoldenForward> forwards_;
+  std::unique_ptr<ModelGroup> group_;
+};
+
+TEST_P(GoldenLogitsTest, EqualTheRecordedOnes) {
+  ASSERT_NO_FATAL_FAILURE(Load(DType::kF32));
+  for (const GoldenForward& forward : forwards_) {
+    EXPECT_LE(MaxError(Run(forward), forward.logits), kLogitErrorMax) << forward.name;
+  }
+}
+
+TEST_P(GoldenLogitsTest, HiddenStatesEqualTheRecordedOnes) {
+  ASSERT_NO_FATAL_FAILURE(Load(DType::kF32));
+  size_t compared = 0;
+  for (const GoldenForward& forward : forwards_) {
+    std::vector<std::pair<std::string, HostRows>> seen;
+    Run(forward, [&](const std::string& name, const HostRows& rows) { seen.emplace_back(name, rows); });
+    for (const auto& [name, recorded] : forward.hidden) {
+      const auto found = std::find_if(seen.begin(), seen.end(), [&](const auto& s) { return s.first == name; });
+      ASSERT_NE(found, seen.end()) << name;
+      EXPECT_LE(MaxError(found->second, recorded), kLogitErrorMax) << forward.name << " " << name;
+      ++compared;
+    }
+  }
+  EXPECT_GE(compared, 5u);
+}
+
+// Every segment of a step has its own length and positions; the bits of a row may not show it.
+TEST_P(GoldenLogitsTest, OneBatchOfAllCasesGivesTheBitsOfEachAlone) {
+  ASSERT_NO_FATAL_FAILURE(Load(DType::kF32));
+  for (const int32_t block : {kBidirectional, 4, 8}) {
+    std::vector<TestSegment> segments;
+    std::vector<float> alone;
+    for (const GoldenForward& forward : forwards_) {
+      if (forward.block_length != block) continue;
+      const HostRows rows = Run(forward);
+      alone.insert(alone.end(), rows.values.begin(), rows.values.end());
+      segments.push_back({forward.ids, 0, Pages(forward.ids.size(), 8, static_cast<int32_t>(10 * segments.size()))});
+    }
+    if (segments.empty()) continue;
+    EXPECT_TRUE(group_->Logits(segments, block).values == alone) << "block " << block;
+  }
+}
+
+// bfloat16 has no exact answer: the reference itself is that far from its own float32 numbers.
+TEST_P(GoldenLogitsTest, ComputedInBf16StayWithinTwiceTheReferencesError) {
+  ASSERT_NO_FATAL_FAILURE(Load(DType::kBf16));
+  for (const GoldenForward& forward : forwards_) {
+    EXPECT_LE(MeanError(Run(forward), forward.logits), 2.0 * forward.bf16_mean_error) << forward.name;
+  }
+}
+
+std::string CaseName(const testing::TestParamInfo<Case>& of) {
+  const auto& [family, dtype, ranks, kind] = of.param;
+  return absl::StrCat(family, "_", dtype, "_tp", ranks, "_", kOpsKinds[kind].name);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, GoldenLogitsTest,
+                         testing::Combine(testing::Values("sdar", "llada"), testing::Values("f32", "bf16"),
+                                          testing::Values(1, 2, 4),
+                                          testing::Range(0, static_cast<int>(std::size(kOpsKinds)))),
+                         CaseName);
+
+}  // namespace
+}  // namespace quicksilver

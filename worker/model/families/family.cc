@@ -1,0 +1,17 @@
+#include "worker/model/families/family.h"
+
+namespace quicksilver {
+
+const std::vector<Family>& Families() {
+  static const std::vector<Family> families = {SdarFamily(), LladaFamily()};
+  return families;
+}
+
+const Family* FindFamily(const std::string& architecture) {
+  for (const Family& family : Families()) {
+    if (architecture == family.architecture) return &family;
+  }
+  return nullptr;
+}
+
+}  // namespace quicksilver

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "worker/model/model_spec.h"
+
+namespace quicksilver {
+
+inline constexpr int kTensorParallelMax = 64;
+
+/// Below this size every rank keeps the whole embedding and saves an all-reduce.
+inline constexpr int64_t kReplicatedEmbeddingBytesMax = 8 << 20;
+
+/// What one rank of a group holds (models.md §9.1, §9.4). Half-open runs of heads, MLP columns and vocabulary rows.
+struct Shard {
+  int rank = 0;
+  int ranks = 1;
+  int64_t first_head = 0;
+  int64_t heads = 0;  ///< nh / tp
+  int64_t first_kv_head = 0;
+  int64_t kv_heads = 0;  ///< nkv / tp; 1 when tp > nkv: a head then lives on tp / nkv ranks.
+  int64_t first_mlp = 0;
+  int64_t mlp = 0;              ///< I / tp
+  int64_t first_id = 0;         ///< Of the LM head's rows.
+  int64_t vocabulary_rows = 0;  ///< V / tp rounded up, equal on all ranks: the last rank's may be padding.
+  int64_t stored_rows = 0;      ///< Those of them that the checkpoint has.
+  bool embedding_replicated = false;
+};
+
+/// InvalidArgument, with the numbers: heads, KV heads or MLP columns that `ranks` cannot share.
+absl::StatusOr<Shard> MakeShard(const ModelSpec& spec, int rank, int ranks);
+
+/// What a rank needs, for budgets and the floor of a step (models.md §9.2, architecture.md §6).
+struct RankBudget {
+  int64_t weight_bytes = 0;          ///< As stored; an implementation of Ops may keep weights wider.
+  int64_t step_weight_bytes = 0;     ///< Of them, read by every step: all but the embedding's table.
+  int64_t kv_position_bytes = 0;     ///< Keys and values of one position in all layers.
+  int64_t all_reduces = 0;           ///< A step.
+  int64_t all_reduce_row_bytes = 0;  ///< Payload a step and row.
+  int64_t row_flops = 0;             ///< Matrix arithmetic of one row with LM head, without attention.
+  int64_t attention_flops = 0;       ///< Of one row and visible key.
+};
+
+/// `activations`: dtype of activations and KV cache.
+RankBudget BudgetOf(const ModelSpec& spec, const Shard& shard, DType activations);
+
+}  // namespace quicksilver

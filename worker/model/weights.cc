@@ -1,0 +1,181 @@
+#include "worker/model/weights.h"
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "common/check.h"
+#include "common/status_macros.h"
+#include "kernels/host_float.h"
+#include "worker/model/tensor_plan.h"
+
+namespace quicksilver {
+namespace {
+
+/// A rectangle of a stored matrix.
+struct Band {
+  std::string tensor;
+  int64_t first_row = 0;
+  int64_t rows = 0;
+  int64_t first_col = 0;
+  int64_t cols = 0;
+};
+
+class WeightLoader {
+ public:
+  WeightLoader(const Checkpoint& checkpoint, Ops& ops) : checkpoint_(checkpoint), ops_(ops) {}
+
+  absl::StatusOr<DeviceBuffer> LoadGain(const std::string& name);
+  /// The bands, of equal width, one below the other, and then zeros up to `rows` rows.
+  absl::StatusOr<std::unique_ptr<GemmWeight>> LoadMatrix(const std::vector<Band>& bands, int64_t rows);
+  absl::StatusOr<DeviceBuffer> LoadTable(const Band& band, int64_t rows, ConstMatrix* table);
+  size_t bytes() const { return bytes_; }
+
+ private:
+  absl::StatusOr<ConstMatrix> Stage(const std::vector<Band>& bands, int64_t rows);
+  absl::Status ReadBand(const StoredTensor& tensor, const Band& band, char* out);
+  void Widen(float (*to_float)(uint16_t));
+
+  const Checkpoint& checkpoint_;
+  Ops& ops_;
+  std::vector<char> stored_;    // As in the file.
+  std::vector<float> widened_;  // 16-bit elements of `stored_`, where floats are wanted.
+  size_t bytes_ = 0;
+};
+
+absl::Status WeightLoader::ReadBand(const StoredTensor& tensor, const Band& band, char* out) {
+  const uint64_t element = StoredBytes(tensor.type);
+  const uint64_t width = static_cast<uint64_t>(tensor.shape.back());
+  const size_t row_bytes = static_cast<size_t>(band.cols) * element;
+  if (band.cols == tensor.shape.back()) {
+    return checkpoint_.Read(tensor, band.first_row * width * element, band.rows * row_bytes, out);
+  }
+  for (int64_t row = 0; row < band.rows; ++row) {
+    const uint64_t offset = ((band.first_row + row) * width + band.first_col) * element;
+    RETURN_IF_ERROR(checkpoint_.Read(tensor, offset, row_bytes, out + row * row_bytes));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ConstMatrix> WeightLoader::Stage(const std::vector<Band>& bands, int64_t rows) {
+  const int64_t cols = bands.front().cols;
+  const StoredTensor* first = checkpoint_.Find(bands.front().tensor);
+  CHECK(first != nullptr);
+  const size_t row_bytes = static_cast<size_t>(cols) * StoredBytes(first->type);
+  stored_.assign(rows * row_bytes, 0);
+  int64_t done = 0;
+  for (const Band& band : bands) {
+    const StoredTensor* tensor = checkpoint_.Find(band.tensor);
+    CHECK(tensor != nullptr && tensor->type == first->type && band.cols == cols && done + band.rows <= rows);
+    RETURN_IF_ERROR(ReadBand(*tensor, band, stored_.data() + done * row_bytes));
+    done += band.rows;
+  }
+  if (first->type != StoredType::kF16) {
+    return ConstMatrix(stored_.data(), rows, cols, cols, first->type == StoredType::kF32 ? DType::kF32 : DType::kBf16);
+  }
+  Widen(F16ToFloat);
+  return ConstMatrix(widened_.data(), rows, cols, cols, DType::kF32);
+}
+
+void WeightLoader::Widen(float (*to_float)(uint16_t)) {
+  widened_.resize(stored_.size() / sizeof(uint16_t));
+  for (size_t i = 0; i < widened_.size(); ++i) {
+    uint16_t element;
+    std::memcpy(&element, stored_.data() + i * sizeof(element), sizeof(element));
+    widened_[i] = to_float(element);
+  }
+}
+
+absl::StatusOr<DeviceBuffer> WeightLoader::LoadGain(const std::string& name) {
+  const StoredTensor* tensor = checkpoint_.Find(name);
+  CHECK(tensor != nullptr && tensor->shape.size() == 1);
+  const int64_t cols = tensor->shape[0];
+  ASSIGN_OR_RETURN(const ConstMatrix staged, Stage({{name, 0, 1, 0, cols}}, 1));
+  if (staged.dtype == DType::kBf16) Widen(Bf16ToFloat);
+  const void* gains = staged.dtype == DType::kBf16 ? widened_.data() : staged.data;
+  const size_t bytes = static_cast<size_t>(cols) * sizeof(float);
+  ASSIGN_OR_RETURN(DeviceBuffer buffer, ops_.Allocate(bytes));
+  ops_.Upload(gains, buffer.data(), bytes);
+  bytes_ += bytes;
+  RETURN_IF_ERROR(ops_.Synchronize());  // The staging memory is used again.
+  return buffer;
+}
+
+absl::StatusOr<std::unique_ptr<GemmWeight>> WeightLoader::LoadMatrix(const std::vector<Band>& bands, int64_t rows) {
+  ASSIGN_OR_RETURN(const ConstMatrix staged, Stage(bands, rows));
+  ASSIGN_OR_RETURN(std::unique_ptr<GemmWeight> weight, ops_.PrepareWeight(staged));
+  bytes_ += weight->bytes();
+  RETURN_IF_ERROR(ops_.Synchronize());
+  return weight;
+}
+
+absl::StatusOr<DeviceBuffer> WeightLoader::LoadTable(const Band& band, int64_t rows, ConstMatrix* table) {
+  ASSIGN_OR_RETURN(const ConstMatrix staged, Stage({band}, rows));
+  const size_t bytes = static_cast<size_t>(staged.rows * staged.cols) * ElementBytes(staged.dtype);
+  ASSIGN_OR_RETURN(DeviceBuffer buffer, ops_.Allocate(bytes));
+  ops_.Upload(staged.data, buffer.data(), bytes);
+  bytes_ += bytes;
+  *table = ConstMatrix(buffer.data(), staged.rows, staged.cols, staged.cols, staged.dtype);
+  RETURN_IF_ERROR(ops_.Synchronize());
+  return buffer;
+}
+
+absl::StatusOr<LayerWeights> LoadLayer(const ModelSpec& spec, const Shard& shard, int64_t index, WeightLoader& loader) {
+  const LayerTensorNames names = NamesOfLayer(spec, index);
+  const int64_t hd = spec.head_size;
+  const Band q{names.q, shard.first_head * hd, shard.heads * hd, 0, spec.hidden};
+  const Band k{names.k, shard.first_kv_head * hd, shard.kv_heads * hd, 0, spec.hidden};
+  const Band v{names.v, shard.first_kv_head * hd, shard.kv_heads * hd, 0, spec.hidden};
+  const Band out{names.attention_out, 0, spec.hidden, shard.first_head * hd, shard.heads * hd};
+  const Band gate{names.gate, shard.first_mlp, shard.mlp, 0, spec.hidden};
+  const Band up{names.up, shard.first_mlp, shard.mlp, 0, spec.hidden};
+  const Band down{names.down, 0, spec.hidden, shard.first_mlp, shard.mlp};
+  LayerWeights layer;
+  ASSIGN_OR_RETURN(layer.attention_norm, loader.LoadGain(names.attention_norm));
+  ASSIGN_OR_RETURN(layer.qkv, loader.LoadMatrix({q, k, v}, q.rows + k.rows + v.rows));
+  if (spec.head_norms) {
+    ASSIGN_OR_RETURN(layer.q_norm, loader.LoadGain(names.q_norm));
+    ASSIGN_OR_RETURN(layer.k_norm, loader.LoadGain(names.k_norm));
+  }
+  ASSIGN_OR_RETURN(layer.out, loader.LoadMatrix({out}, out.rows));
+  ASSIGN_OR_RETURN(layer.mlp_norm, loader.LoadGain(names.mlp_norm));
+  ASSIGN_OR_RETURN(layer.gate_up, loader.LoadMatrix({gate, up}, gate.rows + up.rows));
+  ASSIGN_OR_RETURN(layer.down, loader.LoadMatrix({down}, down.rows));
+  return layer;
+}
+
+}  // namespace
+
+absl::StatusOr<ModelWeights> LoadWeights(const ModelSpec& spec, const Shard& shard, const Checkpoint& checkpoint,
+                                         Ops& ops, const LoadProgress& progress) {
+  const std::vector<ExpectedTensor> tensors = ExpectedTensors(spec);
+  const std::string& embedding = tensors.front().name;
+  const std::string& lm_head = spec.tied ? embedding : tensors.back().name;
+  const std::string& final_norm = tensors[tensors.size() - (spec.tied ? 1 : 2)].name;
+  const size_t total = BudgetOf(spec, shard, ops.activation_dtype()).weight_bytes;
+  WeightLoader loader(checkpoint, ops);
+  const auto report = [&](size_t done) {
+    if (progress) progress(done, total);
+  };
+
+  ModelWeights weights;
+  const bool whole = shard.embedding_replicated;
+  weights.embedding_first_id = whole ? 0 : shard.first_id;
+  const Band table{embedding, weights.embedding_first_id, whole ? spec.vocabulary : shard.stored_rows, 0, spec.hidden};
+  ASSIGN_OR_RETURN(weights.embedding_memory,
+                   loader.LoadTable(table, whole ? spec.vocabulary : shard.vocabulary_rows, &weights.embedding));
+  for (int64_t i = 0; i < spec.layers; ++i) {
+    ASSIGN_OR_RETURN(LayerWeights layer, LoadLayer(spec, shard, i, loader));
+    weights.layers.push_back(std::move(layer));
+    report(loader.bytes());
+  }
+  ASSIGN_OR_RETURN(weights.final_norm, loader.LoadGain(final_norm));
+  const Band head{lm_head, shard.first_id, shard.stored_rows, 0, spec.hidden};
+  ASSIGN_OR_RETURN(weights.lm_head, loader.LoadMatrix({head}, shard.vocabulary_rows));
+  weights.bytes = loader.bytes();
+  report(total);
+  return weights;
+}
+
+}  // namespace quicksilver
