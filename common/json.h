@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstddef>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace quicksilver {
+
+struct JsonLimits {
+  size_t bytes_max = 8 * 1024 * 1024;
+  size_t depth_max = 64;         ///< Arrays and objects inside each other.
+  size_t digits_max = 64;        ///< Characters of one number.
+  size_t items_max = 1'000'000;  ///< Of one array or object.
+};
+
+struct JsonError {
+  std::string code;     ///< invalid_json, invalid_utf8 or invalid_value (serving.md §10).
+  std::string message;  ///< Says where, and never repeats the text.
+  size_t byte = 0;      ///< Position from 0.
+};
+
+/// Parses one JSON text from outside into `value`; says what is wrong if it cannot be. A leading byte order mark is
+/// skipped; of equal keys the last wins; an integer outside int64 and a number outside double are invalid_value; a NUL
+/// byte and malformed UTF-8 are invalid_utf8, a lone surrogate escape is invalid_json. The only parser of text from
+/// outside in the project. Pure.
+std::optional<JsonError> ParseJson(std::string_view text, const JsonLimits& limits, nlohmann::json& value);
+
+}  // namespace quicksilver
