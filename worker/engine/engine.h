@@ -21,6 +21,9 @@ struct EngineOptions {
   int32_t step_rows_max = 512;                     ///< Token budget of a step (N).
   absl::Duration idle_beat = absl::Seconds(1);     ///< The leader's log entry when there is nothing to do.
   absl::Duration peer_timeout = absl::Seconds(5);  ///< Silence after which a peer counts as lost.
+  /// For comparisons with the reference procedures: denoise the block of a stop token to its end. The answer is the
+  /// same, the forwards are more.
+  bool finish_blocks = false;
 };
 
 /// What the leader tells about its load. A snapshot.

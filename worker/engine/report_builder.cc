@@ -1,0 +1,146 @@
+#include "worker/engine/report_builder.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "common/check.h"
+
+namespace quicksilver {
+namespace {
+
+void AddCommit(const TokenCommit& commit, v1::SequenceUpdate& update) {
+  v1::Commit& out = *update.add_commits();
+  out.set_position(static_cast<uint32_t>(commit.position));
+  out.set_token(commit.token);
+  out.set_confidence(commit.confidence);
+  out.set_log_probability(commit.log_probability);
+}
+
+double Seconds(absl::Duration from, absl::Duration to) {
+  return to > from ? absl::ToDoubleSeconds(to - from) : 0.0;  // Also when `from` never came.
+}
+
+}  // namespace
+
+void ReportBuilder::Admit(uint64_t engine_id, const Submission& submission) {
+  Record record;
+  record.key = {submission.stream, submission.submit.sequence_id()};
+  record.provisional = submission.submit.provisional();
+  record.prompt_tokens = record.final_before = submission.submit.prompt_ids_size();
+  record.submitted = submission.submitted;
+  CHECK(ids_.emplace(record.key, engine_id).second);
+  records_.emplace(engine_id, std::move(record));
+}
+
+uint64_t ReportBuilder::Find(const SequenceKey& key) const {
+  const auto found = ids_.find(key);
+  return found == ids_.end() ? 0 : found->second;
+}
+
+std::vector<uint64_t> ReportBuilder::Mute(uint64_t stream) {
+  std::vector<uint64_t> live;
+  for (auto it = ids_.lower_bound({stream, 0}); it != ids_.end() && it->first.first == stream; ++it) {
+    records_.at(it->second).muted = true;
+    live.push_back(it->second);
+  }
+  results_.erase(stream);
+  return live;
+}
+
+void ReportBuilder::OnPlanned(uint64_t engine_id, bool denoise, absl::Duration now) {
+  Record& record = records_.at(engine_id);
+  record.started = std::min(record.started, now);
+  if (denoise) record.denoised = std::min(record.denoised, now);
+}
+
+void ReportBuilder::OnDenoised(uint64_t engine_id, const Sequence& sequence, const StepOutcome& outcome,
+                               absl::Duration now) {
+  Record& record = records_.at(engine_id);
+  record.final_before = sequence.final_before();
+  record.forwards = sequence.forwards();
+  const bool ended = outcome.end != SequenceEndReason::kNone;
+  if (!record.provisional) record.held.insert(record.held.end(), outcome.commits.begin(), outcome.commits.end());
+  if (!record.muted && (record.provisional || outcome.block_closed || ended)) {
+    v1::SequenceUpdate& update = *results_[record.key.first].add_updates();
+    FillUpdate(record, sequence, outcome, update);
+    if (ended) FillEnd(record, outcome.end, now, *update.mutable_end());
+  }
+  if (ended) Forget(engine_id);
+}
+
+void ReportBuilder::FillUpdate(Record& record, const Sequence& sequence, const StepOutcome& outcome,
+                               v1::SequenceUpdate& update) {
+  update.set_sequence_id(record.key.second);
+  update.set_step(static_cast<uint32_t>(record.forwards));
+  update.set_block(static_cast<uint32_t>(outcome.block));
+  update.set_final_before(static_cast<uint32_t>(sequence.final_before()));
+  if (record.provisional) {
+    for (const TokenCommit& commit : outcome.commits) AddCommit(commit, update);
+    return;
+  }
+  std::sort(record.held.begin(), record.held.end(),
+            [](const TokenCommit& a, const TokenCommit& b) { return a.position < b.position; });
+  for (const TokenCommit& commit : record.held) {
+    if (commit.position < sequence.final_before()) AddCommit(commit, update);
+  }
+  record.held.clear();
+}
+
+void ReportBuilder::FillEnd(const Record& record, SequenceEndReason reason, absl::Duration now,
+                            v1::SequenceEnd& end) const {
+  switch (reason) {
+    case SequenceEndReason::kStop:
+      end.set_reason(v1::SequenceEnd::REASON_STOP);
+      break;
+    case SequenceEndReason::kLength:
+      end.set_reason(v1::SequenceEnd::REASON_LENGTH);
+      break;
+    case SequenceEndReason::kNone:  // No rule ended it.
+      end.set_reason(v1::SequenceEnd::REASON_CANCELLED);
+      break;
+    case SequenceEndReason::kNumericalError:
+      end.set_reason(v1::SequenceEnd::REASON_ERROR);
+      end.set_error_code("numerical_error");
+      end.set_error_message("a logit of the sequence is not finite");
+      break;
+    case SequenceEndReason::kStuck:
+      end.set_reason(v1::SequenceEnd::REASON_ERROR);
+      end.set_error_code("internal_error");
+      end.set_error_message("a block took more forwards than it has positions");
+      break;
+  }
+  end.set_completion_tokens(static_cast<uint32_t>(record.final_before - record.prompt_tokens));
+  end.set_forwards(static_cast<uint32_t>(record.forwards));
+  end.set_queue_seconds(Seconds(record.submitted, std::min(record.started, now)));
+  end.set_prefill_seconds(Seconds(record.started, std::min(record.denoised, now)));
+  end.set_decode_seconds(Seconds(record.denoised, now));
+}
+
+void ReportBuilder::OnCancelled(uint64_t engine_id, absl::Duration now) {
+  const Record& record = records_.at(engine_id);
+  if (!record.muted) {
+    v1::SequenceUpdate& update = *results_[record.key.first].add_updates();
+    update.set_sequence_id(record.key.second);
+    update.set_step(static_cast<uint32_t>(record.forwards));
+    update.set_final_before(static_cast<uint32_t>(record.final_before));
+    FillEnd(record, SequenceEndReason::kNone, now, *update.mutable_end());
+  }
+  Forget(engine_id);
+}
+
+void ReportBuilder::Forget(uint64_t engine_id) {
+  const auto found = records_.find(engine_id);
+  ended_.push_back(found->second.key);
+  ids_.erase(found->second.key);
+  records_.erase(found);
+}
+
+std::map<uint64_t, v1::StepResult> ReportBuilder::TakeResults() {
+  for (auto& [stream, result] : results_) result.set_epoch(epoch_);
+  return std::exchange(results_, {});
+}
+
+std::vector<SequenceKey> ReportBuilder::TakeEnded() { return std::exchange(ended_, {}); }
+
+}  // namespace quicksilver
