@@ -71,8 +71,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 };
 
 std::string HeaderReader::Where() const {
-  if (tensors.empty() || state_ == State::kStart) return "header";
   if (state_ >= State::kMetadata && state_ <= State::kMetadataValue) return "header: __metadata__";
+  if (tensors.empty()) return "header";
   return absl::StrCat("tensor '", PrintableName(tensors.back().name), "'");
 }
 
