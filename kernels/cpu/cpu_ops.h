@@ -12,17 +12,20 @@ namespace quicksilver {
 std::unique_ptr<Ops> MakeReferenceOps(DType activation);
 
 struct CpuOpsOptions {
-  /// Threads that one operation may use; at least 1. Ranks that share a machine should divide its cores.
+  /// Threads that one operation may use; at least 1. Ranks that share a machine should divide its cores. With 1 no
+  /// thread is made, OpenMP's included, so nothing spins; more are our own and sleep after some ten idle microseconds:
+  /// OMP_NUM_THREADS and OMP_WAIT_POLICY change nothing.
   int32_t threads = 1;
-  /// Rows of one GEMM call, in [8, 64]; a last tile is padded with zero rows. Every batch is cut into such tiles, so a
-  /// row meets the same kernel whatever shares its batch. Small tiles waste less on a lone block of masks, large ones
-  /// read a big weight fewer times.
-  int32_t tile_rows = 16;
+  /// Rows of one matrix product, in [8, 64]. Every batch is cut into such tiles, the last padded with zeros, so a row
+  /// meets the same kernel whatever shares its batch. 8 is a block of the smaller block lengths without padding, and
+  /// large batches lose little (docs/benchmarks/cpu_kernels.md); on machines with tile arithmetic (AMX) try 16 or 32.
+  int32_t tile_rows = 8;
   /// Most bytes that Allocate and PrepareWeight may hold together; 0: the machine's memory.
   size_t memory_bytes_max = 0;
 };
 
-/// The fast implementation: oneDNN for the matrix products, vectorised loops for the rest.
+/// The fast implementation: oneDNN for the matrix products, vectorised loops for the rest. Weights and Ops share
+/// memory: destroy the weights first.
 std::unique_ptr<Ops> MakeCpuOps(DType activation, const CpuOpsOptions& options);
 
 }  // namespace quicksilver

@@ -1,0 +1,278 @@
+#include "kernels/cpu/cpu_ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/status_macros.h"
+#include "kernels/cpu/attention_kernel.h"
+#include "kernels/cpu/candidate_kernel.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/host_matrix.h"
+#include "kernels/cpu/host_memory.h"
+#include "kernels/cpu/row_kernels.h"
+#include "kernels/cpu/thread_team.h"
+#include "kernels/cpu/workspace.h"
+
+namespace quicksilver {
+namespace {
+
+/// Elements of a row-by-row operation below which waking other threads costs more.
+constexpr int64_t kSharedElements = 1 << 17;
+
+/// Rows [first, first + rows) of `m`.
+template <typename M>
+M RowBand(const M& m, int64_t first, int64_t rows) {
+  M band = m;
+  const size_t skipped = static_cast<size_t>(first * m.stride) * ElementBytes(m.dtype);
+  if constexpr (std::is_same_v<M, Matrix>) {
+    band.data = static_cast<char*>(m.data) + skipped;
+  } else {
+    band.data = static_cast<const char*>(m.data) + skipped;
+  }
+  band.rows = rows;
+  return band;
+}
+
+bool SameShape(const ConstMatrix& a, const ConstMatrix& b) {
+  return a.rows == b.rows && a.cols == b.cols && a.dtype == b.dtype;
+}
+
+/// Cosine and sine of every pair of a head at positions [0, positions), made when a position is first met.
+struct RopeTable {
+  int64_t positions = 0;
+  std::vector<float> cosines;  // [positions, hd / 2]
+  std::vector<float> sines;
+};
+
+class CpuOps final : public Ops {
+ public:
+  CpuOps(DType activation, const CpuOpsOptions& options)
+      : activation_(activation),
+        memory_(options.memory_bytes_max),
+        team_(options.threads),
+        gemm_(activation, options.tile_rows, memory_, team_),
+        attention_(team_),
+        candidates_(gemm_, team_) {}
+
+  std::string name() const override {
+    return absl::StrCat("cpu-onednn-", gemm_.instruction_set(), "-rows", gemm_.tile_rows());
+  }
+  DType activation_dtype() const override { return activation_; }
+
+  absl::StatusOr<DeviceBuffer> Allocate(size_t bytes) override {
+    ASSIGN_OR_RETURN(void* const data, memory_.Allocate(bytes));
+    return DeviceBuffer(this, data, bytes);
+  }
+  void Upload(const void* host, void* device, size_t bytes) override {
+    if (bytes > 0) std::memcpy(device, host, bytes);
+  }
+  void Download(const void* device, void* host, size_t bytes) override {
+    if (bytes > 0) std::memcpy(host, device, bytes);
+  }
+  absl::Status Synchronize() override { return status_; }
+
+  absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host) override { return gemm_.Prepare(host); }
+
+  void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override;
+  void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) override;
+  void HeadRmsNorm(Matrix x, int32_t heads, const float* gain, float epsilon) override;
+  void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) override;
+  void Add(ConstMatrix y, Matrix x) override;
+  void AddBias(const float* bias, Matrix x) override;
+  void Rope(const int32_t* positions, const RopeParameters& rope, int32_t heads, Matrix x) override;
+  void WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, const KvLayer& cache) override;
+  void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
+                 Matrix out) override;
+  void SiluMul(ConstMatrix gate_up, Matrix out) override;
+  void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
+  void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
+                  const CandidateRequest* requests, int32_t requests_count, int32_t top_count, Candidate* out,
+                  TopLogit* top) override;
+
+ private:
+  void Free(void* data, size_t bytes) override { memory_.Free(data, bytes); }
+  void Note(absl::Status status) {
+    if (status_.ok()) status_ = std::move(status);
+  }
+
+  /// Calls body(first, count) on bands that make up [0, rows).
+  template <typename Body>
+  void ForBands(int64_t rows, int64_t cols, Body body) {
+    const int64_t bands = rows * cols >= kSharedElements ? std::min<int64_t>(rows, team_.threads()) : 1;
+    team_.Run(bands, bands > 1, [&](int64_t band, int32_t) {
+      const int64_t first = rows * band / bands;
+      body(first, rows * (band + 1) / bands - first);
+    });
+  }
+
+  const RopeTable& TableFor(const RopeParameters& rope, int64_t head_size, int64_t positions);
+  void PackTiles(ConstMatrix x);
+
+  DType activation_;
+  HostMemory memory_;
+  ThreadTeam team_;
+  TiledGemm gemm_;
+  PagedAttention attention_;
+  CandidateReducer candidates_;
+  absl::Status status_;
+  std::map<std::tuple<double, int64_t, bool>, RopeTable> rope_tables_;  // By theta, hd, full precision.
+  Workspace<char> packed_rows_;
+  std::vector<const void*> tiles_;
+};
+
+void CpuOps::Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) {
+  CHECK(table.cols == out.cols);
+  for (int64_t n = 0; n < out.rows; ++n) {
+    const int64_t row = ids[n] - first_id;
+    const Matrix to = RowBand(out, n, 1);
+    if (row >= 0 && row < table.rows) {
+      ConvertRows(RowBand(table, row, 1), to);
+    } else {
+      std::memset(to.data, 0, static_cast<size_t>(out.cols) * ElementBytes(out.dtype));
+    }
+  }
+}
+
+void CpuOps::RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) {
+  CHECK(SameShape(x, out));
+  ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) {
+    NormaliseRows(RowBand(x, first, count), 1, gain, epsilon, RowBand(out, first, count));
+  });
+}
+
+void CpuOps::HeadRmsNorm(Matrix x, int32_t heads, const float* gain, float epsilon) {
+  CHECK(heads > 0 && x.cols % heads == 0);
+  ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) {
+    const Matrix band = RowBand(x, first, count);
+    NormaliseRows(band, heads, gain, epsilon, band);
+  });
+}
+
+/// Points tiles_ at the rows of `x`, or at copies where tiles need another type, no gaps, or rows of zeros at the end.
+void CpuOps::PackTiles(ConstMatrix x) {
+  const int64_t tile_rows = gemm_.tile_rows();
+  const bool usable = x.dtype == gemm_.compute_dtype() && x.stride == x.cols;
+  const int64_t in_place = usable ? x.rows / tile_rows * tile_rows : 0;
+  const int64_t packed = (x.rows - in_place + tile_rows - 1) / tile_rows * tile_rows;
+  const size_t row_bytes = static_cast<size_t>(x.cols) * ElementBytes(gemm_.compute_dtype());
+  char* to = packed_rows_.Get(static_cast<size_t>(packed) * row_bytes);
+  const int64_t copied = x.rows - in_place;
+  ConvertRows(RowBand(x, in_place, copied), {to, copied, x.cols, x.cols, gemm_.compute_dtype()});
+  if (packed > copied) {
+    std::memset(to + static_cast<size_t>(copied) * row_bytes, 0, static_cast<size_t>(packed - copied) * row_bytes);
+  }
+  tiles_.clear();
+  for (int64_t first = 0; first < in_place; first += tile_rows) tiles_.push_back(RowBand(x, first, tile_rows).data);
+  for (int64_t first = 0; first < packed; first += tile_rows) {
+    tiles_.push_back(to + static_cast<size_t>(first) * row_bytes);
+  }
+}
+
+void CpuOps::Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) {
+  CHECK(x.cols == weight.in_features() && out.cols == weight.out_features() && x.rows == out.rows);
+  PackTiles(x);
+  const int64_t tile_rows = gemm_.tile_rows();
+  Note(gemm_.Multiply(tiles_, weight, [&](const TiledGemm::Product& product) {
+    const int64_t first = product.tile * tile_rows, rows = std::min(tile_rows, out.rows - first);
+    ConvertRows({product.products, rows, product.cols, product.cols, DType::kF32},
+                ColumnBand(RowBand(out, first, rows), product.first_col, product.cols));
+  }));
+}
+
+void CpuOps::Add(ConstMatrix y, Matrix x) {
+  CHECK(SameShape(y, x));
+  ForBands(x.rows, x.cols,
+           [&](int64_t first, int64_t count) { AddRows(RowBand(y, first, count), RowBand(x, first, count)); });
+}
+
+void CpuOps::AddBias(const float* bias, Matrix x) {
+  ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) { AddBiasRows(bias, RowBand(x, first, count)); });
+}
+
+const RopeTable& CpuOps::TableFor(const RopeParameters& rope, int64_t head_size, int64_t positions) {
+  constexpr int64_t kGrowth = 256;  // Positions, so that a growing sequence seldom extends the table.
+  RopeTable& table = rope_tables_[{rope.theta, head_size, rope.full_precision}];
+  if (positions <= table.positions) return table;
+  const int64_t half = head_size / 2, wanted = (positions + kGrowth - 1) / kGrowth * kGrowth;
+  const DType type = rope.full_precision ? DType::kF32 : activation_;
+  table.cosines.resize(static_cast<size_t>(wanted * half));
+  table.sines.resize(static_cast<size_t>(wanted * half));
+  for (int64_t i = 0; i < half; ++i) {
+    const float frequency = RopeFrequency(rope.theta, i, head_size);
+    for (int64_t position = table.positions; position < wanted; ++position) {
+      const float angle = static_cast<float>(position) * frequency;
+      table.cosines[position * half + i] = RoundTo(type, std::cos(angle));
+      table.sines[position * half + i] = RoundTo(type, std::sin(angle));
+    }
+  }
+  table.positions = wanted;
+  return table;
+}
+
+void CpuOps::Rope(const int32_t* positions, const RopeParameters& rope, int32_t heads, Matrix x) {
+  CHECK(heads > 0 && x.cols % (2 * heads) == 0);
+  int64_t last = -1;
+  for (int64_t n = 0; n < x.rows; ++n) {
+    CHECK(positions[n] >= 0);
+    last = std::max<int64_t>(last, positions[n]);
+  }
+  const RopeTable& table = TableFor(rope, x.cols / heads, last + 1);
+  ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) {
+    RotateRows(positions + first, table.cosines.data(), table.sines.data(), heads, RowBand(x, first, count));
+  });
+}
+
+void CpuOps::WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, const KvLayer& cache) {
+  CHECK(k.rows == layout.rows && v.rows == layout.rows && k.cols == cache.keys.cols && v.cols == cache.values.cols);
+  for (int64_t n = 0; n < k.rows; ++n) {
+    const int64_t slot = layout.slots[n];
+    CHECK(slot >= 0 && slot < cache.keys.rows);
+    ConvertRows(RowBand(k, n, 1), RowBand(cache.keys, slot, 1));
+    ConvertRows(RowBand(v, n, 1), RowBand(cache.values, slot, 1));
+  }
+}
+
+void CpuOps::Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
+                       Matrix out) {
+  CHECK(heads % kv_heads == 0 && q.cols % heads == 0 && q.rows == layout.rows && SameShape(q, out));
+  attention_.Run({layout, q, heads, kv_heads, cache, out});
+}
+
+void CpuOps::SiluMul(ConstMatrix gate_up, Matrix out) {
+  CHECK(gate_up.cols == 2 * out.cols && gate_up.rows == out.rows && gate_up.dtype == out.dtype);
+  ForBands(out.rows, out.cols, [&](int64_t first, int64_t count) {
+    SiluMulRows(RowBand(gate_up, first, count), RowBand(out, first, count));
+  });
+}
+
+void CpuOps::GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) {
+  CHECK(x.cols == out.cols);
+  for (int64_t r = 0; r < out.rows; ++r) {
+    CHECK(rows[r] >= 0 && rows[r] < x.rows);
+    ConvertRows(RowBand(x, rows[r], 1), RowBand(out, r, 1));
+  }
+}
+
+void CpuOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
+                        const CandidateRequest* requests, int32_t requests_count, int32_t top_count, Candidate* out,
+                        TopLogit* top) {
+  CHECK(hidden.cols == weight.in_features() && top_count >= 0 && top_count <= kTopLogitsMax);
+  Note(candidates_.Run({hidden, weight, shard, requests, requests_count, top_count, out, top}));
+}
+
+}  // namespace
+
+std::unique_ptr<Ops> MakeCpuOps(DType activation, const CpuOpsOptions& options) {
+  CHECK(options.threads >= 1 && options.tile_rows >= 8 && options.tile_rows <= 64);
+  return std::make_unique<CpuOps>(activation, options);
+}
+
+}  // namespace quicksilver

@@ -1,0 +1,182 @@
+#include "kernels/cpu/row_kernels.h"
+
+#include <cstring>
+
+#include "kernels/cpu/simd.h"
+
+namespace quicksilver {
+namespace {
+
+using simd::Floats;
+using simd::kLanes;
+
+// Elements [c, c + kLanes) of a row, or as many as there are.
+template <typename T>
+QS_INLINE Floats LoadAt(const T* row, int64_t c, int64_t cols) {
+  return cols - c >= kLanes ? simd::Load(row + c) : simd::LoadFirst(row + c, cols - c);
+}
+
+template <typename T>
+QS_INLINE void StoreAt(T* row, int64_t c, int64_t cols, Floats v) {
+  if (cols - c >= kLanes) {
+    simd::Store(row + c, v);
+  } else {
+    simd::StoreFirst(row + c, v, cols - c);
+  }
+}
+
+template <typename T>
+QS_INLINE const T* Row(const ConstMatrix& m, int64_t n) {
+  return static_cast<const T*>(m.data) + n * m.stride;
+}
+
+template <typename T>
+QS_INLINE T* Row(const Matrix& m, int64_t n) {
+  return static_cast<T*>(m.data) + n * m.stride;
+}
+
+template <typename T>
+QS_INLINE void NormaliseRun(const T* x, int64_t size, const float* gain, float epsilon, T* out) {
+  Floats squares = {};
+  for (int64_t c = 0; c < size; c += kLanes) {
+    const Floats v = LoadAt(x, c, size);
+    squares += v * v;
+  }
+  const float scale = 1.0f / __builtin_sqrtf(simd::Sum(squares) / static_cast<float>(size) + epsilon);
+  for (int64_t c = 0; c < size; c += kLanes) {
+    const Floats normalised = simd::RoundAs(x, LoadAt(x, c, size) * scale);
+    StoreAt(out, c, size, normalised * LoadAt(gain, c, size));
+  }
+}
+
+template <typename T>
+QS_INLINE void Normalise(const ConstMatrix& x, int64_t heads, const float* gain, float epsilon, const Matrix& out) {
+  const int64_t size = x.cols / heads;
+  for (int64_t n = 0; n < x.rows; ++n) {
+    for (int64_t head = 0; head < heads; ++head) {
+      NormaliseRun(Row<T>(x, n) + head * size, size, gain, epsilon, Row<T>(out, n) + head * size);
+    }
+  }
+}
+
+template <typename T>
+QS_INLINE void Add(const ConstMatrix& y, const Matrix& x) {
+  for (int64_t n = 0; n < x.rows; ++n) {
+    const T* from = Row<T>(y, n);
+    T* to = Row<T>(x, n);
+    for (int64_t c = 0; c < x.cols; c += kLanes) {
+      StoreAt(to, c, x.cols, LoadAt(to, c, x.cols) + LoadAt(from, c, x.cols));
+    }
+  }
+}
+
+template <typename T>
+QS_INLINE void AddBias(const float* bias, const Matrix& x) {
+  for (int64_t n = 0; n < x.rows; ++n) {
+    T* to = Row<T>(x, n);
+    for (int64_t c = 0; c < x.cols; c += kLanes) {
+      StoreAt(to, c, x.cols, LoadAt(to, c, x.cols) + LoadAt(bias, c, x.cols));
+    }
+  }
+}
+
+template <typename T>
+QS_INLINE void SiluMul(const ConstMatrix& gate_up, const Matrix& out) {
+  for (int64_t n = 0; n < out.rows; ++n) {
+    const T* gates = Row<T>(gate_up, n);
+    const T* ups = gates + out.cols;
+    T* to = Row<T>(out, n);
+    for (int64_t c = 0; c < out.cols; c += kLanes) {
+      const Floats gate = LoadAt(gates, c, out.cols);
+      StoreAt(to, c, out.cols, gate / (1.0f + simd::Exp(-gate)) * LoadAt(ups, c, out.cols));
+    }
+  }
+}
+
+template <typename T>
+QS_INLINE void Rotate(const int32_t* positions, const float* cosines, const float* sines, int64_t heads,
+                      const Matrix& x) {
+  const int64_t half = x.cols / heads / 2;
+  for (int64_t n = 0; n < x.rows; ++n) {
+    const float* cosine = cosines + positions[n] * half;
+    const float* sine = sines + positions[n] * half;
+    for (int64_t head = 0; head < heads; ++head) {
+      T* low = Row<T>(x, n) + head * 2 * half;
+      T* high = low + half;
+      for (int64_t c = 0; c < half; c += kLanes) {
+        const Floats cos_c = LoadAt(cosine, c, half), sin_c = LoadAt(sine, c, half);
+        const Floats a = LoadAt(low, c, half), b = LoadAt(high, c, half);
+        StoreAt(low, c, half, a * cos_c - b * sin_c);
+        StoreAt(high, c, half, b * cos_c + a * sin_c);
+      }
+    }
+  }
+}
+
+template <typename From, typename To>
+QS_INLINE void Convert(const ConstMatrix& from, const Matrix& to) {
+  for (int64_t n = 0; n < from.rows; ++n) {
+    for (int64_t c = 0; c < from.cols; c += kLanes) {
+      StoreAt(Row<To>(to, n), c, from.cols, LoadAt(Row<From>(from, n), c, from.cols));
+    }
+  }
+}
+
+}  // namespace
+
+QS_MULTIVERSIONED void NormaliseRows(ConstMatrix x, int64_t heads, const float* gain, float epsilon, Matrix out) {
+  if (x.dtype == DType::kF32) {
+    Normalise<float>(x, heads, gain, epsilon, out);
+  } else {
+    Normalise<uint16_t>(x, heads, gain, epsilon, out);
+  }
+}
+
+QS_MULTIVERSIONED void AddRows(ConstMatrix y, Matrix x) {
+  if (x.dtype == DType::kF32) {
+    Add<float>(y, x);
+  } else {
+    Add<uint16_t>(y, x);
+  }
+}
+
+QS_MULTIVERSIONED void AddBiasRows(const float* bias, Matrix x) {
+  if (x.dtype == DType::kF32) {
+    AddBias<float>(bias, x);
+  } else {
+    AddBias<uint16_t>(bias, x);
+  }
+}
+
+QS_MULTIVERSIONED void SiluMulRows(ConstMatrix gate_up, Matrix out) {
+  if (out.dtype == DType::kF32) {
+    SiluMul<float>(gate_up, out);
+  } else {
+    SiluMul<uint16_t>(gate_up, out);
+  }
+}
+
+QS_MULTIVERSIONED void RotateRows(const int32_t* positions, const float* cosines, const float* sines, int64_t heads,
+                                  Matrix x) {
+  if (x.dtype == DType::kF32) {
+    Rotate<float>(positions, cosines, sines, heads, x);
+  } else {
+    Rotate<uint16_t>(positions, cosines, sines, heads, x);
+  }
+}
+
+QS_MULTIVERSIONED void ConvertRows(ConstMatrix from, Matrix to) {
+  if (from.dtype == to.dtype) {
+    for (int64_t n = 0; n < from.rows; ++n) {
+      std::memcpy(static_cast<char*>(to.data) + n * to.stride * ElementBytes(to.dtype),
+                  static_cast<const char*>(from.data) + n * from.stride * ElementBytes(from.dtype),
+                  static_cast<size_t>(from.cols) * ElementBytes(from.dtype));
+    }
+  } else if (from.dtype == DType::kF32) {
+    Convert<float, uint16_t>(from, to);
+  } else {
+    Convert<uint16_t, float>(from, to);
+  }
+}
+
+}  // namespace quicksilver
