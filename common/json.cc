@@ -15,7 +15,7 @@ using nlohmann::json;
 // Builds the value and stops at the first limit. The library's parser keeps its own stack, so depth costs no recursion.
 class Builder : public nlohmann::json_sax<json> {
  public:
-  Builder(const JsonLimits& limits, json& root) : limits_(limits), root_(root) {}
+  Builder(const JsonTextLimits& limits, json& root) : limits_(limits), root_(root) {}
 
   bool null() override { return Add(json()); }
   bool boolean(bool value) override { return Add(json(value)); }
@@ -101,7 +101,7 @@ class Builder : public nlohmann::json_sax<json> {
     return true;
   }
 
-  const JsonLimits& limits_;
+  const JsonTextLimits& limits_;
   json& root_;
   std::vector<json*> stack_;  // Of open containers; a parent does not grow while its child is open.
   std::string key_;
@@ -138,7 +138,7 @@ class CountingIterator {
 
 }  // namespace
 
-std::optional<JsonError> ParseJson(std::string_view text, const JsonLimits& limits, json& value) {
+std::optional<JsonError> ParseJson(std::string_view text, const JsonTextLimits& limits, json& value) {
   const auto failed = [](std::string code, std::string why, size_t byte) {
     return JsonError{std::move(code), "Invalid JSON at byte " + std::to_string(byte) + ": " + why + ".", byte};
   };

@@ -8,7 +8,7 @@
 
 namespace quicksilver {
 
-struct JsonLimits {
+struct JsonTextLimits {
   size_t bytes_max = 8 * 1024 * 1024;
   size_t depth_max = 64;         ///< Arrays and objects inside each other.
   size_t digits_max = 64;        ///< Characters of one number.
@@ -25,6 +25,6 @@ struct JsonError {
 /// skipped; of equal keys the last wins; an integer outside int64 and a number outside double are invalid_value; a NUL
 /// byte and malformed UTF-8 are invalid_utf8, a lone surrogate escape is invalid_json. The only parser of text from
 /// outside in the project. Pure.
-std::optional<JsonError> ParseJson(std::string_view text, const JsonLimits& limits, nlohmann::json& value);
+std::optional<JsonError> ParseJson(std::string_view text, const JsonTextLimits& limits, nlohmann::json& value);
 
 }  // namespace quicksilver

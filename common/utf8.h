@@ -12,7 +12,4 @@ size_t Utf8CharacterLength(std::string_view text);
 /// The position of the first byte that is not part of well-formed UTF-8, or npos.
 size_t FindInvalidUtf8(std::string_view text);
 
-/// The number of code points of well-formed UTF-8.
-size_t CountCodePoints(std::string_view text);
-
 }  // namespace quicksilver

@@ -1,0 +1,279 @@
+#include "coordinator/frontend/http/openai_answer.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <string_view>
+#include <utility>
+
+#include "common/http/message.h"
+
+namespace quicksilver {
+namespace {
+
+using http::AppendJsonString;
+
+// One a masked token in `diffusing` text: U+2591, a light shade.
+constexpr std::string_view kMaskedToken = "\xE2\x96\x91";
+
+std::string_view Name(FinishReason reason) { return reason == FinishReason::kStop ? "stop" : "length"; }
+
+std::string_view Name(SpanState state) {
+  switch (state) {
+    case SpanState::kFinal:
+      return "final";
+    case SpanState::kProvisional:
+      return "provisional";
+    case SpanState::kMasked:
+      break;
+  }
+  return "masked";
+}
+
+// `"forwards":…,"tokens_per_forward":…`
+std::string ForwardFields(uint64_t tokens, uint64_t forwards) {
+  char text[96];
+  std::snprintf(text, sizeof(text), "\"forwards\":%llu,\"tokens_per_forward\":%.6g",
+                static_cast<unsigned long long>(forwards),
+                forwards == 0 ? 0.0 : static_cast<double>(tokens) / static_cast<double>(forwards));
+  return text;
+}
+
+}  // namespace
+
+OpenAiAnswer::OpenAiAnswer(const OpenAiRequest& request, std::string id)
+    : endpoint_(request.endpoint),
+      id_(std::move(id)),
+      echoes_(request.echoes),
+      stream_(request.stream),
+      include_usage_(request.include_usage),
+      diffusing_(request.diffusing),
+      discards_text_(request.discards_text),
+      choices_per_prompt_(request.choices()),
+      choices_(request.generations.size() * request.choices()) {}
+
+uint32_t OpenAiAnswer::Index(size_t prompt, uint32_t choice) const {
+  return static_cast<uint32_t>(prompt) * choices_per_prompt_ + choice;
+}
+
+void OpenAiAnswer::BuildPrefix(const StartedEvent& event) {
+  const std::string_view object = !chat() ? "text_completion" : stream_ ? "chat.completion.chunk" : "chat.completion";
+  AppendJsonString("id", common_);
+  common_ += ':';
+  AppendJsonString(id_, common_);
+  common_ += ",\"object\":";
+  AppendJsonString(object, common_);
+  common_ += ",\"created\":" + std::to_string(event.created) + ",\"model\":";
+  AppendJsonString(event.model, common_);
+  common_ += ",\"system_fingerprint\":";
+  AppendJsonString(event.system_fingerprint, common_);
+}
+
+void OpenAiAnswer::OnStarted(size_t prompt, const StartedEvent& event) {
+  if (common_.empty()) BuildPrefix(event);
+  prompt_tokens_ += event.prompt_tokens;
+  for (uint32_t i = 0; i < choices_per_prompt_; ++i) choices_[Index(prompt, i)].started = true;
+}
+
+void OpenAiAnswer::OnDelta(size_t prompt, const DeltaEvent& event) {
+  Choice& choice = choices_[Index(prompt, event.choice)];
+  if (!discards_text_) choice.unsent += event.text;
+  choice.step = event.step;
+  choice.block = event.block;
+}
+
+void OpenAiAnswer::OnFinished(size_t prompt, const FinishedEvent& event) {
+  Choice& choice = choices_[Index(prompt, event.choice)];
+  choice.finished = true;
+  choice.end = event;
+  if (discards_text_) {
+    choice.end.completion_tokens = 0;
+    choice.end.reason = FinishReason::kLength;
+  }
+}
+
+bool OpenAiAnswer::complete() const {
+  return std::all_of(choices_.begin(), choices_.end(), [](const Choice& choice) { return choice.finished; });
+}
+
+std::string OpenAiAnswer::first_finish_reason() const {
+  return choices_.empty() || !choices_[0].finished ? "" : std::string(Name(choices_[0].end.reason));
+}
+
+std::string OpenAiAnswer::EchoOf(uint32_t index) const {
+  return echoes_.empty() ? "" : echoes_[index / choices_per_prompt_];
+}
+
+// `delta`: the members of the choice that carry its text.
+void OpenAiAnswer::AppendChunk(uint32_t index, std::string_view delta, std::string_view finish_reason,
+                               const std::string& extension, std::string& out) const {
+  out += "data: {";
+  out += common_;
+  out += ",\"choices\":[{\"index\":" + std::to_string(index) + ",";
+  out += delta;
+  out += ",\"logprobs\":null,\"finish_reason\":";
+  if (finish_reason.empty()) {
+    out += "null";
+  } else {
+    AppendJsonString(finish_reason, out);
+  }
+  out += "}]";
+  if (include_usage_) out += ",\"usage\":null";
+  out += extension;
+  out += "}\n\n";
+}
+
+std::string OpenAiAnswer::Extension(const Choice& choice) const {
+  return std::string(",\"quicksilver\":{") + (diffusing_ ? "\"mode\":\"replace\"," : "") +
+         "\"step\":" + std::to_string(choice.step) + ",\"block\":" + std::to_string(choice.block) + "}";
+}
+
+void OpenAiAnswer::AppendOpening(uint32_t index, Choice& choice, std::string& out) {
+  choice.opened = true;
+  if (chat()) {
+    return AppendChunk(index, R"("delta":{"role":"assistant","content":"","refusal":null})", "",
+                       diffusing_ ? Extension(Choice()) : "", out);
+  }
+  if (echoes_.empty()) return;
+  std::string text = "\"text\":";
+  AppendJsonString(EchoOf(index), text);
+  AppendChunk(index, text, "", "", out);
+}
+
+void OpenAiAnswer::AppendText(uint32_t index, Choice& choice, std::string& out) {
+  std::string text = chat() ? "\"delta\":{\"content\":" : "\"text\":";
+  AppendJsonString(choice.unsent, text);
+  if (chat()) text += '}';
+  AppendChunk(index, text, "", Extension(choice), out);
+  choice.unsent.clear();
+}
+
+void OpenAiAnswer::AppendFinish(uint32_t index, const Choice& choice, std::string& out) {
+  const std::string extension = std::string(",\"quicksilver\":{") + (diffusing_ ? "\"mode\":\"replace\"," : "") +
+                                "\"step\":" + std::to_string(choice.step) + "," +
+                                ForwardFields(choice.end.completion_tokens, choice.end.forwards) + "}";
+  AppendChunk(index, chat() ? "\"delta\":{}" : "\"text\":\"\"", Name(choice.end.reason), extension, out);
+}
+
+std::string OpenAiAnswer::NextEvents() {
+  std::string out;
+  if (done_) return out;
+  for (uint32_t index = 0; index < choices_.size(); ++index) {
+    Choice& choice = choices_[index];
+    if (!choice.started || choice.closed) continue;
+    if (!choice.opened) AppendOpening(index, choice, out);
+    // A diffusing client shows canvases until the final text replaces them.
+    if (!choice.unsent.empty() && !diffusing_) AppendText(index, choice, out);
+    if (!choice.finished) continue;
+    if (diffusing_) AppendText(index, choice, out);
+    AppendFinish(index, choice, out);
+    choice.closed = true;
+  }
+  if (!complete()) return out;
+  done_ = true;
+  if (include_usage_) {
+    out += "data: {" + common_ + ",\"choices\":[]";
+    AppendUsage(out);
+    out += Totals();
+    out += "}\n\n";
+  }
+  out += "data: [DONE]\n\n";
+  return out;
+}
+
+std::string OpenAiAnswer::ShownText(const CanvasEvent& event) const {
+  std::string text;
+  for (const CanvasSpan& span : event.spans) {
+    if (span.state != SpanState::kMasked) {
+      text += span.text;
+      continue;
+    }
+    for (uint32_t i = 0; i < span.tokens; ++i) text += kMaskedToken;
+  }
+  return text;
+}
+
+std::string OpenAiAnswer::SpansExtension(uint32_t index, const CanvasEvent& event) const {
+  std::string out = ",\"quicksilver\":{\"step\":" + std::to_string(event.step) +
+                    ",\"block\":" + std::to_string(event.block) + ",\"choice\":" + std::to_string(index) +
+                    ",\"canvas\":[";
+  for (size_t i = 0; i < event.spans.size(); ++i) {
+    const CanvasSpan& span = event.spans[i];
+    if (i > 0) out += ',';
+    out += "{\"state\":";
+    AppendJsonString(Name(span.state), out);
+    out += ",\"text\":";
+    AppendJsonString(span.text, out);
+    out += ",\"tokens\":" + std::to_string(span.tokens) + "}";
+  }
+  out += "]}";
+  return out;
+}
+
+std::string OpenAiAnswer::CanvasEvents(size_t prompt, const CanvasEvent& event) {
+  const uint32_t index = Index(prompt, event.choice);
+  std::string out;
+  if (choices_[index].finished) return out;
+  if (diffusing_) {
+    std::string text = "\"delta\":{\"content\":";
+    AppendJsonString(ShownText(event), text);
+    text += '}';
+    Choice shown;
+    shown.step = event.step;
+    shown.block = event.block;
+    AppendChunk(index, text, "", Extension(shown), out);
+    return out;
+  }
+  out = "data: {" + common_ + ",\"choices\":[]";
+  if (include_usage_) out += ",\"usage\":null";
+  out += SpansExtension(index, event);
+  out += "}\n\n";
+  return out;
+}
+
+void OpenAiAnswer::AppendUsage(std::string& out) const {
+  uint64_t completion_tokens = 0;
+  for (const Choice& choice : choices_) completion_tokens += choice.end.completion_tokens;
+  out += ",\"usage\":{\"prompt_tokens\":" + std::to_string(prompt_tokens_) +
+         ",\"completion_tokens\":" + std::to_string(completion_tokens) +
+         ",\"total_tokens\":" + std::to_string(prompt_tokens_ + completion_tokens) +
+         R"(,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0,)"
+         R"("accepted_prediction_tokens":0,"rejected_prediction_tokens":0}})";
+}
+
+std::string OpenAiAnswer::Totals() const {
+  uint64_t tokens = 0, forwards = 0;
+  for (const Choice& choice : choices_) {
+    tokens += choice.end.completion_tokens;
+    forwards += choice.end.forwards;
+  }
+  return ",\"quicksilver\":{" + ForwardFields(tokens, forwards) + "}";
+}
+
+std::string OpenAiAnswer::Body() const {
+  std::string out = "{" + common_;
+  if (chat()) out += ",\"service_tier\":\"default\"";
+  out += ",\"choices\":[";
+  for (uint32_t index = 0; index < choices_.size(); ++index) {
+    const Choice& choice = choices_[index];
+    if (index > 0) out += ',';
+    out += "{\"index\":" + std::to_string(index);
+    out += chat() ? R"(,"message":{"role":"assistant","content":)" : ",\"text\":";
+    AppendJsonString(EchoOf(index) + choice.unsent, out);
+    if (chat()) out += ",\"refusal\":null}";
+    out += ",\"logprobs\":null,\"finish_reason\":";
+    AppendJsonString(Name(choice.end.reason), out);
+    out += '}';
+  }
+  out += ']';
+  AppendUsage(out);
+  out += Totals();
+  out += '}';
+  return out;
+}
+
+std::string ErrorEvents(const ApiError& error) {
+  return "data: " + http::ErrorResponse(error.http_status, error.type, error.code, error.message, error.param).body +
+         "\n\ndata: [DONE]\n\n";
+}
+
+}  // namespace quicksilver

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <optional>
+
+#include "coordinator/core/api_error.h"
+#include "coordinator/frontend/http/json_fields.h"
+
+namespace quicksilver {
+
+// The fields of serving.md §1.3 and §1.6 that change nothing here: checked like the others, then either accepted
+// (because the answer is right without them) or refused (because it would not be).
+
+/// frequency_penalty, presence_penalty, logit_bias.
+void CheckPenalties(JsonFields& fields);
+/// Log-probabilities, structured output, tools, audio and their predecessors.
+void CheckChatOnlyFields(JsonFields& fields, std::optional<ApiError>& error);
+/// suffix, logprobs.
+void CheckCompletionOnlyFields(JsonFields& fields);
+/// user, metadata, store, service_tier and the like.
+void CheckIgnoredFields(JsonFields& fields, std::optional<ApiError>& error);
+
+}  // namespace quicksilver
