@@ -334,8 +334,10 @@ void Dispatcher::FailWaitingWithoutGroup(const std::string& model, absl::Duratio
 Actions Dispatcher::Tick(absl::Duration now) {
   Actions actions;
   std::vector<Connection> silent;
-  for (const auto& [id, group] : groups_) {
-    if (now - group.last_heard >= options_.lease) silent.push_back(group.connection);
+  for (auto& [id, group] : groups_) {
+    if (now - group.last_heard < options_.lease) continue;
+    silent.push_back(group.connection);
+    group.ready = false;  // What the others leave behind must not be placed here.
   }
   for (const Connection& connection : silent) {
     actions.emplace_back(DropGroup{connection, absl::StrCat("silent for ", absl::FormatDuration(options_.lease))});

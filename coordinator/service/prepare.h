@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "coordinator/core/generate.h"
+#include "coordinator/text/text.h"
+#include "quicksilver/v1/worker.pb.h"
+
+namespace quicksilver {
+
+/// What the coordinator knows about a model that groups serve.
+struct ModelFacts {
+  std::string name;
+  int64_t created = 0;  ///< Unix seconds of its first group.
+  uint32_t max_model_len = 0;
+  uint32_t vocabulary = 0;
+  int32_t mask_id = -1;
+  uint32_t block_length = 1;
+  std::vector<int32_t> stop_ids;
+};
+
+struct SamplingDefaults {
+  float temperature = 1.0f;
+  float top_p = 1.0f;
+};
+
+/// A request in the worker's terms.
+struct PreparedRequest {
+  uint32_t prompt_tokens = 0;
+  uint32_t max_tokens = 0;
+  /// One a choice, without its sequence id.
+  std::vector<std::unique_ptr<v1::CoordinatorMessage>> submits;
+};
+
+/// Tokenises and checks what needs the model. `random_seed` is used when the request has none. Pure, but for the time
+/// it takes: bounded by the length of the model and of the text.
+std::variant<PreparedRequest, ApiError> Prepare(const GenerateRequest& request, const TextModel& text,
+                                                const ModelFacts& model, const SamplingDefaults& defaults,
+                                                uint64_t random_seed);
+
+}  // namespace quicksilver
