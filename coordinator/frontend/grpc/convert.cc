@@ -1,0 +1,280 @@
+#include "coordinator/frontend/grpc/convert.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+
+namespace quicksilver {
+namespace {
+
+constexpr const char* kDomain = "quicksilver.v1.Inference";
+
+template <typename... Parts>
+ApiError Invalid(const std::string& field, const Parts&... parts) {
+  return InvalidRequest("invalid_value", field, absl::StrCat(field, parts...));
+}
+
+std::optional<ApiError> ReadInput(const v1::GenerateRequest& proto, const GrpcLimits& limits,
+                                  GenerateRequest& request) {
+  switch (proto.input_case()) {
+    case v1::GenerateRequest::kPrompt:
+      request.input = proto.prompt();
+      return std::nullopt;
+    case v1::GenerateRequest::kPromptIds:
+      request.input = std::vector<int32_t>(proto.prompt_ids().ids().begin(), proto.prompt_ids().ids().end());
+      return std::nullopt;
+    case v1::GenerateRequest::INPUT_NOT_SET:
+      return InvalidRequest("missing_required_parameter", "input", "One of chat, prompt and prompt_ids is required.");
+    case v1::GenerateRequest::kChat:
+      break;
+  }
+  const auto& turns = proto.chat().messages();
+  if (turns.empty()) return Invalid("chat.messages", " must not be empty.");
+  if (turns.size() > limits.messages_max) {
+    return Invalid("chat.messages", " has ", turns.size(), " elements, at most ", limits.messages_max, " are allowed.");
+  }
+  std::vector<ChatMessage> messages;
+  for (int i = 0; i < turns.size(); ++i) {
+    const std::string& role = turns[i].role();
+    const bool known =
+        role == "developer" || role == "system" || role == "user" || role == "assistant" || role == "tool";
+    if (!known) {
+      return Invalid(absl::StrCat("chat.messages[", i, "].role"),
+                     " must be one of developer, system, user, assistant and tool.");
+    }
+    messages.push_back({role == "developer" ? "system" : role, turns[i].content(), turns[i].name()});
+  }
+  request.input = std::move(messages);
+  return std::nullopt;
+}
+
+std::optional<ApiError> ReadSampling(const v1::Sampling& sampling, const GrpcLimits& limits, GenerateRequest& request) {
+  if (sampling.has_temperature()) {
+    const float value = sampling.temperature();
+    if (!(value >= 0.0f && value <= 2.0f)) return Invalid("sampling.temperature", " is ", value, ", not in [0, 2].");
+    request.temperature = value;
+  }
+  if (sampling.has_top_p()) {
+    const float value = sampling.top_p();
+    if (!(value > 0.0f && value <= 1.0f)) return Invalid("sampling.top_p", " is ", value, ", not in (0, 1].");
+    request.top_p = value;
+  }
+  if (sampling.top_k() > limits.top_k_max) {
+    return Invalid("sampling.top_k", " is ", sampling.top_k(), ", at most ", limits.top_k_max, " is allowed.");
+  }
+  request.top_k = sampling.top_k();
+  if (sampling.has_seed()) request.seed = sampling.seed();
+  return std::nullopt;
+}
+
+std::optional<PolicyChoice> ReadPolicy(v1::Policy policy) {
+  switch (policy) {
+    case v1::POLICY_UNSPECIFIED:
+      return PolicyChoice::kDefault;
+    case v1::POLICY_STATIC:
+      return PolicyChoice::kStatic;
+    case v1::POLICY_DYNAMIC:
+      return PolicyChoice::kDynamic;
+    case v1::POLICY_SEQUENTIAL:
+      return PolicyChoice::kSequential;
+    case v1::POLICY_THRESHOLD:
+      return PolicyChoice::kThreshold;
+    default:
+      return std::nullopt;
+  }
+}
+
+std::optional<ApiError> ReadDecoding(const v1::Decoding& decoding, DecodingChoice& choice) {
+  const std::optional<PolicyChoice> policy = ReadPolicy(decoding.policy());
+  if (!policy) return Invalid("decoding.policy", " is ", static_cast<int>(decoding.policy()), ", which is no policy.");
+  choice.policy = *policy;
+  if (!v1::Remasking_IsValid(decoding.remasking())) {
+    return Invalid("decoding.remasking", " is ", static_cast<int>(decoding.remasking()), ", which is no remasking.");
+  }
+  choice.random_remasking = decoding.remasking() == v1::REMASKING_RANDOM;
+  if (decoding.has_block_length()) {
+    if (decoding.block_length() == 0) return Invalid("decoding.block_length", " must be at least 1.");
+    choice.block_length = decoding.block_length();
+  }
+  if (decoding.has_steps()) {
+    if (decoding.steps() == 0) return Invalid("decoding.steps", " must be at least 1.");
+    choice.steps = decoding.steps();
+  }
+  if (decoding.has_threshold()) {
+    const float value = decoding.threshold();
+    if (!(value >= 0.0f && value <= 1.0f)) return Invalid("decoding.threshold", " is ", value, ", not in [0, 1].");
+    choice.threshold = value;
+  }
+  if (decoding.has_guidance_scale()) {
+    const float value = decoding.guidance_scale();
+    if (!(value >= 0.0f) || std::isinf(value)) {
+      return Invalid("decoding.guidance_scale", " is ", value, ", not a number of at least 0.");
+    }
+    choice.guidance_scale = value;
+  }
+  choice.suppress_eos = decoding.suppress_eos();
+  choice.distrust_eos = decoding.distrust_eos();
+  return std::nullopt;
+}
+
+std::optional<ApiError> ReadBounds(const v1::GenerateRequest& proto, const GrpcLimits& limits,
+                                   GenerateRequest& request) {
+  if (proto.has_max_tokens()) {
+    if (proto.max_tokens() == 0) return Invalid("max_tokens", " must be at least 1.");
+    request.max_tokens = proto.max_tokens();
+  }
+  if (proto.stop_size() > limits.stops_max) {
+    return Invalid("stop", " has ", proto.stop_size(), " elements, at most ", limits.stops_max, " are allowed.");
+  }
+  for (int i = 0; i < proto.stop_size(); ++i) {
+    if (proto.stop(i).empty()) return Invalid(absl::StrCat("stop[", i, "]"), " must not be empty.");
+    request.stop.push_back(proto.stop(i));
+  }
+  if (proto.choices() > limits.choices_max) {
+    return Invalid("choices", " is ", proto.choices(), ", at most ", limits.choices_max, " are allowed.");
+  }
+  request.choices = std::max(proto.choices(), 1u);
+  request.canvases = proto.canvases();
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::variant<GenerateRequest, ApiError> FromProto(const v1::GenerateRequest& proto, const GrpcLimits& limits) {
+  if (proto.model().empty()) return InvalidRequest("missing_required_parameter", "model", "model is required.");
+  GenerateRequest request;
+  request.model = proto.model();
+  if (std::optional<ApiError> error = ReadInput(proto, limits, request)) return *error;
+  if (std::optional<ApiError> error = ReadSampling(proto.sampling(), limits, request)) return *error;
+  if (std::optional<ApiError> error = ReadDecoding(proto.decoding(), request.decoding)) return *error;
+  if (std::optional<ApiError> error = ReadBounds(proto, limits, request)) return *error;
+  return request;
+}
+
+grpc::StatusCode GrpcCode(const ApiError& error) {
+  if (error.code == "worker_lost") return grpc::StatusCode::ABORTED;  // The group re-forms: ask again.
+  switch (error.http_status) {
+    case 401:
+      return grpc::StatusCode::UNAUTHENTICATED;
+    case 403:
+      return grpc::StatusCode::PERMISSION_DENIED;
+    case 404:
+      return grpc::StatusCode::NOT_FOUND;
+    case 409:
+      return grpc::StatusCode::ALREADY_EXISTS;
+    case 413:
+    case 429:
+      return grpc::StatusCode::RESOURCE_EXHAUSTED;
+    case 499:
+      return grpc::StatusCode::CANCELLED;
+    case 501:
+      return grpc::StatusCode::UNIMPLEMENTED;
+    case 503:
+      return grpc::StatusCode::UNAVAILABLE;
+    case 504:
+      return grpc::StatusCode::DEADLINE_EXCEEDED;
+    default:
+      return error.http_status < 500 ? grpc::StatusCode::INVALID_ARGUMENT : grpc::StatusCode::INTERNAL;
+  }
+}
+
+grpc::Status ToStatus(const ApiError& error, const std::string& request_id) {
+  const grpc::StatusCode code = GrpcCode(error);
+  google::rpc::Status status;
+  status.set_code(code);
+  status.set_message(error.message);
+  google::rpc::ErrorInfo info;
+  info.set_reason(absl::AsciiStrToUpper(error.code));
+  info.set_domain(kDomain);
+  status.add_details()->PackFrom(info);
+  google::rpc::RequestInfo request;
+  request.set_request_id(request_id);
+  status.add_details()->PackFrom(request);
+  if (code == grpc::StatusCode::INVALID_ARGUMENT && !error.param.empty()) {
+    google::rpc::BadRequest bad;
+    auto* violation = bad.add_field_violations();
+    violation->set_field(error.param);
+    violation->set_description(error.message);
+    status.add_details()->PackFrom(bad);
+  }
+  if (code == grpc::StatusCode::UNAVAILABLE || code == grpc::StatusCode::RESOURCE_EXHAUSTED) {
+    google::rpc::RetryInfo retry;
+    retry.mutable_retry_delay()->set_seconds(std::max(error.retry_after_seconds, 1));
+    status.add_details()->PackFrom(retry);
+  }
+  return grpc::Status(code, error.message, status.SerializeAsString());
+}
+
+v1::GenerateEvent ToProto(const StartedEvent& event, const std::string& request_id) {
+  v1::GenerateEvent proto;
+  v1::Started& started = *proto.mutable_started();
+  started.set_request_id(request_id);
+  started.set_model(event.model);
+  started.set_system_fingerprint(event.system_fingerprint);
+  started.set_created(event.created);
+  started.set_prompt_tokens(event.prompt_tokens);
+  return proto;
+}
+
+v1::GenerateEvent ToProto(const DeltaEvent& event) {
+  v1::GenerateEvent proto;
+  v1::Delta& delta = *proto.mutable_delta();
+  delta.set_choice(event.choice);
+  delta.set_text(event.text);
+  delta.set_block(event.block);
+  delta.set_step(event.step);
+  return proto;
+}
+
+v1::GenerateEvent ToProto(const CanvasEvent& event) {
+  v1::GenerateEvent proto;
+  v1::Canvas& canvas = *proto.mutable_canvas();
+  canvas.set_choice(event.choice);
+  canvas.set_step(event.step);
+  canvas.set_block(event.block);
+  for (const CanvasSpan& span : event.spans) {
+    v1::CanvasSpan& out = *canvas.add_spans();
+    switch (span.state) {
+      case SpanState::kFinal:
+        out.set_state(v1::CanvasSpan::STATE_FINAL);
+        break;
+      case SpanState::kProvisional:
+        out.set_state(v1::CanvasSpan::STATE_PROVISIONAL);
+        break;
+      case SpanState::kMasked:
+        out.set_state(v1::CanvasSpan::STATE_MASKED);
+        break;
+    }
+    out.set_text(span.text);
+    out.set_tokens(span.tokens);
+  }
+  return proto;
+}
+
+v1::GenerateEvent ToProto(const FinishedEvent& event) {
+  v1::GenerateEvent proto;
+  v1::Finished& finished = *proto.mutable_finished();
+  finished.set_choice(event.choice);
+  finished.set_reason(event.reason == FinishReason::kStop ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_LENGTH);
+  finished.set_completion_tokens(event.completion_tokens);
+  finished.set_forwards(event.forwards);
+  finished.set_tokens_per_forward(event.tokens_per_forward());
+  finished.set_time_to_first_token_seconds(event.time_to_first_token_seconds);
+  finished.set_decode_seconds(event.decode_seconds);
+  return proto;
+}
+
+bool IsRequestId(const std::string& id) {
+  return !id.empty() && id.size() <= 128 && std::all_of(id.begin(), id.end(), [](unsigned char c) {
+    return std::isalnum(c) != 0 || c == '.' || c == '_' || c == '-';
+  });
+}
+
+}  // namespace quicksilver

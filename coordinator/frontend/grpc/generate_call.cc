@@ -1,0 +1,191 @@
+#include "coordinator/frontend/grpc/generate_call.h"
+
+#include <chrono>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+
+namespace quicksilver {
+namespace {
+
+constexpr const char* kRoute = "Generate";
+
+std::string NewRequestId() {
+  thread_local std::mt19937_64 random{std::random_device{}()};
+  return absl::StrCat("req-", absl::Hex(random(), absl::kZeroPad16), absl::Hex(random(), absl::kZeroPad16));
+}
+
+std::string MetadataOf(const grpc::CallbackServerContext& context, const char* key) {
+  const auto it = context.client_metadata().find(key);
+  return it == context.client_metadata().end() ? "" : std::string(it->second.data(), it->second.size());
+}
+
+// Seconds left until the client gives up; 0 when it named no deadline.
+double TimeoutOf(const grpc::CallbackServerContext& context) {
+  const auto deadline = context.deadline();
+  if (deadline == std::chrono::system_clock::time_point::max()) return 0;
+  const std::chrono::duration<double> left = deadline - std::chrono::system_clock::now();
+  // gRPC's "no deadline" comes out as a date centuries away.
+  if (left > std::chrono::hours(24 * 365)) return 0;
+  return std::max(left.count(), 1e-3);
+}
+
+}  // namespace
+
+GenerateCall::GenerateCall(grpc::CallbackServerContext& context, Inference& inference, Metrics& metrics,
+                           std::function<void(const std::shared_ptr<GenerateCall>&)> on_done)
+    : context_(context), inference_(inference), metrics_(metrics), on_done_(std::move(on_done)) {}
+
+void GenerateCall::Begin(const v1::GenerateRequest& proto, const GrpcLimits& limits) {
+  self_ = shared_from_this();
+  request_id_ = MetadataOf(context_, "x-request-id");
+  if (!IsRequestId(request_id_)) request_id_ = NewRequestId();
+  context_.AddInitialMetadata("x-request-id", request_id_);
+  if (!MetadataOf(context_, "grpc-previous-rpc-attempts").empty()) metrics_.sdk_retries.Increment();
+  std::variant<GenerateRequest, ApiError> parsed = FromProto(proto, limits);
+  if (const auto* error = std::get_if<ApiError>(&parsed)) return End(*error);
+  GenerateRequest& request = std::get<GenerateRequest>(parsed);
+  request.request_id = request_id_;
+  request.timeout_seconds = TimeoutOf(context_);
+  {
+    MutexLock lock(mu_);
+    unfinished_ = request.choices;
+  }
+  call_ = inference_.Start(std::move(request), self_);
+}
+
+void GenerateCall::OnStarted(const StartedEvent& event) { Push(ToProto(event, request_id_)); }
+void GenerateCall::OnDelta(const DeltaEvent& event) { Push(ToProto(event)); }
+void GenerateCall::OnCanvas(const CanvasEvent& event) { Push(ToProto(event)); }
+
+void GenerateCall::OnFinished(const FinishedEvent& event) {
+  bool last = false;
+  {
+    MutexLock lock(mu_);
+    if (event.choice == 0) finish_reason_ = event.reason == FinishReason::kStop ? "stop" : "length";
+    last = --unfinished_ == 0;
+    if (last) end_ = grpc::Status::OK;
+  }
+  if (last) Count(200);
+  Push(ToProto(event));
+}
+
+void GenerateCall::OnError(const ApiError& error) { End(error); }
+
+void GenerateCall::End(const ApiError& error) {
+  Count(error.http_status);
+  {
+    MutexLock lock(mu_);
+    if (!end_) end_ = ToStatus(error, request_id_);
+  }
+  Pump();
+}
+
+void GenerateCall::Push(v1::GenerateEvent event) {
+  {
+    MutexLock lock(mu_);
+    if (finish_called_) return;
+    const size_t bytes = event.ByteSizeLong();
+    if (event.has_canvas()) {
+      // A client that has not taken the last canvas of this choice gets this one in its place.
+      const auto same = std::find_if(outbox_.begin(), outbox_.end(), [&](const v1::GenerateEvent& one) {
+        return one.has_canvas() && one.canvas().choice() == event.canvas().choice();
+      });
+      if (same != outbox_.end()) {
+        outbox_bytes_ -= same->ByteSizeLong();
+        outbox_.erase(same);
+      }
+      if (outbox_bytes_ + bytes > kOutboxBytes) return;
+    }
+    const bool joins = event.has_delta() && !outbox_.empty() && outbox_.back().has_delta() &&
+                       outbox_.back().delta().choice() == event.delta().choice();
+    if (joins) {
+      v1::Delta& last = *outbox_.back().mutable_delta();
+      last.mutable_text()->append(event.delta().text());
+      last.set_block(event.delta().block());
+      last.set_step(event.delta().step());
+      outbox_bytes_ += event.delta().text().size();
+    } else {
+      outbox_bytes_ += bytes;
+      outbox_.push_back(std::move(event));
+    }
+  }
+  Pump();
+}
+
+void GenerateCall::Pump() {
+  std::optional<grpc::Status> finish;
+  {
+    MutexLock lock(mu_);
+    if (write_began_ || finish_called_) return;
+    if (!outbox_.empty()) {
+      writing_ = std::move(outbox_.front());
+      outbox_.pop_front();
+      if (outbox_.empty()) outbox_bytes_ = 0;
+      write_began_ = MonotonicNow();
+    } else if (end_) {
+      finish_called_ = true;
+      finish = end_;
+    } else {
+      return;
+    }
+  }
+  if (finish) {
+    Finish(*finish);
+  } else {
+    StartWrite(&writing_);
+  }
+}
+
+void GenerateCall::OnWriteDone(bool ok) {
+  {
+    MutexLock lock(mu_);
+    write_began_.reset();
+    if (!ok) {
+      outbox_.clear();
+      if (!end_) end_ = grpc::Status(grpc::StatusCode::CANCELLED, "The client is gone.");
+    }
+  }
+  Pump();
+}
+
+// The client is gone, or its deadline has passed.
+void GenerateCall::OnCancel() {
+  if (call_ != nullptr) call_->Cancel();
+  Count(499);
+  {
+    MutexLock lock(mu_);
+    outbox_.clear();
+    if (!end_) end_ = grpc::Status(grpc::StatusCode::CANCELLED, "The client is gone.");
+  }
+  Pump();
+}
+
+void GenerateCall::OnDone() {
+  const std::shared_ptr<GenerateCall> self = std::move(self_);
+  call_.reset();
+  on_done_(self);
+}
+
+void GenerateCall::CutIfStalled(absl::Duration since) {
+  MutexLock lock(mu_);
+  if (!write_began_ || *write_began_ >= since) return;
+  write_began_ = absl::InfiniteDuration();  // Once.
+  metrics_.slow_client_disconnects.Increment();
+  context_.TryCancel();  // Under the lock: the write cannot end before, so the context is still there.
+}
+
+void GenerateCall::Count(int code) {
+  std::string finish_reason;
+  {
+    MutexLock lock(mu_);
+    if (std::exchange(counted_, true)) return;
+    if (code == 200) finish_reason = finish_reason_;
+  }
+  if (code == 499) metrics_.client_disconnects.Increment();
+  metrics_.CountRequest(kRoute, code, finish_reason);
+}
+
+}  // namespace quicksilver

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/time/time.h"
+#include "common/mutex.h"
+#include "coordinator/frontend/grpc/convert.h"
+#include "coordinator/metrics.h"
+#include "coordinator/service/inference.h"
+
+namespace quicksilver {
+
+/// One Generate stream: the reactor that writes it and the sink that feeds it. Thread-safe.
+class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateEvent>,
+                     public ResponseSink,
+                     public std::enable_shared_from_this<GenerateCall> {
+ public:
+  /// What waits for a client that reads slowly; canvases are dropped beyond it, text is bounded by max_tokens.
+  static constexpr size_t kOutboxBytes = 256 << 10;
+
+  /// All outlive the call. `on_done` is told when the reactor is over.
+  GenerateCall(grpc::CallbackServerContext& context, Inference& inference, Metrics& metrics,
+               std::function<void(const std::shared_ptr<GenerateCall>&)> on_done);
+
+  /// Once, right after construction: answers with an error or starts the generation.
+  void Begin(const v1::GenerateRequest& proto, const GrpcLimits& limits);
+  /// Cuts the client off when one write has been waiting for it since before `since`.
+  void CutIfStalled(absl::Duration since);
+
+  void OnStarted(const StartedEvent& event) override;
+  void OnDelta(const DeltaEvent& event) override;
+  void OnCanvas(const CanvasEvent& event) override;
+  void OnFinished(const FinishedEvent& event) override;
+  void OnError(const ApiError& error) override;
+
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+ private:
+  void Push(v1::GenerateEvent event);
+  void End(const ApiError& error);
+  /// Starts the next write, or finishes when all is written.
+  void Pump();
+  void Count(int code);
+
+  grpc::CallbackServerContext& context_;
+  Inference& inference_;
+  Metrics& metrics_;
+  const std::function<void(const std::shared_ptr<GenerateCall>&)> on_done_;
+  std::string request_id_;
+  std::shared_ptr<GenerateCall> self_;  // Until OnDone.
+  std::unique_ptr<Call> call_;          // Set in Begin(), before any reaction can run.
+  v1::GenerateEvent writing_;
+
+  Mutex mu_;
+  std::deque<v1::GenerateEvent> outbox_ GUARDED_BY(mu_);
+  size_t outbox_bytes_ GUARDED_BY(mu_) = 0;
+  std::optional<absl::Duration> write_began_ GUARDED_BY(mu_);  // While one is under way.
+  std::optional<grpc::Status> end_ GUARDED_BY(mu_);
+  uint32_t unfinished_ GUARDED_BY(mu_) = 0;  // Choices.
+  std::string finish_reason_ GUARDED_BY(mu_);
+  bool finish_called_ GUARDED_BY(mu_) = false;
+  bool counted_ GUARDED_BY(mu_) = false;
+};
+
+}  // namespace quicksilver
