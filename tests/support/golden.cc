@@ -16,8 +16,12 @@ constexpr uint64_t kFileBytesMax = 64 << 20;
 
 absl::StatusOr<Golden> Golden::Open() {
   const char* set = std::getenv("QUICKSILVER_GOLDEN");
+  return OpenAt(set != nullptr ? set : QUICKSILVER_ROOT "/../shared/golden");
+}
+
+absl::StatusOr<Golden> Golden::OpenAt(const std::string& directory) {
   Golden golden;
-  golden.directory_ = set != nullptr ? set : QUICKSILVER_ROOT "/../shared/golden";
+  golden.directory_ = directory;
   absl::StatusOr<std::string> manifest =
       ReadSmallFile(absl::StrCat(golden.directory_, "/manifest.json"), kFileBytesMax);
   if (!manifest.ok()) {

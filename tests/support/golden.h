@@ -28,6 +28,7 @@ class Golden {
  public:
   /// NotFound, naming the place, when there is none.
   static absl::StatusOr<Golden> Open();
+  static absl::StatusOr<Golden> OpenAt(const std::string& directory);
 
   const std::string& directory() const { return directory_; }
   /// NotFound: no checkpoint of that family and dtype ("f32", "bf16").

@@ -1,0 +1,124 @@
+#include "tests/support/engine_group.h"
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/status_macros.h"
+#include "worker/checkpoint/checkpoint.h"
+#include "worker/model/load_spec.h"
+
+namespace quicksilver {
+namespace {
+
+constexpr absl::Duration kAwaitMax = absl::Minutes(1);
+
+std::vector<TokenId> Answer(const Transcript& transcript) {
+  std::map<uint32_t, TokenId> tokens;
+  uint32_t final_before = 0;
+  for (const v1::SequenceUpdate& update : transcript.updates) {
+    for (const v1::Commit& commit : update.commits()) tokens[commit.position()] = commit.token();
+    final_before = update.final_before();
+  }
+  std::vector<TokenId> answer;
+  for (const auto& [position, token] : tokens) {
+    if (position < final_before) answer.push_back(token);
+  }
+  return answer;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<EngineGroup>> EngineGroup::Start(const Options& options) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.directory));
+  ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(*checkpoint, {.block_length = options.block_length}));
+  std::unique_ptr<EngineGroup> group(new EngineGroup(options.ranks));
+  for (int rank = 0; rank < options.ranks; ++rank) {
+    Member& member = group->members_[static_cast<size_t>(rank)];
+    member.ops = options.make_ops();
+    member.communicator = group->group_.Join(rank);
+    member.control = group->control_.Join(rank);
+    ASSIGN_OR_RETURN(member.model, Transformer::Load(spec, *checkpoint, *member.ops, *member.communicator,
+                                                     options.engine.step_rows_max, options.pages, options.page_size));
+    if (options.prepare) options.prepare(rank, *member.model);
+    member.engine = Engine::Create(
+        *member.model, *member.ops, *member.communicator, *member.control, options.engine,
+        /*epoch=*/1, [raw = group.get()](uint64_t stream, const v1::StepResult& result) { raw->Note(stream, result); });
+  }
+  for (Member& member : group->members_) {
+    group->threads_.emplace_back([raw = group.get(), &member] {
+      member.status = member.engine->Run();
+      if (!member.status.ok()) raw->Break();
+    });
+  }
+  return group;
+}
+
+EngineGroup::~EngineGroup() { Stop(); }
+
+std::vector<absl::Status> EngineGroup::Stop() {
+  if (!threads_.empty()) leader().Shutdown();
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+  std::vector<absl::Status> statuses;
+  for (const Member& member : members_) statuses.push_back(member.status);
+  return statuses;
+}
+
+void EngineGroup::Break() {
+  control_.Close();
+  for (Member& member : members_) member.communicator->Abort();
+}
+
+void EngineGroup::Note(uint64_t stream, const v1::StepResult& result) {
+  MutexLock lock(mutex_);
+  for (const v1::SequenceUpdate& update : result.updates()) {
+    Transcript& transcript = transcripts_[{stream, update.sequence_id()}];
+    transcript.updates.push_back(update);
+    if (!update.has_end()) continue;
+    transcript.ended = true;
+    transcript.end = update.end();
+    transcript.answer = Answer(transcript);
+  }
+  changed_.NotifyAll();
+}
+
+Transcript EngineGroup::Look(uint64_t sequence_id, uint64_t stream) {
+  MutexLock lock(mutex_);
+  return transcripts_[{stream, sequence_id}];
+}
+
+absl::StatusOr<Transcript> EngineGroup::Await(uint64_t sequence_id, uint64_t stream) {
+  MutexLock lock(mutex_);
+  const absl::Duration until = MonotonicNow() + kAwaitMax;
+  Transcript& transcript = transcripts_[{stream, sequence_id}];
+  while (!transcript.ended) {
+    if (MonotonicNow() >= until) {
+      return absl::DeadlineExceededError(absl::StrCat("sequence ", sequence_id, " has not ended"));
+    }
+    changed_.WaitFor(mutex_, until - MonotonicNow());
+  }
+  return transcript;
+}
+
+absl::StatusOr<std::vector<Transcript>> EngineGroup::RunAll(const std::vector<v1::Submit>& submits) {
+  for (const v1::Submit& submit : submits) RETURN_IF_ERROR(Submit(submit));
+  std::vector<Transcript> transcripts;
+  for (const v1::Submit& submit : submits) {
+    ASSIGN_OR_RETURN(Transcript transcript, Await(submit.sequence_id()));
+    transcripts.push_back(std::move(transcript));
+  }
+  return transcripts;
+}
+
+v1::Submit MakeSubmit(uint64_t sequence_id, const std::vector<TokenId>& prompt, uint32_t max_tokens,
+                      const std::vector<TokenId>& stop_ids) {
+  v1::Submit submit;
+  submit.set_sequence_id(sequence_id);
+  submit.mutable_prompt_ids()->Add(prompt.begin(), prompt.end());
+  submit.set_max_tokens(max_tokens);
+  submit.mutable_stop_ids()->Add(stop_ids.begin(), stop_ids.end());
+  submit.mutable_sampling()->set_top_p(1.0f);
+  submit.set_provisional(true);
+  return submit;
+}
+
+}  // namespace quicksilver
