@@ -58,7 +58,7 @@ class Detokenizer {
 /// that may still become a match is held back.
 class StopMatcher {
  public:
-  explicit StopMatcher(std::vector<std::string> stops);
+  explicit StopMatcher(std::vector<std::string> stops);  ///< Empty stops are ignored.
   struct Output {
     std::string text;      ///< May be sent.
     bool stopped = false;  ///< A stop string was found; nothing more comes.
@@ -67,8 +67,20 @@ class StopMatcher {
   Output Finish();  ///< The text ended: releases what is held back.
 
  private:
-  std::vector<std::string> stops_;
+  struct Stop {
+    std::string text;
+    std::vector<size_t> failure;
+    size_t matched = 0;  // Bytes of `text` that end at the current position.
+  };
+  static constexpr size_t kNone = static_cast<size_t>(-1);
+
+  void Advance(Stop& stop, char byte);
+  size_t PendingStart() const;
+  Output Stopped();
+
+  std::vector<Stop> stops_;
   std::string held_;
+  size_t match_ = kNone;  // Where in held_ the best match found so far starts.
   bool stopped_ = false;
 };
 
