@@ -45,7 +45,9 @@ struct OpsKind {
   std::unique_ptr<Ops> (*make)(DType activation);
 };
 
-constexpr OpsKind kOpsKinds[] = {{"reference", MakeReferenceOps}};
+std::unique_ptr<Ops> MakeFastOps(DType activation) { return MakeCpuOps(activation, CpuOpsOptions()); }
+
+constexpr OpsKind kOpsKinds[] = {{"reference", MakeReferenceOps}, {"cpu", MakeFastOps}};
 
 // Family, dtype of the checkpoint, tensor-parallel size, index into kOpsKinds.
 using Case = std::tuple<const char*, const char*, int, int>;

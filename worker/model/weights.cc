@@ -30,7 +30,8 @@ class WeightLoader {
   /// The bands, of equal width, one below the other, and then zeros up to `rows` rows.
   absl::StatusOr<std::unique_ptr<GemmWeight>> LoadMatrix(const std::vector<Band>& bands, int64_t rows);
   absl::StatusOr<DeviceBuffer> LoadTable(const Band& band, int64_t rows, ConstMatrix* table);
-  size_t bytes() const { return bytes_; }
+  size_t device_bytes() const { return device_bytes_; }
+  size_t staged_bytes() const { return staged_bytes_; }
 
  private:
   absl::StatusOr<ConstMatrix> Stage(const std::vector<Band>& bands, int64_t rows);
@@ -41,7 +42,8 @@ class WeightLoader {
   Ops& ops_;
   std::vector<char> stored_;    // As in the file.
   std::vector<float> widened_;  // 16-bit elements of `stored_`, where floats are wanted.
-  size_t bytes_ = 0;
+  size_t device_bytes_ = 0;
+  size_t staged_bytes_ = 0;  // As RankBudget counts them.
 };
 
 absl::Status WeightLoader::ReadBand(const StoredTensor& tensor, const Band& band, char* out) {
@@ -97,7 +99,8 @@ absl::StatusOr<DeviceBuffer> WeightLoader::LoadGain(const std::string& name) {
   const size_t bytes = static_cast<size_t>(cols) * sizeof(float);
   ASSIGN_OR_RETURN(DeviceBuffer buffer, ops_.Allocate(bytes));
   ops_.Upload(gains, buffer.data(), bytes);
-  bytes_ += bytes;
+  device_bytes_ += bytes;
+  staged_bytes_ += bytes;
   RETURN_IF_ERROR(ops_.Synchronize());  // The staging memory is used again.
   return buffer;
 }
@@ -105,7 +108,8 @@ absl::StatusOr<DeviceBuffer> WeightLoader::LoadGain(const std::string& name) {
 absl::StatusOr<std::unique_ptr<GemmWeight>> WeightLoader::LoadMatrix(const std::vector<Band>& bands, int64_t rows) {
   ASSIGN_OR_RETURN(const ConstMatrix staged, Stage(bands, rows));
   ASSIGN_OR_RETURN(std::unique_ptr<GemmWeight> weight, ops_.PrepareWeight(staged));
-  bytes_ += weight->bytes();
+  device_bytes_ += weight->bytes();
+  staged_bytes_ += static_cast<size_t>(staged.rows * staged.cols) * ElementBytes(staged.dtype);
   RETURN_IF_ERROR(ops_.Synchronize());
   return weight;
 }
@@ -115,7 +119,8 @@ absl::StatusOr<DeviceBuffer> WeightLoader::LoadTable(const Band& band, int64_t r
   const size_t bytes = static_cast<size_t>(staged.rows * staged.cols) * ElementBytes(staged.dtype);
   ASSIGN_OR_RETURN(DeviceBuffer buffer, ops_.Allocate(bytes));
   ops_.Upload(staged.data, buffer.data(), bytes);
-  bytes_ += bytes;
+  device_bytes_ += bytes;
+  staged_bytes_ += bytes;
   *table = ConstMatrix(buffer.data(), staged.rows, staged.cols, staged.cols, staged.dtype);
   RETURN_IF_ERROR(ops_.Synchronize());
   return buffer;
@@ -168,13 +173,13 @@ absl::StatusOr<ModelWeights> LoadWeights(const ModelSpec& spec, const Shard& sha
   for (int64_t i = 0; i < spec.layers; ++i) {
     ASSIGN_OR_RETURN(LayerWeights layer, LoadLayer(spec, shard, i, loader));
     weights.layers.push_back(std::move(layer));
-    report(loader.bytes());
+    report(loader.staged_bytes());
   }
   ASSIGN_OR_RETURN(weights.final_norm, loader.LoadGain(final_norm));
   const Band head{lm_head, shard.first_id, shard.stored_rows, 0, spec.hidden};
   ASSIGN_OR_RETURN(weights.lm_head, loader.LoadMatrix({head}, shard.vocabulary_rows));
-  weights.bytes = loader.bytes();
-  report(total);
+  weights.bytes = loader.device_bytes();
+  report(loader.staged_bytes());
   return weights;
 }
 
