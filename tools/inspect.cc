@@ -1,6 +1,7 @@
 #include "tools/inspect.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -23,7 +24,7 @@ struct Options {
   int block = 0;
   int page_size = 0;
   int rows = 0;
-  int context = 1024;
+  int context = 0;
   double bandwidth = 3.0;  // TB/s
   double peak = 800.0;     // TFLOP/s
   bool float_activations = false;
@@ -42,6 +43,7 @@ struct Report {
   Shard shard;
   RankBudget rank;
   int64_t rows = 0;
+  int64_t context = 0;
   int64_t page_size = 0;
   int64_t step_bytes = 0;  // Weights touched once and the KV cache of one sequence.
   double step_flops = 0.0;
@@ -71,11 +73,12 @@ absl::StatusOr<Report> Inspect(const Options& options) {
   const int64_t block_pages = (64 + spec.block_length - 1) / spec.block_length;
   report.page_size = options.page_size > 0 ? options.page_size : block_causal ? block_pages * spec.block_length : 64;
   // Without an exact cache every position is a row of every step.
-  report.rows = options.rows > 0 ? options.rows : block_causal ? spec.block_length : options.context;
-  const int64_t keys = options.context;
-  report.step_bytes = report.rank.step_weight_bytes + keys * report.rank.kv_position_bytes;
-  report.step_flops = static_cast<double>(report.rows) * (static_cast<double>(report.rank.row_flops) +
-                                                          static_cast<double>(keys * report.rank.attention_flops));
+  report.context = options.context > 0 ? options.context : std::min<int64_t>(1024, spec.positions_max);
+  report.rows = options.rows > 0 ? options.rows : block_causal ? spec.block_length : report.context;
+  report.step_bytes = report.rank.step_weight_bytes + report.context * report.rank.kv_position_bytes;
+  report.step_flops =
+      static_cast<double>(report.rows) *
+      (static_cast<double>(report.rank.row_flops) + static_cast<double>(report.context * report.rank.attention_flops));
   report.floor_bytes_us = static_cast<double>(report.step_bytes) / (options.bandwidth * 1e12) * 1e6;
   report.floor_flops_us = report.step_flops / (options.peak * 1e12) * 1e6;
   return report;
@@ -117,7 +120,7 @@ nlohmann::ordered_json ToJson(const Report& report, const Options& options) {
                                    {"activation_dtype", options.float_activations ? "f32" : "bf16"}}},
                                  {"step",
                                   {{"rows", report.rows},
-                                   {"context", options.context},
+                                   {"context", report.context},
                                    {"all_reduces", report.rank.all_reduces},
                                    {"all_reduce_bytes", report.rank.all_reduce_row_bytes * report.rows},
                                    {"bytes", report.step_bytes},
@@ -170,7 +173,8 @@ void PrintRank(const Report& report, const Options& options) {
 }
 
 void PrintStep(const Report& report, const Options& options) {
-  std::printf("a step       of %d rows that sees %d positions\n", static_cast<int>(report.rows), options.context);
+  std::printf("a step       of %d rows that sees %d positions\n", static_cast<int>(report.rows),
+              static_cast<int>(report.context));
   std::printf("  all-reduce %s in %d calls\n", Bytes(report.rank.all_reduce_row_bytes * report.rows).c_str(),
               static_cast<int>(report.rank.all_reduces));
   std::printf("  floor      max(bytes / bandwidth, flops / peak) = max(%s / %.2f TB/s, %.3g TFLOP / %.0f TFLOP/s)\n",
@@ -189,9 +193,9 @@ void AddOptions(CLI::App& app, Options& options) {
   app.add_option("--page-size", options.page_size, "Positions of a KV page")->check(CLI::Range(1, 1 << 16));
   app.add_option("--rows", options.rows, "Rows of the step (default: one block; bidirectional models: the context)")
       ->check(CLI::Range(1, 1 << 20));
-  app.add_option("--context", options.context, "Positions that the step sees")
-      ->check(CLI::Range(1, 1 << 24))
-      ->capture_default_str();
+  app.add_option("--context", options.context,
+                 "Positions that the step sees (default: 1024, or all that the model has)")
+      ->check(CLI::Range(1, 1 << 24));
   app.add_option("--memory-bandwidth", options.bandwidth, "TB/s (default: about what an H100 reaches)")
       ->check(CLI::Range(1e-6, 1e6))
       ->capture_default_str();
