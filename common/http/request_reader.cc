@@ -141,7 +141,10 @@ struct RequestReader::Impl {
 
 // Finds the end of the head before the parser sees it, so that its form can be judged as it was sent.
 RequestReader::State RequestReader::Impl::ReadHead(std::string& input) {
-  if (scanned == 0 && input.compare(0, 2, "\r\n") == 0) input.erase(0, 2);  // RFC 9112 §2.2
+  if (scanned == 0) {  // One empty line before a request is no fault: RFC 9112 §2.2.
+    if (input == "\r") return State::kNeedsMore;
+    if (input.compare(0, 2, "\r\n") == 0) input.erase(0, 2);
+  }
   for (; scanned < input.size(); ++scanned) {
     if (scanned >= limits.head_bytes_max) {
       return Refuse({431, "headers_too_large",

@@ -97,8 +97,8 @@ Awaitable<bool> Session::WaitUntil(Clock::time_point deadline) {
 
 Awaitable<void> Session::Run() {
   const std::shared_ptr<Session> self = shared_from_this();
-  while (co_await ServeOne()) {
-  }
+  bool more = true;
+  while (more) more = co_await ServeOne();
   CloseSocket(aborted_);
   if (on_end_) std::exchange(on_end_, nullptr)(self);
 }
@@ -139,7 +139,8 @@ Awaitable<Session::Io> Session::ReadMore(Clock::time_point deadline) {
     if (gone_) co_return Io::kGone;
     if (context_->draining && waiting_for_request_ && !reader_.begun()) co_return Io::kStopped;
     WatchReadable();
-    if (!co_await WaitUntil(deadline) && inbound_.size() == before) co_return Io::kTimeout;
+    const bool woken = co_await WaitUntil(deadline);
+    if (!woken && inbound_.size() == before) co_return Io::kTimeout;
   }
   co_return Io::kOk;
 }
@@ -165,7 +166,8 @@ Awaitable<Session::Io> Session::WriteAll(std::string_view data) {
       if (aborted_) co_return Io::kStopped;
       if (gone_) co_return Io::kGone;
       if (inbound_.size() < kPipelinedBytesMax) WatchReadable();
-      if (!co_await WaitUntil(deadline) && !writable_) co_return Io::kTimeout;
+      const bool woken = co_await WaitUntil(deadline);
+      if (!woken && !writable_) co_return Io::kTimeout;
     }
   }
 }
@@ -216,13 +218,15 @@ Awaitable<bool> Session::ServeOne() {
   waiting_for_request_ = true;
   const Io io = co_await ReadRequest();
   if (io == Io::kTimeout && reader_.begun()) {
-    co_return co_await Refuse(
-        ErrorResponse(408, "invalid_request_error", "request_timeout", "The request was not received in time."));
+    const Response response =
+        ErrorResponse(408, "invalid_request_error", "request_timeout", "The request was not received in time.");
+    co_return co_await Refuse(response);
   }
-  if (io == Io::kTimeout || io == Io::kGone || io == Io::kStopped) co_return false;
-  if (!reader_.refusal().code.empty()) {
-    const Refusal& refusal = reader_.refusal();
-    co_return co_await Refuse(ErrorResponse(refusal.status, "invalid_request_error", refusal.code, refusal.message));
+  if (io != Io::kOk) co_return false;
+  const Refusal& refusal = reader_.refusal();
+  if (!refusal.code.empty()) {
+    const Response response = ErrorResponse(refusal.status, "invalid_request_error", refusal.code, refusal.message);
+    co_return co_await Refuse(response);
   }
   co_return co_await Answer();
 }
@@ -240,18 +244,21 @@ Awaitable<bool> Session::Answer() {
             ? ErrorResponse(404, "invalid_request_error", "not_found", "There is no such route.")
             : ErrorResponse(405, "invalid_request_error", "method_not_allowed", "The route has no such method.");
     if (!match.allow.empty()) response.headers.push_back({"allow", match.allow});
-    if (reader_.expects_body() || !keep_alive_) co_return co_await Refuse(std::move(response));
+    if (reader_.expects_body() || !keep_alive_) co_return co_await Refuse(response);
     if (context_->options.on_refusal) context_->options.on_refusal(response.status);
-    co_return co_await SendReply(response, head_only) == Io::kOk;
+    const Io sent = co_await SendReply(response, head_only);
+    co_return sent == Io::kOk;
   }
   request.rest = std::move(match.rest);
   if (match.entry->async_handler) {
-    co_return co_await AnswerAsync(match.entry->async_handler, std::move(request), head_only);
+    co_return co_await AnswerAsync(match.entry->async_handler, request, head_only);
   }
-  co_return co_await SendReply(match.entry->handler(request), head_only) == Io::kOk&& keep_alive_;
+  const Response response = match.entry->handler(request);
+  const Io sent = co_await SendReply(response, head_only);
+  co_return sent == Io::kOk ? keep_alive_ : false;
 }
 
-Awaitable<bool> Session::AnswerAsync(const AsyncHandler& handler, Request request, bool head_only) {
+Awaitable<bool> Session::AnswerAsync(const AsyncHandler& handler, Request& request, bool head_only) {
   chunked_ = request.version_minor == 1;
   const auto exchange = std::make_shared<Exchange>(
       [self = shared_from_this()] { asio::post(self->socket_.get_executor(), [self] { self->Wake(); }); },
@@ -262,7 +269,8 @@ Awaitable<bool> Session::AnswerAsync(const AsyncHandler& handler, Request reques
   const EndReason reason = co_await RunExchange(*exchange, head_only);
   exchange->End(reason);
   if (reason == EndReason::kStalled || reason == EndReason::kServerStopped) aborted_ = true;
-  co_return reason == EndReason::kDone&& keep_alive_ && !aborted_;
+  const bool goes_on = keep_alive_ && !aborted_;
+  co_return reason == EndReason::kDone ? goes_on : false;
 }
 
 Awaitable<EndReason> Session::RunExchange(Exchange& exchange, bool head_only) {
@@ -366,11 +374,13 @@ Awaitable<Session::Io> Session::SendReply(const Response& response, bool head_on
 }
 
 // The last reply of a connection whose next byte cannot be trusted, or whose body nobody wants.
-Awaitable<bool> Session::Refuse(Response response) {
+Awaitable<bool> Session::Refuse(const Response& response) {
   if (request_id_.empty()) request_id_ = NewRequestId();
   keep_alive_ = false;
   if (context_->options.on_refusal) context_->options.on_refusal(response.status);
-  if (co_await SendReply(response, reader_.request().method == "HEAD") == Io::kOk) co_await Linger();
+  const bool head_only = reader_.request().method == "HEAD";
+  const Io sent = co_await SendReply(response, head_only);
+  if (sent == Io::kOk) co_await Linger();
   co_return false;
 }
 

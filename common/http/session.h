@@ -54,11 +54,12 @@ class Session : public std::enable_shared_from_this<Session> {
   Awaitable<bool> ServeOne();
   Awaitable<Io> ReadRequest();
   Awaitable<bool> Answer();
-  Awaitable<bool> AnswerAsync(const AsyncHandler& handler, Request request, bool head_only);
+  Awaitable<bool> AnswerAsync(const AsyncHandler& handler, Request& request, bool head_only);
   Awaitable<EndReason> RunExchange(Exchange& exchange, bool head_only);
   Awaitable<Io> Carry(Exchange::Work& work, bool head_only);
   Awaitable<Io> SendReply(const Response& response, bool head_only);
-  Awaitable<bool> Refuse(Response response);
+  // GCC 12 destroys class-type arguments of a coroutine twice: they are passed by reference to a local of the caller.
+  Awaitable<bool> Refuse(const Response& response);
   Awaitable<Io> ReadMore(Clock::time_point deadline);
   Awaitable<Io> WriteAll(std::string_view data);
   Awaitable<void> Linger();
