@@ -16,8 +16,8 @@ const Buckets kChoices = {1, 2, 3, 4, 5, 8, 16, 32, 64, 128};
 const Buckets kTokensPerForward = {.25, .5, .75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 64};
 
 // A label value that a caller made up must not make a new series.
-constexpr const char* kRoutes[] = {"/v1/chat/completions", "/v1/completions", "/v1/models", "Generate",
-                                   "ListModels",           "unknown"};
+constexpr const char* kRoutes[] = {
+    "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{id}", "Generate", "ListModels", "unknown"};
 constexpr int kCodes[] = {200, 400, 404, 405, 408, 413, 415, 429, 431, 499, 500, 501, 503, 504};
 
 }  // namespace
