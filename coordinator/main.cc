@@ -113,7 +113,7 @@ http::ServerOptions HttpOptions(const CoordinatorOptions& options, const std::st
 struct Program {
   Program(const CoordinatorOptions& o, std::shared_ptr<const TextModel> text)
       : metrics(ModelLabel(o), o.workers),
-        service(InferenceService::Start(ServiceOptions(o), std::move(text), metrics)),
+        service(InferenceService::Create(ServiceOptions(o), std::move(text), metrics)),
         observer(metrics),
         frontend(
             *service,

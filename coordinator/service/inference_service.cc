@@ -176,8 +176,8 @@ void InferenceServiceImpl::TickLoop() {
   }
 }
 
-std::unique_ptr<InferenceService> InferenceService::Start(InferenceOptions options,
-                                                          std::shared_ptr<const TextModel> text, Metrics& metrics) {
+std::unique_ptr<InferenceService> InferenceService::Create(InferenceOptions options,
+                                                           std::shared_ptr<const TextModel> text, Metrics& metrics) {
   return std::make_unique<InferenceServiceImpl>(std::move(options), std::move(text), metrics);
 }
 

@@ -31,8 +31,8 @@ struct InferenceOptions {
 class InferenceService : public Inference {
  public:
   /// Dials the groups at once. `metrics` outlives the service.
-  static std::unique_ptr<InferenceService> Start(InferenceOptions options, std::shared_ptr<const TextModel> text,
-                                                 Metrics& metrics);
+  static std::unique_ptr<InferenceService> Create(InferenceOptions options, std::shared_ptr<const TextModel> text,
+                                                  Metrics& metrics);
 
   /// NotReady() says so from now on; requests are still accepted, for those who have not heard yet.
   virtual void BeginLameDuck() = 0;
