@@ -2,8 +2,6 @@
 
 #include <unicode/uchar.h>
 
-#include <algorithm>
-
 #include "coordinator/text/utf8.h"
 
 namespace quicksilver {
@@ -80,7 +78,7 @@ void AddedTokenFinder::FindIn(std::string_view text, size_t begin, size_t end, W
                               std::vector<Match>& matches) const {
   if (tokens_.empty()) return;
   size_t taken = matches.empty() ? 0 : matches.back().end;
-  for (size_t at = std::max(begin, taken); at < end;) {
+  for (size_t at = begin; at < end;) {
     Match match = FindAt(text.substr(0, end), at);
     if (match.id < 0) {
       ++at;
@@ -92,7 +90,7 @@ void AddedTokenFinder::FindIn(std::string_view text, size_t begin, size_t end, W
     if (token.single_word && !StandsAlone(text, match.begin, match.end)) continue;
     TakeSpaces(token, text, taken, match);
     match.id = token.id;
-    at = taken = match.end;
+    taken = match.end;
     matches.push_back(match);
   }
 }

@@ -32,8 +32,8 @@ class AddedTokenFinder {
   void Add(const AddedToken& token, std::string_view form);
 
   /// Appends the matches of the wanted kind that lie in bytes [begin, end) of `text`, but for white space they take
-  /// along; `matches` stays ascending and disjoint. Tokens of the other kind still cover their text, as in the Hugging
-  /// Face library with encode_special_tokens.
+  /// along; in order. As in the Hugging Face library with encode_special_tokens, tokens of the other kind still cover
+  /// their text, and a token may begin inside white space that the one before it took.
   void FindIn(std::string_view text, size_t begin, size_t end, Want want, std::vector<Match>& matches) const;
 
  private:

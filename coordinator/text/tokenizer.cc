@@ -51,7 +51,8 @@ Tokenizer::Tokenizer(Parts parts)
     }
     std::string storage;
     const absl::StatusOr<std::string_view> form = normalizer_.Apply(token.content, storage);
-    normalized_finder_.Add(token, form.ok() ? *form : std::string_view(token.content));
+    if (form.ok()) token_bytes_[token.id] = std::string(*form);
+    normalized_finder_.Add(token, token_bytes_[token.id]);
   }
   if (!drops_text) bytes_per_id_max_ = kNormalizationShrinkMax * token_bytes_max;
 }
@@ -80,7 +81,7 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(const MarkedText& marked,
   Run run{.ids_max = ids_max};
   size_t at = 0;
   for (const AddedTokenFinder::Match& match : matches) {
-    RETURN_IF_ERROR(EncodeOrdinary(text.substr(at, match.begin - at), run));
+    if (at < match.begin) RETURN_IF_ERROR(EncodeOrdinary(text.substr(at, match.begin - at), run));
     RETURN_IF_ERROR(run.Push(match.id));
     at = match.end;
   }
@@ -93,7 +94,7 @@ absl::Status Tokenizer::EncodeOrdinary(std::string_view text, Run& run) const {
   raw_finder_.FindIn(text, 0, text.size(), AddedTokenFinder::Want::kOrdinary, matches);
   size_t at = 0;
   for (const AddedTokenFinder::Match& match : matches) {
-    RETURN_IF_ERROR(EncodeNormalized(text.substr(at, match.begin - at), run));
+    if (at < match.begin) RETURN_IF_ERROR(EncodeNormalized(text.substr(at, match.begin - at), run));
     RETURN_IF_ERROR(run.Push(match.id));
     at = match.end;
   }
@@ -108,7 +109,7 @@ absl::Status Tokenizer::EncodeNormalized(std::string_view raw, Run& run) const {
   normalized_finder_.FindIn(text, 0, text.size(), AddedTokenFinder::Want::kOrdinary, matches);
   size_t at = 0;
   for (const AddedTokenFinder::Match& match : matches) {
-    RETURN_IF_ERROR(EncodeWords(text.substr(at, match.begin - at), run));
+    if (at < match.begin) RETURN_IF_ERROR(EncodeWords(text.substr(at, match.begin - at), run));
     RETURN_IF_ERROR(run.Push(match.id));
     at = match.end;
   }

@@ -21,7 +21,8 @@ json Failure(const absl::Status& status) {
 std::vector<TemplateMessage> Messages(const json& request) {
   std::vector<TemplateMessage> messages;
   for (const json& message : request.at("messages")) {
-    messages.push_back({.role = message.at("role"), .content = message.at("content"), .name = message.value("name", "")});
+    messages.push_back(
+        {.role = message.at("role"), .content = message.at("content"), .name = message.value("name", "")});
   }
   return messages;
 }
