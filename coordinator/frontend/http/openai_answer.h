@@ -28,6 +28,8 @@ class OpenAiAnswer {
   /// Events to send now, joined; empty when there are none. After complete() they end with the usage chunk, if wanted,
   /// and [DONE].
   std::string NextEvents();
+  /// NextEvents() has returned [DONE].
+  bool exhausted() const { return done_; }
   /// A chunk with the canvas of one choice; a later one replaces it. Empty once the choice has finished.
   std::string CanvasEvents(size_t prompt, const CanvasEvent& event);
   /// Which choice of the answer `choice` of `prompt` is.

@@ -118,7 +118,7 @@ void OpenAiGeneration::Pump() {
     if (unwritten_.empty() && !failed_) unwritten_ = answer_.NextEvents();
     if (!unwritten_.empty() && !exchange_->Write(unwritten_)) return;
     const bool wrote = !std::exchange(unwritten_, {}).empty();
-    if (failed_ || answer_.complete()) {
+    if (failed_ || answer_.exhausted()) {
       finished_ = true;
       exchange_->Finish();
       return;
