@@ -1,3 +1,4 @@
+#include <grpc/support/log.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -45,6 +46,14 @@ void ForbidDumps() {
   const rlimit none{0, 0};
   setrlimit(RLIMIT_CORE, &none);
   prctl(PR_SET_DUMPABLE, 0);
+}
+
+// gRPC's own complaints become lines of our log; what Listen() cannot bind it says itself.
+void TakeOverGrpcLog(bool silent) {
+  gpr_set_log_function(silent ? [](gpr_log_func_args*) {} : [](gpr_log_func_args* args) {
+    Log(args->severity == GPR_LOG_SEVERITY_ERROR ? LogLevel::kWarning : LogLevel::kDebug, args->message,
+        {{"logger", "grpc"}});
+  });
 }
 
 // The signals that end the program, taken by the main thread alone.
@@ -199,11 +208,13 @@ int Main(int argc, char** argv) {
     std::cerr << "quicksilver-coordinator: " << text.status().message() << "\n";
     return kExitModel;
   }
+  TakeOverGrpcLog(/*silent=*/true);
   Program program(options, *std::move(text));
   if (const absl::Status status = program.Listen(options); !status.ok()) {
     std::cerr << "quicksilver-coordinator: " << status.message() << "\n";
     return kExitBind;
   }
+  TakeOverGrpcLog(/*silent=*/false);
   LogInfo("serving", {{"http", options.http_listen},
                       {"grpc", options.grpc_listen},
                       {"metrics", options.metrics_listen},

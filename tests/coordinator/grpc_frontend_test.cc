@@ -1,0 +1,345 @@
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include "absl/time/clock.h"
+#include "coordinator/frontend/grpc/grpc_server.h"
+#include "coordinator/service/inference_service.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+#include "quicksilver/v1/inference.grpc.pb.h"
+#include "tests/coordinator/health.grpc.pb.h"
+#include "tests/coordinator/scripted_group.h"
+
+namespace quicksilver {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::SizeIs;
+
+namespace health = grpc::health::v1;
+
+struct Answer {
+  std::vector<v1::GenerateEvent> events;
+  std::string text;
+  grpc::Status status;
+  std::string request_id;  // Of the initial metadata.
+};
+
+// The whole coordinator behind its gRPC port, a scripted group behind it, a real client before it.
+class GrpcFrontendTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    group_ = std::make_unique<ScriptedGroup>(DemoGroup(*text_));
+    options_.cluster.workers = {group_->address()};
+    metrics_ = std::make_unique<Metrics>("demo", options_.cluster.workers);
+    service_ = InferenceService::Create(options_, text_, *metrics_);
+    auto server = GrpcServer::Start(server_options_, *service_, *metrics_);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = std::move(*server);
+    channel_ = grpc::CreateChannel(Address(), grpc::InsecureChannelCredentials());
+    stub_ = v1::Inference::NewStub(channel_);
+    const absl::Time end = absl::Now() + absl::Seconds(10);
+    while (service_->NotReady() && absl::Now() < end) absl::SleepFor(absl::Milliseconds(5));
+  }
+
+  std::string Address() const { return "127.0.0.1:" + std::to_string(server_->port()); }
+
+  static v1::GenerateRequest Ask() {
+    v1::GenerateRequest request;
+    request.set_model("demo");
+    request.set_prompt("def f");
+    return request;
+  }
+
+  std::vector<int32_t> Ids(const std::string& text) { return *text_->Encode(text, 1000); }
+
+  Answer Generate(const v1::GenerateRequest& request, grpc::ClientContext& context) {
+    Answer answer;
+    const auto reader = stub_->Generate(&context, request);
+    v1::GenerateEvent event;
+    while (reader->Read(&event)) {
+      answer.text += event.delta().text();
+      answer.events.push_back(event);
+    }
+    answer.status = reader->Finish();
+    const auto id = context.GetServerInitialMetadata().find("x-request-id");
+    if (id != context.GetServerInitialMetadata().end()) {
+      answer.request_id = std::string(id->second.data(), id->second.size());
+    }
+    return answer;
+  }
+
+  Answer Generate(const v1::GenerateRequest& request) {
+    grpc::ClientContext context;
+    return Generate(request, context);
+  }
+
+  void AnswerAll(const std::string& text) {
+    group_->OnSubmit([this, text](const v1::Submit& submit) { group_->Send(WholeAnswer(submit, Ids(text))); });
+  }
+
+  std::shared_ptr<const TextModel> text_ = *TextModel::Load("models/demo");
+  InferenceOptions options_;
+  GrpcServerOptions server_options_{.listen = "127.0.0.1:0"};
+  std::unique_ptr<ScriptedGroup> group_;
+  std::unique_ptr<Metrics> metrics_;
+  std::unique_ptr<InferenceService> service_;
+  std::unique_ptr<GrpcServer> server_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::Inference::Stub> stub_;
+};
+
+// Every detail of a failed call, by type.
+struct Details {
+  google::rpc::Status status;
+  google::rpc::ErrorInfo info;
+  google::rpc::RequestInfo request;
+  google::rpc::BadRequest bad;
+  google::rpc::RetryInfo retry;
+};
+
+Details DetailsOf(const grpc::Status& status) {
+  Details details;
+  EXPECT_TRUE(details.status.ParseFromString(status.error_details()));
+  for (const auto& any : details.status.details()) {
+    any.UnpackTo(&details.info) || any.UnpackTo(&details.request) || any.UnpackTo(&details.bad) ||
+        any.UnpackTo(&details.retry);
+  }
+  return details;
+}
+
+TEST_F(GrpcFrontendTest, StreamsStartedDeltasAndFinished) {
+  AnswerAll("hello");
+  grpc::ClientContext context;
+  context.AddMetadata("x-request-id", "mine-1");
+  const Answer answer = Generate(Ask(), context);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, "hello");
+  EXPECT_EQ(answer.request_id, "mine-1");
+  EXPECT_EQ(answer.events.front().started().request_id(), "mine-1");
+  EXPECT_EQ(answer.events.front().started().system_fingerprint(), "fp_0123456789");
+  EXPECT_EQ(answer.events.back().finished().reason(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(answer.events.back().finished().completion_tokens(), Ids("hello").size());
+  EXPECT_GT(answer.events.back().finished().tokens_per_forward(), 0);
+}
+
+TEST_F(GrpcFrontendTest, AnInvalidRequestIdIsReplaced) {
+  AnswerAll("x");
+  grpc::ClientContext context;
+  context.AddMetadata("x-request-id", "no spaces allowed");
+  const Answer answer = Generate(Ask(), context);
+  EXPECT_TRUE(answer.status.ok());
+  EXPECT_THAT(answer.request_id, HasSubstr("req-"));
+}
+
+TEST_F(GrpcFrontendTest, InvalidArgumentsNameTheFieldInTheStatusDetails) {
+  const auto field_of = [&](const v1::GenerateRequest& request) {
+    const Answer answer = Generate(request);
+    EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    const Details details = DetailsOf(answer.status);
+    EXPECT_EQ(details.status.code(), answer.status.error_code());
+    EXPECT_EQ(details.status.message(), answer.status.error_message());
+    EXPECT_EQ(details.info.domain(), "quicksilver.v1.Inference");
+    EXPECT_EQ(details.request.request_id(), answer.request_id);
+    EXPECT_THAT(details.bad.field_violations(), SizeIs(1));
+    return details.bad.field_violations_size() == 0
+               ? ""
+               : details.info.reason() + " " + details.bad.field_violations(0).field();
+  };
+  v1::GenerateRequest request = Ask();
+  request.mutable_sampling()->set_temperature(2.5f);
+  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.temperature");
+  request = Ask();
+  request.mutable_sampling()->set_temperature(std::numeric_limits<float>::quiet_NaN());
+  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.temperature");
+  request = Ask();
+  request.mutable_sampling()->set_top_p(0);
+  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.top_p");
+  request = Ask();
+  request.set_max_tokens(0);
+  EXPECT_EQ(field_of(request), "INVALID_VALUE max_tokens");
+  request = Ask();
+  request.set_choices(9);
+  EXPECT_EQ(field_of(request), "INVALID_VALUE choices");
+  request = Ask();
+  request.add_stop("");
+  EXPECT_EQ(field_of(request), "INVALID_VALUE stop[0]");
+  request = Ask();
+  for (int i = 0; i < 5; ++i) request.add_stop("s");
+  EXPECT_EQ(field_of(request), "INVALID_VALUE stop");
+  request = Ask();
+  request.mutable_chat();
+  EXPECT_EQ(field_of(request), "INVALID_VALUE chat.messages");
+  request.mutable_chat()->add_messages()->set_role("nobody");
+  EXPECT_EQ(field_of(request), "INVALID_VALUE chat.messages[0].role");
+  request = Ask();
+  request.clear_input();
+  EXPECT_EQ(field_of(request), "MISSING_REQUIRED_PARAMETER input");
+  request = Ask();
+  request.clear_model();
+  EXPECT_EQ(field_of(request), "MISSING_REQUIRED_PARAMETER model");
+  request = Ask();
+  request.mutable_decoding()->set_threshold(-0.1f);
+  EXPECT_EQ(field_of(request), "INVALID_VALUE decoding.threshold");
+  request = Ask();
+  request.mutable_decoding()->set_policy(static_cast<v1::Policy>(99));
+  EXPECT_EQ(field_of(request), "INVALID_VALUE decoding.policy");
+  request = Ask();
+  request.set_max_tokens(100000);
+  EXPECT_EQ(field_of(request), "CONTEXT_LENGTH_EXCEEDED prompt");
+}
+
+TEST_F(GrpcFrontendTest, CodesFollowTheTable) {
+  v1::GenerateRequest request = Ask();
+  request.set_model("unheard-of");
+  Answer answer = Generate(request);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(DetailsOf(answer.status).info.reason(), "MODEL_NOT_FOUND");
+
+  group_.reset();
+  const absl::Time end = absl::Now() + absl::Seconds(10);
+  while (!service_->NotReady() && absl::Now() < end) absl::SleepFor(absl::Milliseconds(5));
+  answer = Generate(Ask());
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  const Details details = DetailsOf(answer.status);
+  EXPECT_EQ(details.info.reason(), "NO_READY_WORKER");
+  EXPECT_GE(details.retry.retry_delay().seconds(), 1);
+}
+
+TEST_F(GrpcFrontendTest, ALostGroupAbortsTheStreamBehindItsText) {
+  Answer answer;
+  std::thread client([&] { answer = Generate(Ask()); });
+  const std::optional<v1::Submit> submit = group_->NextSubmit();
+  ASSERT_TRUE(submit.has_value());
+  group_->Send(FinalTokens(*submit, Ids("half"), static_cast<uint32_t>(submit->prompt_ids_size()), 1));
+  absl::SleepFor(absl::Milliseconds(50));
+  group_.reset();
+  client.join();
+  EXPECT_EQ(answer.text, "half");
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::ABORTED);
+  EXPECT_EQ(DetailsOf(answer.status).info.reason(), "WORKER_LOST");
+}
+
+TEST_F(GrpcFrontendTest, AClientThatCancelsFreesItsSequence) {
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, Ask());
+  const std::optional<v1::Submit> submit = group_->NextSubmit();
+  ASSERT_TRUE(submit.has_value());
+  v1::GenerateEvent event;
+  ASSERT_TRUE(reader->Read(&event));
+  EXPECT_TRUE(event.has_started());
+  context.TryCancel();
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_EQ(group_->NextCancel(), submit->sequence_id());
+  EXPECT_TRUE(service_->WaitIdle(absl::Seconds(10)));
+  EXPECT_EQ(metrics_->requests_running.Value(), 0);
+  const absl::Time end = absl::Now() + absl::Seconds(10);
+  while (metrics_->client_disconnects.Value() < 1 && absl::Now() < end) absl::SleepFor(absl::Milliseconds(2));
+  EXPECT_EQ(metrics_->client_disconnects.Value(), 1);
+}
+
+TEST_F(GrpcFrontendTest, TheClientsDeadlineFreesItsSequence) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(300));
+  const absl::Time start = absl::Now();
+  const Answer answer = Generate(Ask(), context);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_LT(absl::Now() - start, absl::Seconds(2));
+  const std::optional<v1::Submit> submit = group_->NextSubmit();
+  ASSERT_TRUE(submit.has_value());
+  EXPECT_EQ(group_->NextCancel(), submit->sequence_id());
+  EXPECT_TRUE(service_->WaitIdle(absl::Seconds(10)));
+}
+
+TEST_F(GrpcFrontendTest, AMessageBeyondTheLimitIsRefusedAndTheServerLives) {
+  v1::GenerateRequest request = Ask();
+  request.set_prompt(std::string(17 << 20, 'x'));
+  EXPECT_EQ(Generate(request).status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  AnswerAll("still here");
+  EXPECT_EQ(Generate(Ask()).text, "still here");
+}
+
+TEST_F(GrpcFrontendTest, ListsTheModels) {
+  grpc::ClientContext context;
+  v1::ListModelsReply reply;
+  ASSERT_TRUE(stub_->ListModels(&context, {}, &reply).ok());
+  ASSERT_THAT(reply.models(), SizeIs(1));
+  EXPECT_EQ(reply.models(0).id(), "demo");
+  EXPECT_TRUE(reply.models(0).ready());
+}
+
+TEST_F(GrpcFrontendTest, HealthFollowsReadiness) {
+  const auto stub = health::Health::NewStub(channel_);
+  const auto check = [&](const std::string& service) {
+    grpc::ClientContext context;
+    health::HealthCheckRequest request;
+    request.set_service(service);
+    health::HealthCheckResponse reply;
+    const grpc::Status status = stub->Check(&context, request, &reply);
+    return status.ok() ? static_cast<int>(reply.status()) : -static_cast<int>(status.error_code());
+  };
+  server_->UpdateHealth();
+  EXPECT_EQ(check(""), health::HealthCheckResponse::SERVING);
+  EXPECT_EQ(check("readiness"), health::HealthCheckResponse::SERVING);
+  EXPECT_EQ(check("unheard-of"), -static_cast<int>(grpc::StatusCode::NOT_FOUND));
+
+  grpc::ClientContext context;
+  health::HealthCheckRequest request;
+  request.set_service("readiness");
+  const auto watch = stub->Watch(&context, request);
+  health::HealthCheckResponse reply;
+  ASSERT_TRUE(watch->Read(&reply));
+  EXPECT_EQ(reply.status(), health::HealthCheckResponse::SERVING);
+  group_.reset();
+  ASSERT_TRUE(watch->Read(&reply));
+  EXPECT_EQ(reply.status(), health::HealthCheckResponse::NOT_SERVING);
+  EXPECT_EQ(check(""), health::HealthCheckResponse::NOT_SERVING);
+  EXPECT_EQ(check("liveness"), health::HealthCheckResponse::SERVING);
+  context.TryCancel();
+  watch->Finish();
+}
+
+TEST_F(GrpcFrontendTest, AnAddressInUseIsNamed) {
+  const auto second = GrpcServer::Start({.listen = Address()}, *service_, *metrics_);
+  ASSERT_FALSE(second.ok());
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr(Address()));
+}
+
+class SlowReaderTest : public GrpcFrontendTest {
+ protected:
+  SlowReaderTest() { server_options_.write_stall_timeout = absl::Milliseconds(300); }
+};
+
+TEST_F(SlowReaderTest, AClientThatReadsNothingIsCutOff) {
+  // Flow control is per connection: a small window makes the server wait soon.
+  grpc::ChannelArguments args;
+  args.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  args.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 16384);
+  const auto stub =
+      v1::Inference::NewStub(grpc::CreateCustomChannel(Address(), grpc::InsecureChannelCredentials(), args));
+  grpc::ClientContext context;
+  v1::GenerateRequest ask = Ask();
+  ask.set_canvases(true);
+  const auto reader = stub->Generate(&context, ask);
+  const std::optional<v1::Submit> submit = group_->NextSubmit();
+  ASSERT_TRUE(submit.has_value());
+  const uint32_t begin = static_cast<uint32_t>(submit->prompt_ids_size());
+  const absl::Time end = absl::Now() + absl::Seconds(10);
+  const int32_t id = Ids("x")[0];
+  for (uint32_t i = 0; metrics_->slow_client_disconnects.Value() < 1 && absl::Now() < end; ++i) {
+    const uint32_t at = std::min(i, 450u);
+    group_->Send(FinalTokens(*submit, {id}, begin + at, i + 1));
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_EQ(metrics_->slow_client_disconnects.Value(), 1);
+  EXPECT_EQ(group_->NextCancel(), submit->sequence_id());
+  v1::GenerateEvent event;
+  while (reader->Read(&event)) {
+  }
+  EXPECT_FALSE(reader->Finish().ok());
+}
+
+}  // namespace
+}  // namespace quicksilver
