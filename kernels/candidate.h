@@ -32,11 +32,11 @@ struct Candidate {
   int32_t best_id = -1;  ///< Arg-max of z, ties: smallest id; -1 when the shard has no allowed id.
   float best_logit = 0.0f;
   float second_logit = 0.0f;          ///< Largest z of another allowed id; -inf when there is none.
-  float log_sum_exp = 0.0f;           ///< ln sum e^z
+  double log_sum_exp = 0.0;           ///< ln sum e^z. Double: 1 - p of a sure token is read from its difference to z.
   float mean_logit = 0.0f;            ///< sum z e^(z - log_sum_exp): entropy = log_sum_exp - mean_logit.
   int32_t sampled_id = -1;            ///< Arg-max of z / T + Gumbel(place, id), ties: smallest id.
   float sampled_logit = 0.0f;         ///< Its z.
-  float tempered_log_sum_exp = 0.0f;  ///< ln sum e^(z / T); equals log_sum_exp when T = 0.
+  double tempered_log_sum_exp = 0.0;  ///< ln sum e^(z / T); equals log_sum_exp when T = 0.
   double sampled_score = 0.0;         ///< z / T + Gumbel, for the merge.
   int32_t finite = 1;                 ///< 0 when some z of a real id is NaN or +inf: the other fields mean nothing.
 };

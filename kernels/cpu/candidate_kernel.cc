@@ -226,10 +226,9 @@ void MergeSums(const PanelSums* sums, int64_t panels, float mask_logit, float te
   };
   for (int64_t p = 0; p < panels; ++p) add(sums[p]);
   add({mask_logit, 1.0f, mask_logit, 1.0f});
-  out->log_sum_exp = static_cast<float>(largest + std::log(sum));
+  out->log_sum_exp = largest + std::log(sum);
   out->mean_logit = static_cast<float>(weighted_sum / sum);
-  out->tempered_log_sum_exp =
-      temperature > 0.0f ? static_cast<float>(largest / divisor + std::log(tempered_sum)) : out->log_sum_exp;
+  out->tempered_log_sum_exp = temperature > 0.0f ? largest / divisor + std::log(tempered_sum) : out->log_sum_exp;
 }
 
 }  // namespace

@@ -100,11 +100,11 @@ void ReferenceOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, cons
     std::copy_n(ranked.begin(), std::min<size_t>(ranked.size(), top_count), top + static_cast<int64_t>(r) * top_count);
 
     const double log_sum_exp = LogSumExp(logits, 1.0);
-    out[r].log_sum_exp = static_cast<float>(log_sum_exp);
+    out[r].log_sum_exp = log_sum_exp;
     out[r].mean_logit = static_cast<float>(MeanLogit(logits, log_sum_exp));
     if (request.temperature > 0.0f) {
       Sample(ranked, request, &out[r]);
-      out[r].tempered_log_sum_exp = static_cast<float>(LogSumExp(logits, request.temperature));
+      out[r].tempered_log_sum_exp = LogSumExp(logits, request.temperature);
     } else {
       out[r].sampled_id = out[r].best_id;
       out[r].sampled_logit = out[r].best_logit;

@@ -52,8 +52,8 @@ Candidate ShardCandidate(const std::vector<float>& logits, size_t first, size_t 
       out.sampled_logit = logits[id];
     }
   }
-  out.log_sum_exp = static_cast<float>(std::log(sum));
-  out.tempered_log_sum_exp = static_cast<float>(std::log(tempered));
+  out.log_sum_exp = std::log(sum);
+  out.tempered_log_sum_exp = std::log(tempered);
   out.mean_logit = sum > 0 ? static_cast<float>(mean / sum) : 0.0f;
   return out;
 }

@@ -183,11 +183,11 @@ HostMatrix AsMatrix(const std::vector<Candidate>& candidates) {
     const float fields[] = {static_cast<float>(c.best_id),
                             c.best_logit,
                             c.second_logit,
-                            c.log_sum_exp,
+                            static_cast<float>(c.log_sum_exp),
                             c.mean_logit,
                             static_cast<float>(c.sampled_id),
                             c.sampled_logit,
-                            c.tempered_log_sum_exp,
+                            static_cast<float>(c.tempered_log_sum_exp),
                             high,
                             static_cast<float>(c.sampled_score - high)};
     std::copy(std::begin(fields), std::end(fields), m.values.begin() + static_cast<int64_t>(r) * 10);

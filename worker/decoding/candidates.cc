@@ -23,7 +23,7 @@ struct Merged {
 };
 
 /// ln sum over ranks of e^field, in rank order; one rank's value comes out unchanged.
-double MergeLogSumExp(const GatheredRow& row, float Candidate::*field) {
+double MergeLogSumExp(const GatheredRow& row, double Candidate::*field) {
   double largest = kMinusInfinity;
   for (int32_t r = 0; r < row.ranks; ++r) {
     largest = std::fmax(largest, row.candidates[r * row.candidate_stride].*field);
@@ -31,7 +31,7 @@ double MergeLogSumExp(const GatheredRow& row, float Candidate::*field) {
   if (largest == kMinusInfinity) return kMinusInfinity;
   double sum = 0.0;
   for (int32_t r = 0; r < row.ranks; ++r) {
-    sum += std::exp(static_cast<double>(row.candidates[r * row.candidate_stride].*field) - largest);
+    sum += std::exp(row.candidates[r * row.candidate_stride].*field - largest);
   }
   return largest + std::log(sum);
 }
@@ -148,7 +148,7 @@ RowChoice MergeCandidates(const GatheredRow& row, const SamplingRule& rule, bool
   choice.log_probability = static_cast<float>(log_probability);
   const double log_confidence =
       greedy || raw_confidence ? log_probability : logit / rule.temperature - merged.tempered_log_sum_exp;
-  // At tiny temperatures the float log-sum-exp is coarse: without the bound a probability could exceed 1.
+  // Rounding of a sure token's sums must not make a probability exceed 1.
   choice.confidence = static_cast<float>(std::exp(std::fmin(log_confidence, 0.0)));
   choice.entropy = static_cast<float>(merged.log_sum_exp - merged.mean_logit);
   choice.finite = choice.token >= 0;
