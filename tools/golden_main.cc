@@ -46,6 +46,8 @@ int Main(int argc, char** argv) {
       ->delimiter(',')
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
+  bool reference = false;
+  app.add_flag("--reference-operations", reference, "Compute with the plain-loop operations in place of the fast ones");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -56,7 +58,9 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "golden: %s\n", std::string(set.status().message()).c_str());
     return kExitModel;
   }
-  const MakeOps make_ops = [] { return MakeReferenceOps(DType::kF32); };
+  const MakeOps make_ops = [reference] {
+    return reference ? MakeReferenceOps(DType::kF32) : MakeCpuOps(DType::kF32, CpuOpsOptions());
+  };
   Counts counts;
   for (const GoldenCheckpoint& checkpoint : set->checkpoints) {
     if (!IsGoldenFamily(checkpoint.family)) continue;

@@ -26,7 +26,7 @@ TEST_P(GoldenTracesTest, EveryStepEqualsTheRecordedOne) {
   const absl::StatusOr<std::string> directory = golden->CheckpointDirectory(family, dtype);
   ASSERT_TRUE(directory.ok()) << directory.status();
   const auto results = CheckTraces(*set, {*directory, absl::StrCat(family, "-", dtype), family}, ranks,
-                                   [] { return MakeReferenceOps(DType::kF32); });
+                                   [] { return MakeCpuOps(DType::kF32, CpuOpsOptions()); });
   EXPECT_GE(results.size(), 8u) << "the open set alone has more";
   for (const CaseResult& result : results) {
     EXPECT_EQ(result.verdict, Verdict::kPass) << result.name << ": " << result.detail;

@@ -38,24 +38,44 @@ absl::StatusOr<std::unique_ptr<EngineGroup>> EngineGroup::Start(const Options& o
     member.control = group->control_.Join(rank);
     ASSIGN_OR_RETURN(member.model, Transformer::Load(spec, *checkpoint, *member.ops, *member.communicator,
                                                      options.engine.step_rows_max, options.pages, options.page_size));
-    if (options.prepare) options.prepare(rank, *member.model);
+    EngineOptions engine = options.engine;
+    if (options.vary) options.vary(rank, engine);
     member.engine = Engine::Create(
-        *member.model, *member.ops, *member.communicator, *member.control, options.engine,
+        *member.model, *member.ops, *member.communicator, *member.control, engine,
         /*epoch=*/1, [raw = group.get()](uint64_t stream, const v1::StepResult& result) { raw->Note(stream, result); });
   }
   for (Member& member : group->members_) {
     group->threads_.emplace_back([raw = group.get(), &member] {
       member.status = member.engine->Run();
-      if (!member.status.ok()) raw->Break();
+      if (member.status.ok()) return;
+      raw->NoteFailure();
+      raw->Break();
     });
   }
   return group;
 }
 
-EngineGroup::~EngineGroup() { Stop(); }
+EngineGroup::~EngineGroup() {
+  // A group that failed to load has no engines.
+  if (!threads_.empty()) Stop();
+}
 
 std::vector<absl::Status> EngineGroup::Stop() {
-  if (!threads_.empty()) leader().Shutdown();
+  leader().Shutdown();
+  return Join();
+}
+
+int EngineGroup::failures() {
+  MutexLock lock(mutex_);
+  return failures_;
+}
+
+void EngineGroup::NoteFailure() {
+  MutexLock lock(mutex_);
+  ++failures_;
+}
+
+std::vector<absl::Status> EngineGroup::Join() {
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
   std::vector<absl::Status> statuses;

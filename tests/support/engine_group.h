@@ -37,8 +37,8 @@ class EngineGroup {
     int32_t page_size = 16;
     EngineOptions engine;
     MakeOps make_ops;
-    /// Called with each rank's model before its engine starts, to watch or to harm it.
-    std::function<void(int rank, Transformer& model)> prepare;
+    /// May change what one rank's engine is told, to make ranks differ.
+    std::function<void(int rank, EngineOptions& engine)> vary;
   };
 
   static absl::StatusOr<std::unique_ptr<EngineGroup>> Start(const Options& options);
@@ -56,8 +56,12 @@ class EngineGroup {
   /// Submits all at once and waits for all. Transcripts in the order of `submits`.
   absl::StatusOr<std::vector<Transcript>> RunAll(const std::vector<v1::Submit>& submits);
 
-  /// Ends the engines and returns what Run() of each rank returned. Once.
+  /// Ends the engines and returns what Run() of each rank returned.
   std::vector<absl::Status> Stop();
+  /// The same, for engines that end by themselves.
+  std::vector<absl::Status> Join();
+  /// How many ranks' Run() returned an error so far.
+  int failures();
   /// Fails every wait of the group, as if a rank had died.
   void Break();
 
@@ -73,6 +77,7 @@ class EngineGroup {
 
   explicit EngineGroup(int ranks) : group_(ranks), control_(ranks), members_(static_cast<size_t>(ranks)) {}
   void Note(uint64_t stream, const v1::StepResult& result);
+  void NoteFailure();
 
   ThreadedGroup group_;
   ThreadedControlGroup control_;
@@ -82,6 +87,7 @@ class EngineGroup {
   Mutex mutex_;
   CondVar changed_;
   std::map<std::pair<uint64_t, uint64_t>, Transcript> transcripts_ GUARDED_BY(mutex_);
+  int failures_ GUARDED_BY(mutex_) = 0;
 };
 
 /// A greedy submission with nothing but the model's defaults. Reports every commit as it happens.

@@ -1,0 +1,295 @@
+// Whole groups in one process: real engines on the recorded checkpoints, one thread a rank.
+#include "worker/engine/engine.h"
+
+#include <algorithm>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/clock.h"
+#include "common/philox.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "tests/support/engine_group.h"
+#include "tests/support/golden.h"
+
+namespace quicksilver {
+namespace {
+
+using ::testing::Each;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+std::unique_ptr<Ops> MakeOps() { return MakeCpuOps(DType::kF32, CpuOpsOptions()); }
+
+EngineGroup::Options OptionsFor(const char* family, int ranks) {
+  const absl::StatusOr<Golden> golden = Golden::Open();
+  CHECK(golden.ok());
+  EngineGroup::Options options;
+  options.directory = *golden->CheckpointDirectory(family, "bf16");
+  options.ranks = ranks;
+  options.make_ops = MakeOps;
+  return options;
+}
+
+std::unique_ptr<EngineGroup> Start(const EngineGroup::Options& options) {
+  absl::StatusOr<std::unique_ptr<EngineGroup>> group = EngineGroup::Start(options);
+  EXPECT_TRUE(group.ok()) << group.status();
+  return *std::move(group);
+}
+
+/// Sixteen sequences that differ in everything a client may choose.
+std::vector<v1::Submit> VariedSubmits(const char* family) {
+  const bool bidirectional = std::string(family) == "llada";
+  std::vector<v1::Submit> submits;
+  for (uint32_t i = 0; i < 16; ++i) {
+    const PhiloxWords roll = Philox(20, i, 0, 0, 0);
+    std::vector<TokenId> prompt;
+    for (uint32_t p = 0; p < 1 + roll.w[0] % 40; ++p)
+      prompt.push_back(static_cast<TokenId>(Philox(21, i, p, 0, 0).w[0] % 249));
+    v1::Submit submit = MakeSubmit(i + 1, prompt, 1 + roll.w[1] % 24, {249});
+    v1::ResolvedSampling& sampling = *submit.mutable_sampling();
+    sampling.set_temperature(i % 2 == 0 ? 0.0f : 0.9f);
+    sampling.set_seed(roll.w[2]);
+    if (i % 4 == 1) sampling.set_top_k(20);
+    if (i % 4 == 3) sampling.set_top_p(0.8f);
+    submit.mutable_decoding()->set_policy(static_cast<v1::Policy>(i % 5));
+    submit.mutable_decoding()->set_threshold(0.6f);
+    if (bidirectional && i % 3 == 0) submit.mutable_decoding()->set_guidance_scale(0.5f);
+    submits.push_back(submit);
+  }
+  return submits;
+}
+
+/// Everything a client could see, bits included, in the order it happened.
+std::string Bytes(const Transcript& transcript) {
+  std::string bytes;
+  for (v1::SequenceUpdate update : transcript.updates) {
+    update.set_sequence_id(0);
+    update.mutable_end()->clear_queue_seconds();
+    update.mutable_end()->clear_prefill_seconds();
+    update.mutable_end()->clear_decode_seconds();
+    bytes += update.SerializeAsString();
+  }
+  return bytes;
+}
+
+class EngineFamilyTest : public testing::TestWithParam<const char*> {};
+
+// Same request, same bytes: whatever shares the batch, whenever it came, however its prompt was cut.
+TEST_P(EngineFamilyTest, SixteenConcurrentSequencesGiveTheBytesThatEachGivesAlone) {
+  const std::vector<v1::Submit> submits = VariedSubmits(GetParam());
+  const std::unique_ptr<EngineGroup> alone = Start(OptionsFor(GetParam(), 1));
+  std::vector<std::string> expected;
+  size_t tokens = 0;
+  for (const v1::Submit& submit : submits) {
+    const absl::StatusOr<std::vector<Transcript>> transcripts = alone->RunAll({submit});
+    ASSERT_TRUE(transcripts.ok()) << transcripts.status();
+    expected.push_back(Bytes((*transcripts)[0]));
+    tokens += (*transcripts)[0].answer.size();
+  }
+  EXPECT_GT(tokens, 100u) << "the answers are worth comparing";
+  const int32_t rows_needed = std::string(GetParam()) == "llada" ? 160 : 8;
+  for (const auto& [rows, sequences] : {std::pair{512, 64}, {rows_needed, 16}, {rows_needed + 9, 3}}) {
+    SCOPED_TRACE(absl::StrCat(rows, " rows, ", sequences, " sequences"));
+    EngineGroup::Options options = OptionsFor(GetParam(), 1);
+    options.engine.step_rows_max = rows;
+    options.engine.sequences_max = sequences;
+    const std::unique_ptr<EngineGroup> group = Start(options);
+    for (size_t i = 0; i < submits.size(); ++i) {
+      ASSERT_TRUE(group->Submit(submits[(i * 5) % submits.size()]).ok());
+      if (i % 3 == 2) absl::SleepFor(absl::Milliseconds(Philox(rows, i, 0, 0, 0).w[0] % 3));
+    }
+    for (size_t i = 0; i < submits.size(); ++i) {
+      const absl::StatusOr<Transcript> transcript = group->Await(submits[i].sequence_id());
+      ASSERT_TRUE(transcript.ok()) << transcript.status();
+      EXPECT_EQ(Bytes(*transcript), expected[i]) << "sequence " << submits[i].sequence_id();
+    }
+    EXPECT_EQ(group->leader().Load().pages_free, group->leader().Load().pages_total);
+  }
+}
+
+TEST_P(EngineFamilyTest, GroupsOfOneTwoAndFourRanksGiveTheSameTokens) {
+  const std::vector<v1::Submit> submits = VariedSubmits(GetParam());
+  std::vector<std::vector<TokenId>> expected;
+  for (const int ranks : {1, 2, 4}) {
+    SCOPED_TRACE(absl::StrCat("tp = ", ranks));
+    const std::unique_ptr<EngineGroup> group = Start(OptionsFor(GetParam(), ranks));
+    const absl::StatusOr<std::vector<Transcript>> transcripts = group->RunAll(submits);
+    ASSERT_TRUE(transcripts.ok()) << transcripts.status();
+    std::vector<std::vector<TokenId>> answers;
+    for (const Transcript& transcript : *transcripts) answers.push_back(transcript.answer);
+    if (ranks == 1) expected = answers;
+    EXPECT_EQ(answers, expected);
+    EXPECT_THAT(group->Stop(), Each(absl::OkStatus()));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, EngineFamilyTest, testing::Values("sdar", "llada"),
+                         [](const testing::TestParamInfo<const char*>& of) { return std::string(of.param); });
+
+TEST(EngineTest, SeedAndChoiceDecideASampledAnswer) {
+  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 1));
+  std::vector<v1::Submit> submits;
+  for (const auto& [seed, choice] : std::vector<std::pair<uint64_t, uint32_t>>{{1, 0}, {1, 0}, {2, 0}, {1, 1}}) {
+    v1::Submit submit = MakeSubmit(submits.size() + 1, {3, 1, 4, 1, 5}, 32);
+    submit.mutable_sampling()->set_temperature(1.5f);
+    submit.mutable_sampling()->set_seed(seed);
+    submit.set_choice(choice);
+    submits.push_back(submit);
+  }
+  const absl::StatusOr<std::vector<Transcript>> transcripts = group->RunAll(submits);
+  ASSERT_TRUE(transcripts.ok()) << transcripts.status();
+  EXPECT_EQ((*transcripts)[0].answer, (*transcripts)[1].answer);
+  EXPECT_NE((*transcripts)[0].answer, (*transcripts)[2].answer);
+  EXPECT_NE((*transcripts)[0].answer, (*transcripts)[3].answer);
+}
+
+TEST(EngineTest, WithoutProvisionalOnlyFinalTokensAreReportedAndInOrder) {
+  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 1));
+  v1::Submit shown = MakeSubmit(1, {3, 1, 4, 1, 5, 9}, 21);
+  v1::Submit quiet = shown;
+  quiet.set_sequence_id(2);
+  quiet.set_provisional(false);
+  const absl::StatusOr<std::vector<Transcript>> transcripts = group->RunAll({shown, quiet});
+  ASSERT_TRUE(transcripts.ok()) << transcripts.status();
+  EXPECT_EQ((*transcripts)[0].answer, (*transcripts)[1].answer);
+  EXPECT_EQ((*transcripts)[1].answer.size(), 21u);
+  uint32_t next = 6, border = 6;
+  for (const v1::SequenceUpdate& update : (*transcripts)[1].updates) {
+    EXPECT_GT(update.final_before(), border);
+    border = update.final_before();
+    for (const v1::Commit& commit : update.commits()) {
+      EXPECT_EQ(commit.position(), next++) << "each position once, ascending";
+      EXPECT_LT(commit.position(), border);
+    }
+  }
+  EXPECT_LT((*transcripts)[1].updates.size(), (*transcripts)[0].updates.size());
+  const v1::SequenceEnd& end = (*transcripts)[1].end;
+  EXPECT_EQ(end.reason(), v1::SequenceEnd::REASON_LENGTH);
+  EXPECT_EQ(end.completion_tokens(), 21u);
+  EXPECT_EQ(end.forwards(), (*transcripts)[0].updates.size()) << "one update a forward when provisional";
+  EXPECT_GE(end.queue_seconds(), 0.0);
+  EXPECT_GT(end.decode_seconds(), 0.0);
+}
+
+TEST(EngineTest, CancelEndsASequenceAndFreesItsPages) {
+  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 2));
+  ASSERT_TRUE(group->Submit(MakeSubmit(1, {1, 2, 3}, 3000)).ok());
+  while (group->Look(1).updates.empty()) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_LT(group->leader().Load().pages_free, group->leader().Load().pages_total);
+  group->leader().Cancel(1, 1);
+  const absl::StatusOr<Transcript> transcript = group->Await(1);
+  ASSERT_TRUE(transcript.ok()) << transcript.status();
+  EXPECT_EQ(transcript->end.reason(), v1::SequenceEnd::REASON_CANCELLED);
+  EXPECT_LT(transcript->end.completion_tokens(), 3000u);
+  while (group->leader().Load().running > 0) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_EQ(group->leader().Load().pages_free, group->leader().Load().pages_total);
+  group->leader().Cancel(1, 1);  // Of an ended sequence: nothing happens.
+  ASSERT_TRUE(group->Submit(MakeSubmit(2, {1, 2, 3}, 4)).ok());
+  EXPECT_TRUE(group->Await(2).ok());
+  EXPECT_THAT(group->Stop(), Each(absl::OkStatus()));
+}
+
+TEST(EngineTest, ABrokenStreamLosesItsSequencesAndNoOther) {
+  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 1));
+  for (uint64_t id = 1; id <= 3; ++id) ASSERT_TRUE(group->Submit(MakeSubmit(id, {1, 2}, 3000), /*stream=*/7).ok());
+  ASSERT_TRUE(group->Submit(MakeSubmit(1, {1, 2}, 60), /*stream=*/8).ok());
+  while (group->Look(1, 7).updates.empty()) absl::SleepFor(absl::Milliseconds(1));
+  group->leader().CancelStream(7);
+  const absl::StatusOr<Transcript> other = group->Await(1, 8);
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_EQ(other->end.reason(), v1::SequenceEnd::REASON_LENGTH);
+  EXPECT_FALSE(group->Look(1, 7).ended) << "nothing more goes to a broken stream";
+  while (group->leader().Load().running > 0) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_EQ(group->leader().Load().pages_free, group->leader().Load().pages_total);
+}
+
+TEST(EngineTest, MoreThanTheWaitingBoundIsRefused) {
+  EngineGroup::Options options = OptionsFor("sdar", 1);
+  options.engine.sequences_max = 1;
+  options.engine.waiting_max = 2;
+  const std::unique_ptr<EngineGroup> group = Start(options);
+  ASSERT_TRUE(group->Submit(MakeSubmit(1, {1, 2}, 3000)).ok());
+  while (group->leader().Load().running == 0) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_TRUE(group->Submit(MakeSubmit(2, {1, 2}, 4)).ok());
+  EXPECT_TRUE(group->Submit(MakeSubmit(3, {1, 2}, 4)).ok());
+  const absl::Status refused = group->Submit(MakeSubmit(4, {1, 2}, 4));
+  EXPECT_EQ(refused, absl::ResourceExhaustedError("sequences waiting (2) are at most 2"));
+  EXPECT_EQ(group->leader().Load().waiting, 2u);
+  group->leader().Cancel(1, 1);
+  EXPECT_TRUE(group->Await(2).ok());
+  EXPECT_TRUE(group->Await(3).ok());
+  EXPECT_TRUE(group->Submit(MakeSubmit(4, {1, 2}, 4)).ok());
+}
+
+TEST(EngineTest, WhatCanNeverRunIsRefusedAtOnce) {
+  EngineGroup::Options options = OptionsFor("llada", 1);
+  options.engine.step_rows_max = 64;
+  const std::unique_ptr<EngineGroup> group = Start(options);
+  EXPECT_EQ(group->Submit(MakeSubmit(1, {1, 2}, 63)),
+            absl::InvalidArgumentError("prompt_ids (2) and max_tokens (63) need 66 rows in one step, at most 64"));
+  EXPECT_EQ(group->Submit(MakeSubmit(1, {1, 250}, 8)),
+            absl::InvalidArgumentError("prompt_ids[1] (250) must be another id than the mask token's"));
+  ASSERT_TRUE(group->Submit(MakeSubmit(1, {1, 2}, 62)).ok());
+  EXPECT_EQ(group->Submit(MakeSubmit(1, {1, 2}, 8)), absl::InvalidArgumentError("sequence_id (1) is in use"));
+}
+
+TEST(EngineTest, RanksThatDecideDifferentlyStopTheGroup) {
+  EngineGroup::Options options = OptionsFor("sdar", 2);
+  options.vary = [](int rank, EngineOptions& engine) { engine.step_rows_max = rank == 0 ? 64 : 32; };
+  const std::unique_ptr<EngineGroup> group = Start(options);
+  ASSERT_TRUE(group->Submit(MakeSubmit(1, std::vector<TokenId>(60, 7), 64)).ok());
+  const std::vector<absl::Status> statuses = group->Join();
+  EXPECT_TRUE(std::any_of(statuses.begin(), statuses.end(),
+                          [](const absl::Status& status) {
+                            return absl::IsInternal(status) &&
+                                   status.message().find("ranks disagree") != absl::string_view::npos;
+                          }))
+      << statuses[0] << statuses[1];
+  EXPECT_TRUE(absl::IsUnavailable(group->Submit(MakeSubmit(2, {1}, 1))));
+}
+
+TEST(EngineTest, ALostRankEndsEveryEngineWithUnavailable) {
+  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 2));
+  ASSERT_TRUE(group->Submit(MakeSubmit(1, {1, 2}, 3000)).ok());
+  while (group->Look(1).updates.empty()) absl::SleepFor(absl::Milliseconds(1));
+  group->Break();
+  for (const absl::Status& status : group->Join()) EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+}
+
+TEST(EngineTest, AnIdleGroupBeatsAndStaysAlive) {
+  EngineGroup::Options options = OptionsFor("sdar", 2);
+  options.engine.idle_beat = absl::Milliseconds(50);
+  options.engine.peer_timeout = absl::Milliseconds(400);
+  const std::unique_ptr<EngineGroup> group = Start(options);
+  absl::SleepFor(absl::Milliseconds(900));
+  const absl::StatusOr<std::vector<Transcript>> transcripts = group->RunAll({MakeSubmit(1, {1, 2}, 8)});
+  EXPECT_TRUE(transcripts.ok()) << transcripts.status();
+  EXPECT_THAT(group->Stop(), Each(absl::OkStatus()));
+}
+
+TEST(EngineTest, AFollowerLeavesASilentLeader) {
+  EngineGroup::Options options = OptionsFor("sdar", 2);
+  options.engine.idle_beat = absl::Seconds(30);
+  options.engine.peer_timeout = absl::Milliseconds(200);
+  const std::unique_ptr<EngineGroup> group = Start(options);
+  const absl::Duration began = MonotonicNow();
+  while (group->failures() == 0 && MonotonicNow() < began + absl::Seconds(20)) absl::SleepFor(absl::Milliseconds(5));
+  EXPECT_LT(MonotonicNow() - began, absl::Seconds(10));
+  const std::vector<absl::Status> statuses = group->Stop();
+  EXPECT_TRUE(absl::IsUnavailable(statuses[1])) << statuses[1];
+}
+
+TEST(EngineTest, ShutdownEndsEveryRankAndRefusesWhatComesLater) {
+  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 2));
+  ASSERT_TRUE(group->Submit(MakeSubmit(1, {1, 2}, 3000)).ok());
+  EXPECT_THAT(group->Stop(), Each(absl::OkStatus()));
+  EXPECT_TRUE(absl::IsUnavailable(group->Submit(MakeSubmit(2, {1, 2}, 8))));
+}
+
+}  // namespace
+}  // namespace quicksilver
