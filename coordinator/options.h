@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "absl/status/statusor.h"
+#include "common/host_port.h"
 
 namespace quicksilver {
 
@@ -43,13 +43,5 @@ struct CoordinatorOptions {
 
 /// Reads flags, environment and file into `options`; the exit code when the program is to end now.
 std::optional<int> ReadOptions(int argc, const char* const* argv, CoordinatorOptions& options);
-
-struct HostPort {
-  std::string host;
-  uint16_t port = 0;
-};
-/// "127.0.0.1:8080" or "[::1]:8080". InvalidArgument, naming `flag` and the value.
-absl::StatusOr<HostPort> ParseHostPort(const std::string& flag, const std::string& value);
-bool IsLoopback(const std::string& host);
 
 }  // namespace quicksilver

@@ -1,0 +1,69 @@
+#include "worker/metrics.h"
+
+#include "common/metrics.h"
+#include "common/options.h"
+
+namespace quicksilver {
+namespace {
+
+void Raise(prometheus::Counter& counter, uint64_t value) {
+  const double more = static_cast<double>(value) - counter.Value();
+  if (more > 0) counter.Increment(more);
+}
+
+}  // namespace
+
+WorkerMetrics::WorkerMetrics(const std::string& model_name, const std::string& group_name, int page_size,
+                             uint64_t pages)
+    : labels_({{"model_name", model_name}}),
+      group_({{"group", group_name}}),
+      requests_running_(AddGauge("quicksilver_num_requests_running", "Sequences that hold KV pages.")),
+      requests_waiting_(AddGauge("quicksilver_num_requests_waiting", "Sequences that wait for a place or for pages.")),
+      kv_cache_usage_ratio_(AddGauge("quicksilver_kv_cache_usage_ratio", "KV pages in use.", {{"pool", group_name}})),
+      forward_passes_(
+          AddCounter("quicksilver_forward_passes_total", "Forward passes of the group.", {{"phase", "mixed"}})),
+      engine_steps_(AddCounter("quicksilver_engine_step_total", "Steps of the engine since the group formed.")),
+      engine_last_step_(
+          AddGauge("quicksilver_engine_last_step_timestamp_seconds", "When the last step ended; 0: none yet.")),
+      up_(AddGauge("quicksilver_worker_up", "1 while the group is ready.", group_)),
+      group_size_(AddGauge("quicksilver_worker_group_size", "Ranks of the group that are there.", group_)),
+      group_size_desired_(
+          AddGauge("quicksilver_worker_group_size_desired", "Ranks that the group should have.", group_)),
+      epoch_(AddGauge("quicksilver_group_epoch", "Incarnation of the group.", group_)),
+      restarts_(AddCounter("quicksilver_worker_restarts_total", "Formations of the group but the first.", group_)) {
+  AddGauge("quicksilver_cache_config_info", "Size of the KV cache.",
+           {{"block_size", std::to_string(page_size)}, {"num_gpu_blocks", std::to_string(pages)}})
+      .Set(1);
+  AddGauge("quicksilver_build_info", "What is running.",
+           {{"version", VersionString()}, {"commit", ""}, {"cuda", ""}, {"compute_capability", ""}})
+      .Set(1);
+}
+
+std::string WorkerMetrics::Render(const WorkerReading& reading) {
+  MutexLock lock(mutex_);
+  requests_running_.Set(reading.running);
+  requests_waiting_.Set(reading.waiting);
+  const double total = static_cast<double>(reading.pages_total);
+  kv_cache_usage_ratio_.Set(total > 0 ? 1.0 - static_cast<double>(reading.pages_free) / total : 0.0);
+  Raise(forward_passes_, reading.steps);
+  Raise(engine_steps_, reading.steps);
+  engine_last_step_.Set(reading.last_step_seconds);
+  up_.Set(reading.up ? 1 : 0);
+  group_size_.Set(reading.ranks);
+  group_size_desired_.Set(reading.ranks_desired);
+  epoch_.Set(static_cast<double>(reading.epoch));
+  Raise(restarts_, reading.restarts);
+  return RenderMetrics(*registry_);
+}
+
+prometheus::Gauge& WorkerMetrics::AddGauge(const char* name, const char* help,
+                                           const std::map<std::string, std::string>& more) {
+  return prometheus::BuildGauge().Name(name).Help(help).Labels(labels_).Register(*registry_).Add(more);
+}
+
+prometheus::Counter& WorkerMetrics::AddCounter(const char* name, const char* help,
+                                               const std::map<std::string, std::string>& more) {
+  return prometheus::BuildCounter().Name(name).Help(help).Labels(labels_).Register(*registry_).Add(more);
+}
+
+}  // namespace quicksilver

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/registry.h>
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "common/mutex.h"
+
+namespace quicksilver {
+
+/// A snapshot of what the worker tells about itself.
+struct WorkerReading {
+  bool up = false;  ///< The group is ready.
+  int ranks = 0;    ///< Ranks that are there.
+  int ranks_desired = 0;
+  uint64_t epoch = 0;
+  uint64_t restarts = 0;
+  uint32_t running = 0;
+  uint32_t waiting = 0;
+  uint64_t pages_free = 0;
+  uint64_t pages_total = 0;
+  uint64_t steps = 0;
+  double last_step_seconds = 0;  ///< Unix time; 0: none yet.
+};
+
+/// Everything the worker counts (serving.md §4.2); the only place that spells the names. Thread-safe.
+class WorkerMetrics {
+ private:
+  std::shared_ptr<prometheus::Registry> registry_ = std::make_shared<prometheus::Registry>();
+  const std::map<std::string, std::string> labels_;
+
+ public:
+  WorkerMetrics(const std::string& model_name, const std::string& group_name, int page_size, uint64_t pages);
+
+  /// Takes over `reading` and returns the page in Prometheus' text format.
+  std::string Render(const WorkerReading& reading);
+
+ private:
+  prometheus::Gauge& AddGauge(const char* name, const char* help, const std::map<std::string, std::string>& more = {});
+  prometheus::Counter& AddCounter(const char* name, const char* help,
+                                  const std::map<std::string, std::string>& more = {});
+
+  const std::map<std::string, std::string> group_;
+  prometheus::Gauge& requests_running_;
+  prometheus::Gauge& requests_waiting_;
+  prometheus::Gauge& kv_cache_usage_ratio_;
+  prometheus::Counter& forward_passes_;
+  prometheus::Counter& engine_steps_;
+  prometheus::Gauge& engine_last_step_;
+  prometheus::Gauge& up_;
+  prometheus::Gauge& group_size_;
+  prometheus::Gauge& group_size_desired_;
+  prometheus::Gauge& epoch_;
+  prometheus::Counter& restarts_;
+  Mutex mutex_;  // Renderings one after the other: counters move by differences.
+};
+
+}  // namespace quicksilver

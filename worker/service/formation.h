@@ -1,0 +1,23 @@
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "worker/collectives/communicator.h"
+#include "worker/options.h"
+#include "worker/service/group_service.h"
+
+namespace quicksilver {
+
+/// The links of one rank to the others.
+struct Links {
+  std::unique_ptr<Communicator> ranks;
+  std::unique_ptr<ControlChannel> control;
+};
+
+/// Meets the other ranks at --group-address (rank 0 serves it meanwhile), compares agreements and connects.
+/// FailedPrecondition: the ranks disagree. DeadlineExceeded: one is missing. Aborted: another epoch. Unavailable: one
+/// was lost on the way, or the address cannot be bound.
+absl::StatusOr<Links> FormGroup(const WorkerOptions& options, const Agreement& agreement);
+
+}  // namespace quicksilver

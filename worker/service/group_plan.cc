@@ -1,0 +1,183 @@
+#include "worker/service/group_plan.h"
+
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/check.h"
+#include "common/log.h"
+#include "common/options.h"
+#include "common/status_macros.h"
+#include "worker/checkpoint/file.h"
+#include "worker/model/load_spec.h"
+#include "worker/model/tensor_plan.h"
+
+namespace quicksilver {
+namespace {
+
+constexpr int64_t kDefaultKvBytesMax = int64_t{1} << 30;
+constexpr int64_t kDefaultLengthMax = 4096;
+constexpr int32_t kDefaultPageMin = 16;
+constexpr int32_t kDefaultStepRows = 512;
+constexpr uint64_t kTokenizerBytesMax = 256 << 20;
+
+std::string Sha256Hex(const std::string& text) {
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned int length = 0;
+  CHECK(EVP_Digest(text.data(), text.size(), digest, &length, EVP_sha256(), nullptr) == 1);
+  return absl::BytesToHexString(absl::string_view(reinterpret_cast<const char*>(digest), length));
+}
+
+absl::StatusOr<std::string> TokenizerDigest(const std::string& directory) {
+  const absl::StatusOr<std::string> text = ReadSmallFile(directory + "/tokenizer.json", kTokenizerBytesMax);
+  if (absl::IsNotFound(text.status())) return std::string();
+  RETURN_IF_ERROR(text.status());
+  return Sha256Hex(*text);
+}
+
+size_t DataBytes(const Checkpoint& checkpoint) {
+  size_t bytes = 0;
+  for (const StoredTensor& tensor : checkpoint.tensors()) bytes += tensor.bytes;
+  return bytes;
+}
+
+bool Bidirectional(const ModelSpec& spec) { return spec.grid == BlockGrid::kAfterPrompt; }
+
+absl::StatusOr<int32_t> PageSize(const WorkerOptions& options, const ModelSpec& spec) {
+  const int32_t block = Bidirectional(spec) ? 1 : spec.block_length;
+  if (options.page_size == 0) return (kDefaultPageMin + block - 1) / block * block;
+  if (options.page_size % block != 0) {
+    return absl::OutOfRangeError(absl::StrCat("--page-size: ", options.page_size,
+                                              " is not a multiple of the model's block length (", block, ")"));
+  }
+  return options.page_size;
+}
+
+int32_t Pages(const WorkerOptions& options, const ModelSpec& spec, const RankBudget& budget, int32_t page_size) {
+  if (options.kv_pages > 0) return options.kv_pages;
+  int64_t positions = options.kv_tokens;
+  if (positions == 0) {
+    positions = options.sequences_max * std::min(spec.positions_max, kDefaultLengthMax);
+    positions = std::min(positions, kDefaultKvBytesMax / std::max<int64_t>(budget.kv_position_bytes, 1));
+  }
+  return static_cast<int32_t>(std::max<int64_t>((positions + page_size - 1) / page_size, 1));
+}
+
+absl::StatusOr<int32_t> StepRows(const WorkerOptions& options, const ModelSpec& spec) {
+  if (options.step_rows_max == 0) {
+    if (!Bidirectional(spec)) return std::max(kDefaultStepRows, spec.block_length);
+    return static_cast<int32_t>(std::clamp<int64_t>(spec.positions_max, kDefaultStepRows, kDefaultLengthMax));
+  }
+  if (options.step_rows_max < spec.block_length) {
+    return absl::OutOfRangeError(absl::StrCat("--step-rows-max: ", options.step_rows_max,
+                                              " is less than the model's block length (", spec.block_length, ")"));
+  }
+  return options.step_rows_max;
+}
+
+const char* DTypeName(DType dtype) { return dtype == DType::kF32 ? "f32" : "bf16"; }
+
+std::string Mebibytes(int64_t bytes) { return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20)); }
+
+}  // namespace
+
+absl::StatusOr<OpenModel> OpenModelForServing(const WorkerOptions& options) {
+  OpenModel model;
+  ASSIGN_OR_RETURN(model.checkpoint, Checkpoint::Open(options.model));
+  ASSIGN_OR_RETURN(model.spec, LoadModelSpec(*model.checkpoint, {.block_length = options.block_length}));
+  RETURN_IF_ERROR(CheckCheckpoint(model.spec, *model.checkpoint, options.tensor_parallel_size));
+  return model;
+}
+
+absl::StatusOr<GroupPlan> MakeGroupPlan(const WorkerOptions& options, const OpenModel& model, int cores) {
+  GroupPlan plan;
+  plan.spec = model.spec;
+  plan.activations = options.dtype == "bf16" ? DType::kBf16 : DType::kF32;
+  plan.threads = options.threads > 0 ? options.threads : std::max(1, cores / options.tensor_parallel_size);
+  ASSIGN_OR_RETURN(const Shard shard, MakeShard(plan.spec, std::max(options.rank, 0), options.tensor_parallel_size));
+  plan.budget = BudgetOf(plan.spec, shard, plan.activations);
+  ASSIGN_OR_RETURN(plan.page_size, PageSize(options, plan.spec));
+  plan.pages = Pages(options, plan.spec, plan.budget, plan.page_size);
+  ASSIGN_OR_RETURN(plan.engine.step_rows_max, StepRows(options, plan.spec));
+  int64_t length = std::min<int64_t>(plan.spec.positions_max, int64_t{plan.pages} * plan.page_size);
+  if (Bidirectional(plan.spec)) length = std::min<int64_t>(length, plan.engine.step_rows_max);
+  plan.model_length = static_cast<int32_t>(length);
+  plan.engine.sequences_max = options.sequences_max;
+  plan.engine.waiting_max = options.waiting_max;
+  plan.engine.peer_timeout = absl::Seconds(options.peer_timeout_seconds);
+  // The leader's beat must come well before its followers give it up.
+  plan.engine.idle_beat = std::min(absl::Seconds(1), plan.engine.peer_timeout / 3);
+  return plan;
+}
+
+absl::Status ReadDigests(const OpenModel& model, GroupPlan& plan) {
+  const Checkpoint& checkpoint = *model.checkpoint;
+  ASSIGN_OR_RETURN(plan.model_digest, checkpoint.Digest(/*whole=*/DataBytes(checkpoint) <= kWholeDigestBytesMax));
+  ASSIGN_OR_RETURN(plan.tokenizer_digest, TokenizerDigest(checkpoint.directory()));
+  return absl::OkStatus();
+}
+
+std::map<std::string, std::string> AgreementOf(const WorkerOptions& options, const GroupPlan& plan) {
+  return {{"model digest", plan.model_digest},
+          {"tokenizer digest", plan.tokenizer_digest},
+          {"build", VersionString()},
+          {"served model name", options.served_model_name},
+          {"tensor parallel size", absl::StrCat(options.tensor_parallel_size)},
+          {"device", options.device},
+          {"dtype", DTypeName(plan.activations)},
+          {"block length", absl::StrCat(plan.spec.block_length)},
+          {"page size", absl::StrCat(plan.page_size)},
+          {"KV pages", absl::StrCat(plan.pages)},
+          {"sequences max", absl::StrCat(plan.engine.sequences_max)},
+          {"waiting max", absl::StrCat(plan.engine.waiting_max)},
+          {"step rows max", absl::StrCat(plan.engine.step_rows_max)}};
+}
+
+v1::GroupInfo DescribeGroup(const WorkerOptions& options, const GroupPlan& plan, const std::string& kernels) {
+  v1::GroupInfo info;
+  info.set_group(options.group_name);
+  info.set_epoch(options.epoch);
+  // Page counts, threads and bounds change no byte of an answer and are left out. Deterministic is the only mode.
+  info.set_fingerprint(Sha256Hex(absl::StrCat(
+      "model=", plan.model_digest, "\nbuild=", VersionString(), "\ntp=", options.tensor_parallel_size, "\ndtype=",
+      DTypeName(plan.activations), "\nkernels=", kernels, "\nblock=", plan.spec.block_length, "\ndeterministic=1\n")));
+  info.set_model(options.served_model_name);
+  info.set_architecture(plan.spec.architecture);
+  info.set_tokenizer_digest(plan.tokenizer_digest);
+  info.set_tensor_parallel_size(static_cast<uint32_t>(options.tensor_parallel_size));
+  info.set_vocabulary(static_cast<uint32_t>(plan.spec.vocabulary));
+  info.set_mask_id(plan.spec.mask_id);
+  info.set_block_length(static_cast<uint32_t>(plan.spec.block_length));
+  info.set_max_model_len(static_cast<uint32_t>(plan.model_length));
+  info.set_sequences_max(static_cast<uint32_t>(plan.engine.sequences_max));
+  info.set_pages_total(static_cast<uint64_t>(plan.pages));
+  info.set_page_size(static_cast<uint32_t>(plan.page_size));
+  for (const TokenId id : plan.spec.stop_ids) info.add_stop_ids(id);
+  return info;
+}
+
+void LogMemoryPlan(const WorkerOptions& options, const GroupPlan& plan) {
+  const int64_t positions = int64_t{plan.pages} * plan.page_size;
+  // Hidden states, q/k/v, gate and up, normed and partial copies: an upper bound of what a step touches at once.
+  const int64_t row_elements =
+      4 * plan.spec.hidden + (plan.spec.heads + 2 * plan.spec.kv_heads) * plan.spec.head_size + 3 * plan.spec.mlp;
+  const int64_t workspace =
+      plan.engine.step_rows_max * row_elements * static_cast<int64_t>(ElementBytes(plan.activations));
+  LogInfo("memory plan", {{"rank", options.rank},
+                          {"weights", Mebibytes(plan.budget.weight_bytes)},
+                          {"kv_cache", Mebibytes(positions * plan.budget.kv_position_bytes)},
+                          {"kv_pages", plan.pages},
+                          {"page_size", plan.page_size},
+                          {"workspace_at_most", Mebibytes(workspace)},
+                          {"threads", plan.threads},
+                          {"model_length", plan.model_length},
+                          {"maximum_concurrency",
+                           absl::StrFormat("%.1f sequences of %d tokens",
+                                           static_cast<double>(positions) / plan.model_length, plan.model_length)}});
+}
+
+}  // namespace quicksilver

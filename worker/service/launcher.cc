@@ -1,0 +1,201 @@
+#include "worker/service/launcher.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/exit_codes.h"
+#include "common/log.h"
+#include "worker/service/exit_code.h"
+
+namespace quicksilver {
+namespace {
+
+// A group that lived shorter counts as a repeated failure.
+constexpr absl::Duration kServedAWhile = absl::Seconds(30);
+constexpr absl::Duration kBackoffMin = absl::Seconds(1);
+constexpr absl::Duration kBackoffMax = absl::Seconds(60);
+// The other ranks notice a loss by themselves and say so in their logs, unless they hang.
+constexpr absl::Duration kLastWords = absl::Milliseconds(500);
+
+struct RankProcess {
+  int rank = 0;
+  pid_t pid = 0;
+  int code = -1;  // Exit code, or 128 + signal; -1 while it runs.
+};
+
+class Launcher {
+ public:
+  Launcher(const WorkerOptions& options, int argc, char** argv) : options_(options), arguments_(argv, argv + argc) {
+    sigemptyset(&signals_);
+    for (const int number : {SIGTERM, SIGINT, SIGCHLD}) sigaddset(&signals_, number);
+    sigprocmask(SIG_BLOCK, &signals_, &original_mask_);
+  }
+
+  int Run() {
+    while (true) {
+      const absl::Duration start = MonotonicNow();
+      if (!StartRanks()) return kExitInternal;
+      const int code = Supervise();
+      if (stopping_ || IsFinal(code)) return code;
+      const absl::Duration delay = policy_.NextDelay(MonotonicNow() - start);
+      LogWarning("group lost, forming it again",
+                 {{"exit_code", code}, {"epoch", epoch_}, {"delay_seconds", absl::ToDoubleSeconds(delay)}});
+      if (Sleep(delay)) return kExitOk;
+      ++restarts_;
+    }
+  }
+
+ private:
+  bool StartRanks() {
+    // Higher than any before, also of a launcher that ran before this one.
+    epoch_ = std::max(epoch_ + 1, static_cast<uint64_t>(absl::ToUnixSeconds(absl::Now())));
+    ranks_.clear();
+    for (int rank = 0; rank < options_.tensor_parallel_size; ++rank) {
+      const pid_t pid = Spawn(rank);
+      if (pid < 0) {
+        LogError("cannot start a rank", {{"rank", rank}, {"error", std::strerror(errno)}});
+        Kill(SIGKILL);
+        WaitAll(absl::InfiniteDuration());
+        return false;
+      }
+      ranks_.push_back({rank, pid});
+    }
+    return true;
+  }
+
+  pid_t Spawn(int rank) {
+    std::vector<std::string> arguments = arguments_;
+    arguments.push_back(absl::StrCat("--rank=", rank));
+    arguments.push_back(absl::StrCat("--epoch=", epoch_));
+    arguments.push_back(absl::StrCat("--restarts=", restarts_));
+    // An abstract name needs no free port, and no file that could be left behind.
+    arguments.push_back(absl::StrCat("--group-address=unix-abstract:quicksilver-", getpid(), "-", epoch_));
+    std::vector<char*> pointers;
+    for (std::string& argument : arguments) pointers.push_back(argument.data());
+    pointers.push_back(nullptr);
+    const pid_t parent = getpid();
+    const pid_t pid = fork();
+    if (pid != 0) return pid;
+    // Ctrl-C on a terminal is for the launcher, which forwards it.
+    setpgid(0, 0);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(kExitGroupLost);
+    sigprocmask(SIG_SETMASK, &original_mask_, nullptr);
+    execv("/proc/self/exe", pointers.data());
+    _exit(kExitInternal);
+  }
+
+  // Until all ranks have ended. Returns the group's exit code.
+  int Supervise() {
+    absl::Duration kill_at = absl::InfiniteDuration();
+    while (Reap()) {
+      if (!stopping_ && AnyEnded()) kill_at = std::min(kill_at, MonotonicNow() + kLastWords);
+      if (MonotonicNow() >= kill_at) {
+        Kill(SIGKILL);
+        kill_at = absl::InfiniteDuration();
+      }
+      HandleSignal(std::min(kill_at - MonotonicNow(), absl::Seconds(1)));
+    }
+    return GroupCode();
+  }
+
+  // False when no rank is left.
+  bool Reap() {
+    bool left = false;
+    for (RankProcess& rank : ranks_) {
+      if (rank.code >= 0) continue;
+      int status = 0;
+      if (waitpid(rank.pid, &status, WNOHANG) != rank.pid) {
+        left = true;
+        continue;
+      }
+      rank.code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+      if (!stopping_ || rank.code != kExitOk) {
+        LogWarning("rank ended", {{"rank", rank.rank}, {"exit_code", rank.code}, {"epoch", epoch_}});
+      }
+    }
+    return left;
+  }
+
+  bool AnyEnded() const {
+    return std::any_of(ranks_.begin(), ranks_.end(), [](const RankProcess& rank) { return rank.code >= 0; });
+  }
+
+  // What needs a person wins over what is a consequence; the ranks that were killed here say nothing.
+  int GroupCode() const {
+    int code = kExitOk;
+    for (const RankProcess& rank : ranks_) {
+      if (IsFinal(rank.code)) return rank.code;
+      if (rank.code != kExitOk) code = std::max(code, rank.code < 128 ? rank.code : static_cast<int>(kExitGroupLost));
+    }
+    if (killed_by_signal_ != 0) return 128 + killed_by_signal_;
+    return code;
+  }
+
+  void Kill(int number) {
+    for (const RankProcess& rank : ranks_) {
+      if (rank.code < 0) kill(rank.pid, number);
+    }
+  }
+
+  void HandleSignal(absl::Duration wait) {
+    const timespec bound = absl::ToTimespec(std::max(wait, absl::ZeroDuration()));
+    const int number = sigtimedwait(&signals_, nullptr, &bound);
+    if (number != SIGTERM && number != SIGINT) return;
+    if (stopping_) {
+      LogWarning("second signal: killing the ranks", {{"signal", number}});
+      killed_by_signal_ = number;
+      Kill(SIGKILL);
+      return;
+    }
+    LogInfo("stopping", {{"signal", number}});
+    stopping_ = true;
+    Kill(SIGTERM);
+  }
+
+  void WaitAll(absl::Duration bound) {
+    const absl::Duration end = MonotonicNow() + bound;
+    while (Reap() && MonotonicNow() < end) HandleSignal(absl::Milliseconds(100));
+  }
+
+  // True when a signal says to end meanwhile.
+  bool Sleep(absl::Duration delay) {
+    const absl::Duration end = MonotonicNow() + delay;
+    ranks_.clear();
+    while (!stopping_ && MonotonicNow() < end) HandleSignal(end - MonotonicNow());
+    return stopping_;
+  }
+
+  const WorkerOptions& options_;
+  const std::vector<std::string> arguments_;
+  sigset_t signals_, original_mask_;
+  RestartPolicy policy_;
+  std::vector<RankProcess> ranks_;
+  uint64_t epoch_ = 0;
+  uint64_t restarts_ = 0;
+  bool stopping_ = false;
+  int killed_by_signal_ = 0;
+};
+
+}  // namespace
+
+absl::Duration RestartPolicy::NextDelay(absl::Duration lived) {
+  if (lived >= kServedAWhile) quick_failures_ = 0;
+  const int failures = quick_failures_++;
+  if (failures == 0) return absl::ZeroDuration();
+  return std::min(kBackoffMax, kBackoffMin * (int64_t{1} << std::min(failures - 1, 6)));
+}
+
+int RunLauncher(const WorkerOptions& options, int argc, char** argv) { return Launcher(options, argc, argv).Run(); }
+
+}  // namespace quicksilver

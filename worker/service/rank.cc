@@ -1,0 +1,210 @@
+#include "worker/service/rank.h"
+
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/http/server.h"
+#include "common/log.h"
+#include "common/metrics.h"
+#include "common/mutex.h"
+#include "common/status_macros.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "worker/engine/engine.h"
+#include "worker/service/exit_code.h"
+#include "worker/service/formation.h"
+#include "worker/service/group_plan.h"
+#include "worker/service/health_pages.h"
+#include "worker/service/worker_server.h"
+
+namespace quicksilver {
+namespace {
+
+// Lets running sequences finish when the process is told to end. Its thread is the only one that takes signals.
+class StopWatch {
+ public:
+  StopWatch(const WorkerOptions& options) : options_(options) {
+    sigemptyset(&signals_);
+    sigaddset(&signals_, SIGTERM);
+    sigaddset(&signals_, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
+    signal(SIGPIPE, SIG_IGN);
+    std::thread([this] { Watch(); }).detach();  // Waits for signals to the end of the process.
+  }
+
+  /// From now on a signal drains `engine` (leader), or is left to the leader (`server` is null).
+  void Serve(Engine* engine, WorkerServer* server) {
+    MutexLock lock(mutex_);
+    serving_ = true;
+    engine_ = engine;
+    server_ = server;
+  }
+  void Done() {
+    MutexLock lock(mutex_);
+    engine_ = nullptr;
+    server_ = nullptr;
+  }
+
+ private:
+  void Watch() {
+    int number = 0;
+    sigwait(&signals_, &number);
+    {
+      MutexLock lock(mutex_);
+      if (!serving_) {
+        LogInfo("stopped before the group had formed", {{"signal", number}});
+        _exit(kExitOk);
+      }
+      if (server_ != nullptr) {
+        LogInfo("draining", {{"signal", number}, {"seconds_max", options_.drain_timeout_seconds}});
+        server_->BeginDrain();
+      }
+    }
+    const absl::Duration end = MonotonicNow() + absl::Seconds(options_.drain_timeout_seconds);
+    while (!Idle() && MonotonicNow() < end) LeaveOnSignal(absl::Milliseconds(20));
+    {
+      MutexLock lock(mutex_);
+      if (server_ != nullptr) engine_->Shutdown();
+    }
+    while (true) LeaveOnSignal(absl::Hours(1));
+  }
+
+  bool Idle() {
+    MutexLock lock(mutex_);
+    if (server_ == nullptr) return true;
+    const EngineLoad load = engine_->Load();
+    return load.running + load.waiting == 0;
+  }
+
+  void LeaveOnSignal(absl::Duration wait) {
+    const timespec bound = absl::ToTimespec(wait);
+    const int number = sigtimedwait(&signals_, nullptr, &bound);
+    if (number <= 0) return;
+    LogWarning("second signal: leaving without draining", {{"signal", number}});
+    _exit(128 + number);
+  }
+
+  const WorkerOptions& options_;
+  sigset_t signals_;
+  Mutex mutex_;
+  bool serving_ GUARDED_BY(mutex_) = false;
+  Engine* engine_ GUARDED_BY(mutex_) = nullptr;
+  WorkerServer* server_ GUARDED_BY(mutex_) = nullptr;
+};
+
+class Rank {
+ public:
+  explicit Rank(const WorkerOptions& options) : options_(options), stop_(options) {}
+
+  int Run() {
+    if (const absl::Status status = Prepare(); !status.ok()) return End(status);
+    if (leads()) {
+      if (const absl::Status status = Listen(); !status.ok()) {
+        LogError(std::string(status.message()));
+        return kExitBind;
+      }
+    }
+    if (const absl::Status status = Form(); !status.ok()) return End(status);
+    const absl::Status status = Serve();
+    if (!status.ok()) return End(status);
+    LogInfo("stopped", {{"rank", options_.rank}});
+    return kExitOk;
+  }
+
+ private:
+  bool leads() const { return options_.rank == 0; }
+
+  absl::Status Prepare() {
+    ASSIGN_OR_RETURN(model_, OpenModelForServing(options_));
+    ASSIGN_OR_RETURN(plan_, MakeGroupPlan(options_, model_, CoresOfProcess()));
+    RETURN_IF_ERROR(ReadDigests(model_, plan_));
+    LogMemoryPlan(options_, plan_);
+    CpuOpsOptions cpu;
+    cpu.threads = plan_.threads;
+    kernels_ = absl::StrCat("tile=", cpu.tile_rows);
+    ops_ = MakeCpuOps(plan_.activations, cpu);
+    kernels_ = absl::StrCat(ops_->name(), " ", kernels_);
+    return absl::OkStatus();
+  }
+
+  absl::Status Listen() {
+    ASSIGN_OR_RETURN(server_, WorkerServer::Start(options_.listen, DescribeGroup(options_, plan_, kernels_)));
+    pages_ = std::make_unique<HealthPages>(options_, plan_, *server_);
+    return pages_->Start();
+  }
+
+  absl::Status Form() {
+    Agreement agreement = AgreementOf(options_, plan_);
+    agreement["kernels"] = kernels_;
+    ASSIGN_OR_RETURN(links_, FormGroup(options_, agreement));
+    prctl(PR_SET_DUMPABLE, 0);  // Prompts live in this process's memory. Forming needs /proc/self/fd.
+    ASSIGN_OR_RETURN(transformer_, Transformer::Load(plan_.spec, *model_.checkpoint, *ops_, *links_.ranks,
+                                                     plan_.engine.step_rows_max, plan_.pages, plan_.page_size));
+    model_.checkpoint.reset();
+    return links_.control->Barrier(absl::Seconds(options_.formation_timeout_seconds));
+  }
+
+  absl::Status Serve() {
+    const std::unique_ptr<Engine> engine =
+        Engine::Create(*transformer_, *ops_, *links_.ranks, *links_.control, plan_.engine, options_.epoch,
+                       [this](uint64_t stream, v1::StepResult result) { server_->Report(stream, std::move(result)); });
+    stop_.Serve(engine.get(), server_.get());
+    if (leads()) {
+      server_->AttachEngine(*engine);
+      LogInfo("group ready", {{"group", options_.group_name},
+                              {"listen", options_.listen},
+                              {"metrics", options_.metrics_listen},
+                              {"epoch", options_.epoch},
+                              {"ranks", options_.tensor_parallel_size},
+                              {"weight_bytes", transformer_->weight_bytes()},
+                              {"kv_bytes", transformer_->kv_bytes()}});
+    }
+    const absl::Status status = engine->Run();
+    if (!status.ok()) return status;  // End() leaves without looking back.
+    stop_.Done();
+    if (leads()) {
+      server_->DetachEngine();
+      server_->Stop(absl::Seconds(1));
+    }
+    return absl::OkStatus();
+  }
+
+  // A rank that has failed must not linger: peers and coordinators learn of it by its sockets.
+  [[noreturn]] int End(const absl::Status& status) {
+    LogError(std::string(status.message()), {{"rank", options_.rank}, {"epoch", options_.epoch}});
+    _exit(ExitCodeOf(status));
+  }
+
+  const WorkerOptions& options_;
+  StopWatch stop_;  // First: blocks the signals before there are threads.
+  OpenModel model_;
+  GroupPlan plan_;
+  std::string kernels_;
+  std::unique_ptr<WorkerServer> server_;
+  std::unique_ptr<HealthPages> pages_;
+  std::unique_ptr<Ops> ops_;
+  Links links_;
+  std::unique_ptr<Transformer> transformer_;
+};
+
+}  // namespace
+
+int CoresOfProcess() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return std::max(1, CPU_COUNT(&set));
+}
+
+int RunRank(const WorkerOptions& options) { return Rank(options).Run(); }
+
+}  // namespace quicksilver
