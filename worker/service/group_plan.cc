@@ -68,13 +68,15 @@ int32_t Pages(const WorkerOptions& options, const ModelSpec& spec, const RankBud
 }
 
 absl::StatusOr<int32_t> StepRows(const WorkerOptions& options, const ModelSpec& spec) {
+  // A closed block is written by the forward that first denoises the next one (worker/decoding/sequence.h).
+  const int32_t least = Bidirectional(spec) ? 1 : 2 * spec.block_length;
   if (options.step_rows_max == 0) {
-    if (!Bidirectional(spec)) return std::max(kDefaultStepRows, spec.block_length);
+    if (!Bidirectional(spec)) return std::max(kDefaultStepRows, least);
     return static_cast<int32_t>(std::clamp<int64_t>(spec.positions_max, kDefaultStepRows, kDefaultLengthMax));
   }
-  if (options.step_rows_max < spec.block_length) {
-    return absl::OutOfRangeError(absl::StrCat("--step-rows-max: ", options.step_rows_max,
-                                              " is less than the model's block length (", spec.block_length, ")"));
+  if (options.step_rows_max < least) {
+    return absl::OutOfRangeError(absl::StrCat("--step-rows-max: ", options.step_rows_max, " is less than ", least,
+                                              ", two of the model's blocks"));
   }
   return options.step_rows_max;
 }
