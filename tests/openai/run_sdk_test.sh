@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# usage: run_sdk_test.sh PYTHON SCRIPTED_SERVER
+set -euo pipefail
+if [ ! -x "$1" ]; then
+  echo "error: $1 does not exist; tools/install_dependencies --tests makes it, QUICKSILVER_PYTHON names another" >&2
+  exit 1
+fi
+exec "$1" "$(dirname "$0")/sdk_test.py" "$2"

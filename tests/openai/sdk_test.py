@@ -1,0 +1,178 @@
+"""The unmodified openai SDK against the scripted server. usage: sdk_test.py SCRIPTED_SERVER"""
+
+import asyncio
+import subprocess
+import sys
+import time
+import unittest
+
+import openai
+
+SERVER = None
+HOSTILE = (
+    "line\nbreak\r\nlone\rreturn data: [DONE]\n\n\u2028</script>\"\\u0041\\\" "
+    "\U0001f469\u200d\U0001f467 \u0645\u0631: comment\nevent: x\n\x01\x7f"
+)
+
+
+def messages(text):
+    return [{"role": "user", "content": text}]
+
+
+class SdkTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.process = subprocess.Popen([SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        cls.url = f"http://127.0.0.1:{int(cls.process.stdout.readline().split()[1])}/v1"
+        cls.client = openai.OpenAI(base_url=cls.url, api_key="unused")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.client.close()
+        cls.process.stdin.close()
+        assert cls.process.wait(timeout=10) == 0
+        cls.process.stdout.close()
+
+    def chat(self, text, **fields):
+        return self.client.chat.completions.create(model="m", messages=messages(text), **fields)
+
+    def test_chats(self):
+        answer = self.chat("world")
+        self.assertEqual(answer.choices[0].message.content, "Hello, world!")
+        self.assertEqual(answer.choices[0].message.role, "assistant")
+        self.assertEqual(answer.choices[0].finish_reason, "stop")
+        self.assertEqual((answer.usage.prompt_tokens, answer.usage.completion_tokens), (9, 3))
+        self.assertEqual(answer.usage.total_tokens, 12)
+        self.assertEqual(answer.system_fingerprint, "fp_0123456789")
+        self.assertTrue(answer.id.startswith("chatcmpl-"))
+        self.assertTrue(answer._request_id)
+        self.assertEqual(answer.model_extra["quicksilver"], {"forwards": 2, "tokens_per_forward": 1.5})
+
+    def test_choices_are_numbered(self):
+        answer = self.chat("world", n=3)
+        self.assertEqual([choice.index for choice in answer.choices], [0, 1, 2])
+
+    def test_streams(self):
+        chunks = list(self.chat("world", stream=True, stream_options={"include_usage": True}))
+        self.assertEqual(len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}), 1)
+        self.assertEqual(chunks[0].choices[0].delta.role, "assistant")
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        self.assertEqual(text, "Hello, world!")
+        self.assertEqual([c.choices[0].finish_reason for c in chunks if c.choices][-1], "stop")
+        self.assertEqual(chunks[-1].choices, [])
+        self.assertEqual(chunks[-1].usage.total_tokens, 12)
+        self.assertEqual(chunks[1].model_extra["quicksilver"], {"step": 1, "block": 0})
+
+    def test_the_stream_helper_accumulates_every_choice(self):
+        with self.client.chat.completions.stream(model="m", messages=messages("world"), n=2) as stream:
+            events = [event.type for event in stream]
+            final = stream.get_final_completion()
+        self.assertIn("content.delta", events)
+        self.assertEqual([choice.message.content for choice in final.choices], ["Hello, world!"] * 2)
+        self.assertEqual(final.choices[1].finish_reason, "stop")
+
+    def test_the_asynchronous_client_streams(self):
+        async def run():
+            async with openai.AsyncOpenAI(base_url=self.url, api_key="unused") as client:
+                stream = await client.chat.completions.create(model="m", messages=messages("world"), stream=True)
+                return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+        self.assertEqual(asyncio.run(run()), "Hello, world!")
+
+    def test_hostile_text_arrives_unchanged(self):
+        self.assertEqual(self.chat("hostile").choices[0].message.content, HOSTILE)
+        chunks = self.chat("hostile", stream=True)
+        self.assertEqual("".join(chunk.choices[0].delta.content or "" for chunk in chunks), HOSTILE)
+
+    def test_completes(self):
+        answer = self.client.completions.create(model="m", prompt=["a", "b"], n=2, echo=True)
+        self.assertEqual([choice.text for choice in answer.choices], ["aHello, a!"] * 2 + ["bHello, b!"] * 2)
+        self.assertEqual(answer.usage.prompt_tokens, 18)
+        chunks = list(self.client.completions.create(model="m", prompt="long", stream=True))
+        self.assertEqual("".join(chunk.choices[0].text for chunk in chunks), "Hello, long!")
+        self.assertEqual(chunks[-1].choices[0].finish_reason, "length")
+        self.assertEqual(self.client.completions.create(model="m", prompt=[1, 2, 3]).object, "text_completion")
+
+    def test_lists_models(self):
+        self.assertEqual([model.id for model in self.client.models.list()], ["m", "org/name"])
+        self.assertEqual(self.client.models.retrieve("org/name").id, "org/name")
+        with self.assertRaises(openai.NotFoundError) as caught:
+            self.client.models.retrieve("none")
+        self.assertEqual(caught.exception.code, "model_not_found")
+
+    def test_errors_are_typed(self):
+        cases = [
+            (openai.BadRequestError, "invalid_value", "temperature", lambda: self.chat("x", temperature=3)),
+            (openai.BadRequestError, "context_length_exceeded", "messages", lambda: self.chat("too long")),
+            (openai.NotFoundError, "model_not_found", "model", lambda: self.client.chat.completions.create(
+                model="none", messages=messages("x"))),
+            (openai.BadRequestError, "invalid_value", "messages[0].role", lambda: self.client.chat.completions.create(
+                model="m", messages=[{"role": "robot", "content": "x"}])),
+        ]
+        for kind, code, param, call in cases:
+            with self.subTest(code=code, param=param), self.assertRaises(kind) as caught:
+                call()
+            error = caught.exception
+            self.assertEqual((error.code, error.param, error.type), (code, param, "invalid_request_error"))
+            self.assertTrue(error.request_id)
+            self.assertTrue(error.message)
+
+    def test_an_overload_is_retried_when_told(self):
+        start = time.monotonic()
+        self.assertEqual(self.chat("flaky one").choices[0].message.content, "attempt 3")
+        self.assertGreater(time.monotonic() - start, 1.9)  # Two Retry-After of one second.
+
+    def test_an_overload_is_typed_when_retries_end(self):
+        client = self.client.with_options(max_retries=0)
+        with self.assertRaises(openai.InternalServerError) as caught:
+            client.chat.completions.create(model="m", messages=messages("no worker"))
+        self.assertEqual(caught.exception.status_code, 503)
+        self.assertEqual(caught.exception.code, "no_ready_worker")
+        self.assertEqual(caught.exception.response.headers["retry-after"], "2")
+
+    def test_what_is_not_delivered_is_not_retried(self):
+        start = time.monotonic()
+        with self.assertRaises(openai.InternalServerError) as caught:
+            self.chat("x", tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}])
+        self.assertEqual((caught.exception.status_code, caught.exception.code), (501, "not_implemented"))
+        with self.assertRaises(openai.InternalServerError) as caught:
+            self.client.responses.create(model="m", input="x")
+        self.assertEqual(caught.exception.status_code, 501)
+        self.assertLess(time.monotonic() - start, 0.5)
+
+    def test_a_failure_midway_raises(self):
+        text = ""
+        with self.assertRaises(openai.APIError) as caught:
+            for chunk in self.chat("fails midway", stream=True):
+                text += chunk.choices[0].delta.content or ""
+        self.assertEqual(text, "Hello")
+        self.assertEqual((caught.exception.code, caught.exception.type), ("worker_lost", "server_error"))
+
+    def test_canvases_do_not_disturb_the_text(self):
+        fields = {"extra_body": {"quicksilver": {"canvases": True}}}
+        chunks = list(self.chat("canvas", stream=True, **fields))
+        extensions = [(chunk.model_extra or {}).get("quicksilver", {}) for chunk in chunks]
+        canvases = [extension["canvas"] for extension in extensions if "canvas" in extension]
+        self.assertEqual([[span["state"] for span in canvas] for canvas in canvases],
+                         [["masked"], ["provisional", "masked"], ["final", "provisional"]])
+        self.assertTrue(all(sum(span["tokens"] for span in canvas) == 4 for canvas in canvases))
+        text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        self.assertEqual(text, "abcdef")
+        with self.client.chat.completions.stream(model="m", messages=messages("canvas"), **fields) as stream:
+            for _ in stream:
+                pass
+            self.assertEqual(stream.get_final_completion().choices[0].message.content, "abcdef")
+
+    def test_a_diffusing_stream_replaces(self):
+        chunks = list(self.chat("canvas", stream=True, extra_body={"diffusing": True}))
+        texts = [c.choices[0].delta.content for c in chunks if c.choices[0].delta.content]
+        self.assertEqual(texts, ["\u2591" * 4, "ab" + "\u2591" * 3, "abcd", "abcdef"])
+        self.assertTrue(all(chunk.model_extra["quicksilver"]["mode"] == "replace" for chunk in chunks))
+        self.assertEqual(chunks[-1].choices[0].finish_reason, "stop")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    SERVER = sys.argv.pop(1)
+    unittest.main(verbosity=2)
