@@ -34,14 +34,16 @@ void ServeCall::Enqueue(std::unique_ptr<v1::CoordinatorMessage> message) {
 
 void ServeCall::Flush() {
   const v1::CoordinatorMessage* message = nullptr;
+  grpc::WriteOptions options;
   {
     MutexLock lock(mu_);
     if (broken_ || outgoing_ != nullptr || outbox_.empty()) return;
     outgoing_ = std::move(outbox_.front());
     outbox_.pop_front();
     message = outgoing_.get();
+    if (!outbox_.empty()) options.set_buffer_hint();  // One system call for all that waits.
   }
-  StartWrite(message);
+  StartWrite(message, options);
 }
 
 void ServeCall::OnWriteDone(bool ok) {
