@@ -264,7 +264,10 @@ Result Evaluator::EvaluateSequence(const Expression& node) {
   if (node.kind == Kind::kList) return Value(std::move(items));
   Dict dict;
   for (size_t i = 0; i < items.size(); i += 2) {
-    if (!items[i].is_text()) return absl::InvalidArgumentError("only text keys are supported");
+    // A key would lose its marks.
+    if (!items[i].is_text() || !items[i].text()->content().empty()) {
+      return absl::InvalidArgumentError("only the template's own texts can be keys");
+    }
     Put(dict, items[i].text()->text(), items[i + 1]);
   }
   return Value(std::move(dict));

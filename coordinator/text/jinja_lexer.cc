@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cctype>
+#include <charconv>
+#include <cstdint>
 #include <optional>
 #include <utility>
 
@@ -258,14 +260,15 @@ absl::Status Lexer::Escape(std::string& out) {
   }
   const size_t digits = c == 'x' ? 2 : c == 'u' ? 4 : 8;
   const std::string hex = source_.substr(std::min(at_ + 2, source_.size()), digits);
-  if (hex.size() < digits || !std::all_of(hex.begin(), hex.end(), [](unsigned char h) { return std::isxdigit(h); })) {
+  uint32_t value = 0;
+  const auto parsed = std::from_chars(hex.data(), hex.data() + hex.size(), value, 16);
+  if (hex.size() < digits || parsed.ec != std::errc() || parsed.ptr != hex.data() + hex.size()) {
     return ErrorAt(line_, "a string escape lacks hexadecimal digits");
   }
-  const unsigned long value = std::stoul(hex, nullptr, 16);
   if (value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) {
     return ErrorAt(line_, "a string escape is no Unicode character");
   }
-  AppendUtf8(static_cast<char32_t>(value), out);
+  AppendUtf8(value, out);
   Advance(at_ + 2 + digits);
   return absl::OkStatus();
 }

@@ -18,6 +18,8 @@ class Normalizer {
   /// `text`, valid UTF-8, normalized: a view of `text` itself when nothing changes, else of `storage`.
   absl::StatusOr<std::string_view> Apply(std::string_view text, std::string& storage) const;
 
+  bool empty() const { return forms_.empty(); }
+
  private:
   absl::Status Add(const nlohmann::json& spec, int depth);
 

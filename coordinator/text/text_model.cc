@@ -1,10 +1,10 @@
 #include <openssl/evp.h>
 
-#include <cstdlib>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "coordinator/text/bounded_json.h"
@@ -61,13 +61,10 @@ absl::Status AddDecoderTokens(const json& config, TokenHints& hints) {
   if (!entries->is_object()) return absl::InvalidArgumentError("added_tokens_decoder is not an object");
   for (const auto& [key, entry] : entries->items()) {
     ASSIGN_OR_RETURN(AddedToken token, ParseAddedToken(entry));
-    char* end = nullptr;
-    const long id = std::strtol(key.c_str(), &end, 10);
-    if (key.empty() || *end != '\0' || id < 0 || id >= kTokenIdsMax) {
+    if (!absl::SimpleAtoi(key, &token.id) || token.id < 0 || token.id >= kTokenIdsMax) {
       return absl::InvalidArgumentError(
           absl::StrCat("added_tokens_decoder: id \"", key, "\" is not in [0, ", kTokenIdsMax, ")"));
     }
-    token.id = static_cast<int32_t>(id);
     hints.added.push_back(std::move(token));
   }
   return absl::OkStatus();

@@ -10,9 +10,9 @@
 namespace quicksilver {
 namespace {
 
-// Composition shrinks text, by less than this: at the worst, three jamo of three bytes become a syllable of three, or
-// a letter of four bytes one of a single byte.
-constexpr size_t kNormalizationShrinkMax = 16;
+// How much shorter normalization can make a text: three jamo of three bytes become one syllable of three, a
+// mathematical letter of four bytes an ASCII one. Twice that, for safety.
+constexpr size_t kNormalizationShrinkMax = 8;
 
 }  // namespace
 
@@ -54,7 +54,8 @@ Tokenizer::Tokenizer(Parts parts)
     if (form.ok()) token_bytes_[token.id] = std::string(*form);
     normalized_finder_.Add(token, token_bytes_[token.id]);
   }
-  if (!drops_text) bytes_per_id_max_ = kNormalizationShrinkMax * token_bytes_max;
+  const size_t shrink_max = normalizer_.empty() ? 1 : kNormalizationShrinkMax;
+  if (!drops_text) bytes_per_id_max_ = shrink_max * token_bytes_max;
 }
 
 absl::Status Tokenizer::CheckSize(size_t text_bytes, size_t ids_max) const {

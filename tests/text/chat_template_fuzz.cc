@@ -1,0 +1,6 @@
+#include "tests/text/fuzz_inputs.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, size_t size) {
+  quicksilver::TryAsChatTemplate({reinterpret_cast<const char*>(data), size});
+  return 0;
+}
