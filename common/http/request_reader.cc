@@ -117,7 +117,7 @@ struct RequestReader::Impl {
     request = {};
     refusal = {};
     scanned = framing_bytes = body_bytes = 0;
-    head_done = refused = false;
+    head_done = refused = line_skipped = false;
   }
 
   State Refuse(Refusal reason) {
@@ -136,14 +136,15 @@ struct RequestReader::Impl {
   Refusal refusal;
   size_t scanned = 0;  // Of the head, by ReadHead.
   size_t framing_bytes = 0, body_bytes = 0;
-  bool head_done = false, refused = false;
+  bool head_done = false, refused = false, line_skipped = false;
 };
 
 // Finds the end of the head before the parser sees it, so that its form can be judged as it was sent.
 RequestReader::State RequestReader::Impl::ReadHead(std::string& input) {
-  if (scanned == 0) {  // One empty line before a request is no fault: RFC 9112 §2.2.
+  if (scanned == 0 && !line_skipped) {  // One empty line before a request is no fault: RFC 9112 §2.2.
     if (input == "\r") return State::kNeedsMore;
-    if (input.compare(0, 2, "\r\n") == 0) input.erase(0, 2);
+    line_skipped = input.compare(0, 2, "\r\n") == 0;
+    if (line_skipped) input.erase(0, 2);
   }
   for (; scanned < input.size(); ++scanned) {
     if (scanned >= limits.head_bytes_max) {

@@ -29,6 +29,7 @@ inline std::vector<HttpCase> HttpCases() {
       {"TrailersAreDropped", with(chunked, "1\r\na\r\n0\r\nX-Late: 1\r\n\r\n"), 200, "a"},
       {"AbsoluteFormOfTheSameHost", "POST http://A/echo HTTP/1.1\r\nHost: a\r\n\r\n", 200, ""},
       {"ALeadingEmptyLine", "\r\n" + with("", ""), 200, ""},
+      {"TwoLeadingEmptyLines", "\r\n\r\n" + with("", ""), 400},
       {"AQuery", "POST /echo?x=%zz HTTP/1.1\r\nHost: a\r\n\r\n", 200, ""},
       {"Http10WithoutHost", "POST /echo HTTP/1.0\r\nContent-Length: 1\r\n\r\na", 200, "a"},
       {"OneHundredHeaders", with(hundred, ""), 200, ""},
