@@ -7,11 +7,14 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <deque>
 #include <iostream>
-#include <map>
 #include <memory>
+#include <thread>
 
+#include "absl/time/clock.h"
 #include "common/exit_codes.h"
+#include "common/mutex.h"
 #include "common/options.h"
 #include "quicksilver/v1/inference.grpc.pb.h"
 #include "tools/canvas_view.h"
@@ -30,7 +33,11 @@ struct Options {
   int64_t seed = 0;
   double threshold = -1.0;
   int timeout_seconds = 300;
+  int frame_milliseconds = 120;
 };
+
+// Beyond so many events the terminal no longer waits between canvases: the show must not fall far behind.
+constexpr size_t kBacklogMax = 60;
 
 struct Totals {
   uint64_t tokens = 0;
@@ -56,6 +63,10 @@ std::optional<int> Parse(const std::vector<std::string>& arguments, Options& opt
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--timeout", options.timeout_seconds, "Seconds an answer may take")
       ->check(CLI::Range(1, 86400))
+      ->capture_default_str();
+  app.add_option("--frame-ms", options.frame_milliseconds,
+                 "How long the terminal shows each canvas; 0 is live. The figures are the server's, not slowed")
+      ->check(CLI::Range(0, 5000))
       ->capture_default_str();
   std::vector<const char*> argv = {"quicksilver generate"};
   for (const std::string& argument : arguments) argv.push_back(argument.c_str());
@@ -126,6 +137,43 @@ void PrintFigures(const v1::Finished& f, Totals& totals) {
   ++totals.answers;
 }
 
+/// The events of one call, read as fast as they come while the terminal shows them at a pace that eyes can follow: a
+/// client that read slowly would be sent fewer canvases.
+class EventQueue {
+ public:
+  explicit EventQueue(grpc::ClientReader<v1::GenerateEvent>& reader) : thread_([this, &reader] { ReadAll(reader); }) {}
+  ~EventQueue() { thread_.join(); }
+
+  /// False when the last event has been taken. `backlog`: events that wait behind this one.
+  bool Take(v1::GenerateEvent& event, size_t& backlog) {
+    MutexLock lock(mu_);
+    while (events_.empty() && !ended_) changed_.Wait(mu_);
+    if (events_.empty()) return false;
+    event = std::move(events_.front());
+    events_.pop_front();
+    backlog = events_.size();
+    return true;
+  }
+
+ private:
+  void ReadAll(grpc::ClientReader<v1::GenerateEvent>& reader) {
+    for (v1::GenerateEvent event; reader.Read(&event);) {
+      MutexLock lock(mu_);
+      events_.push_back(std::move(event));
+      changed_.NotifyOne();
+    }
+    MutexLock lock(mu_);
+    ended_ = true;
+    changed_.NotifyOne();
+  }
+
+  Mutex mu_;
+  CondVar changed_;
+  std::deque<v1::GenerateEvent> events_ GUARDED_BY(mu_);
+  bool ended_ GUARDED_BY(mu_) = false;
+  std::thread thread_;
+};
+
 grpc::Status Ask(v1::Inference::Stub& stub, const Options& options, const std::string& prompt, Totals& totals) {
   grpc::ClientContext context;
   context.set_deadline(SecondsFromNow(options.timeout_seconds));
@@ -133,15 +181,20 @@ grpc::Status Ask(v1::Inference::Stub& stub, const Options& options, const std::s
   Write(prompt + "\n");
   CanvasView view = TerminalView();
   std::string text;
-  for (v1::GenerateEvent event; reader->Read(&event);) {
-    if (event.has_delta()) {
-      text += event.delta().text();
-      if (options.plain) Write(event.delta().text());
-    } else if (event.has_canvas() && !options.plain) {
-      Write(view.Draw(Spans(event.canvas())));
-    } else if (event.has_finished()) {
-      Write(options.plain ? "\n" : view.Finish({{SpanLook::kFinal, text, 0}}));
-      PrintFigures(event.finished(), totals);
+  {
+    EventQueue events(*reader);
+    size_t backlog = 0;
+    for (v1::GenerateEvent event; events.Take(event, backlog);) {
+      if (event.has_delta()) {
+        text += event.delta().text();
+        if (options.plain) Write(event.delta().text());
+      } else if (event.has_canvas() && !options.plain) {
+        Write(view.Draw(Spans(event.canvas())));
+        if (backlog < kBacklogMax) absl::SleepFor(absl::Milliseconds(options.frame_milliseconds));
+      } else if (event.has_finished()) {
+        Write(options.plain ? "\n" : view.Finish({{SpanLook::kFinal, text, 0}}));
+        PrintFigures(event.finished(), totals);
+      }
     }
   }
   return reader->Finish();

@@ -24,7 +24,7 @@ struct InferenceOptions {
   int tokenizer_threads = 2;
   size_t tokenizer_queue_max = 1024;
   size_t tokenizer_queue_bytes_max = 256 << 20;
-  absl::Duration canvas_interval = absl::Milliseconds(20);
+  absl::Duration canvas_interval;  ///< Least time between canvases while no block closes: every step has one.
 };
 
 /// The coordinator itself, without its front ends. Outlives every Call that it gave out.

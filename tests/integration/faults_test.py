@@ -19,7 +19,7 @@ from cluster import COORDINATOR, DEMO, WORKER, Cluster, free_port, get, wait_for
 PROMPT = 'def solution(numbers):\n    """Return the squares of numbers."""'
 # One commit a step and no stop token: the longest stream that the demo model's context allows.
 SLOW = {"max_tokens": 320, "temperature": 2, "seed": 1, "stream": True,
-        "quicksilver": {"policy": "sequential", "canvases": True}}
+        "quicksilver": {"policy": "sequential"}}
 
 
 def open_stream(cluster, **fields):
@@ -58,14 +58,14 @@ class RankDies(unittest.TestCase):
         with Cluster(ranks=2) as cluster:
             before = cluster.chat(PROMPT, max_tokens=64)["choices"][0]["message"]["content"]
             epoch = cluster.coordinator_metric("quicksilver_group_epoch")
+            pids = cluster.worker.children()
+            self.assertEqual(len(pids), 2)
             tails = []
             for _ in range(3):
-                _, reply = open_stream(cluster)
+                _, reply = open_stream(cluster, n=8)  # Many rows a step, so that they are still running when the rank dies.
                 thread = threading.Thread(target=lambda r=reply: tails.append(r.read().decode()))
                 thread.start()
                 self.addCleanup(thread.join)
-            pids = cluster.worker.children()
-            self.assertEqual(len(pids), 2)
             killed = time.monotonic()
             os.kill(pids[rank], signal.SIGKILL)
             wait_for(lambda: len(tails) == 3, "all streams ended", 10)

@@ -60,7 +60,7 @@ void OpenAiGeneration::OnStarted(size_t prompt, const StartedEvent& event) {
     options.budget_bytes = options_.stream_budget_bytes;
     options.ping = ": ping\n\n";
     options.ping_interval = options_.ping_interval;
-    options.latest_interval = options_.canvas_interval;
+    options.latest_interval = request_.diffusing ? options_.canvas_interval : absl::ZeroDuration();
     exchange_->StartStream(std::move(head), std::move(options));
   }
   Pump();
