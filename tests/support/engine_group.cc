@@ -4,6 +4,7 @@
 #include "common/clock.h"
 #include "common/status_macros.h"
 #include "worker/checkpoint/checkpoint.h"
+#include "worker/collectives/local_communicator.h"
 #include "worker/model/load_spec.h"
 
 namespace quicksilver {
@@ -34,7 +35,7 @@ absl::StatusOr<std::unique_ptr<EngineGroup>> EngineGroup::Start(const Options& o
   for (int rank = 0; rank < options.ranks; ++rank) {
     Member& member = group->members_[static_cast<size_t>(rank)];
     member.ops = options.make_ops();
-    member.communicator = group->group_.Join(rank);
+    member.communicator = options.ranks == 1 ? MakeLocalCommunicator() : group->group_.Join(rank);
     member.control = group->control_.Join(rank);
     ASSIGN_OR_RETURN(member.model, Transformer::Load(spec, *checkpoint, *member.ops, *member.communicator,
                                                      options.engine.step_rows_max, options.pages, options.page_size));
