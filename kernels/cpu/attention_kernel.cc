@@ -126,11 +126,10 @@ QS_INLINE void GatherTile(const AttentionCall& call, const PagedAttention::Task&
   Transpose(key_rows, state.head_size, state.keys);
 }
 
-/// Adds the first `count` keys of the tile to queries [i, i + R), which all see exactly those of it.
+/// scores[r] = the dot products of query i + r with all keys of the tile.
 template <int R>
-QS_INLINE void AttendTile(const TaskState& state, int64_t i, int64_t count, float scale) {
+QS_INLINE void ScoreTile(const TaskState& state, int64_t i, Floats (*scores)[2]) {
   const float* queries = state.queries + i * state.head_size;
-  Floats scores[R][2] = {};
   for (int64_t d = 0; d < state.head_size; ++d) {
     const Floats low = simd::Load(state.keys + d * kTileKeys), high = simd::Load(state.keys + d * kTileKeys + kLanes);
     for (int r = 0; r < R; ++r) {
@@ -138,32 +137,57 @@ QS_INLINE void AttendTile(const TaskState& state, int64_t i, int64_t count, floa
       scores[r][1] += queries[r * state.head_size + d] * high;
     }
   }
+}
+
+/// sums[r] = sums[r] * rescales[r] + the weighted values, for V vectors from column c on.
+template <int R, int V>
+QS_INLINE void AddValues(const TaskState& state, int64_t i, int64_t count, int64_t c, const float (*weights)[kTileKeys],
+                         const Floats& rescales) {
+  float* const at = state.sums + i * state.padded + c;
+  Floats sums[R][V];
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v) sums[r][v] = simd::Load(at + r * state.padded + v * kLanes) * rescales[r];
+  }
+  for (int64_t j = 0; j < count; ++j) {
+    Floats values[V];
+    for (int v = 0; v < V; ++v) values[v] = simd::Load(state.values + j * state.padded + c + v * kLanes);
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < V; ++v) sums[r][v] += weights[r][j] * values[v];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v) simd::Store(at + r * state.padded + v * kLanes, sums[r][v]);
+  }
+}
+
+/// Adds the first `count` keys of the tile to queries [i, i + R), which all see exactly those of it.
+template <int R>
+QS_INLINE void AttendTile(const TaskState& state, int64_t i, int64_t count, float scale) {
+  Floats scores[R][2] = {};
+  ScoreTile<R>(state, i, scores);
   const simd::Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const Floats hidden = simd::Splat(kMinusInfinity);
   const int32_t visible = static_cast<int32_t>(count);
   float weights[R][kTileKeys];
-  float rescales[R];
+  Floats falls = {};  // By how much the largest score so far is below the new one, a query a lane.
+  float totals[R];
   for (int r = 0; r < R; ++r) {
     const Floats low = lane < visible ? scores[r][0] * scale : hidden;
     const Floats high = lane + kLanes < visible ? scores[r][1] * scale : hidden;
     const float before = state.largest[i + r];
     const float largest = std::max(before, simd::Largest(simd::Max(low, high)));
     const Floats weight_low = simd::Exp(low - largest), weight_high = simd::Exp(high - largest);
-    rescales[r] = simd::Exp(simd::Splat(before - largest))[0];
+    falls[r] = before - largest;
     state.largest[i + r] = largest;
-    state.totals[i + r] = state.totals[i + r] * rescales[r] + simd::Sum(weight_low + weight_high);
+    totals[r] = simd::Sum(weight_low + weight_high);
     simd::Store(weights[r], weight_low);
     simd::Store(weights[r] + kLanes, weight_high);
   }
-  for (int64_t c = 0; c < state.padded; c += kLanes) {
-    Floats sums[R];
-    for (int r = 0; r < R; ++r) sums[r] = simd::Load(state.sums + (i + r) * state.padded + c) * rescales[r];
-    for (int64_t j = 0; j < count; ++j) {
-      const Floats value = simd::Load(state.values + j * state.padded + c);
-      for (int r = 0; r < R; ++r) sums[r] += weights[r][j] * value;
-    }
-    for (int r = 0; r < R; ++r) simd::Store(state.sums + (i + r) * state.padded + c, sums[r]);
-  }
+  const Floats rescales = simd::Exp(falls);
+  for (int r = 0; r < R; ++r) state.totals[i + r] = state.totals[i + r] * rescales[r] + totals[r];
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= state.padded; c += 2 * kLanes) AddValues<R, 2>(state, i, count, c, weights, rescales);
+  if (c < state.padded) AddValues<R, 1>(state, i, count, c, weights, rescales);
 }
 
 /// How many keys, from position 0 on, a row of the segment sees.

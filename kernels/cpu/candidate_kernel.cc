@@ -20,7 +20,7 @@ using simd::kLanes;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// No 1 - u of UniformDraw is smaller.
-constexpr double kSmallestTail = 0x1p-53;
+constexpr float kSmallestTail = 0x1p-53f;
 
 int64_t RoundUp(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
@@ -55,9 +55,7 @@ QS_INLINE bool GuideLogits(const float* conditional, const float* unconditional,
     bad |= ~(z < simd::Splat(kInfinity));
     simd::Store(panel.values + i, z);
   }
-  int32_t any = 0;
-  for (int i = 0; i < kLanes; ++i) any |= bad[i];
-  return any == 0;
+  return !simd::Any(bad);
 }
 
 bool IsFinite(const PanelLogits& panel) {
@@ -83,10 +81,22 @@ QS_INLINE float LargestLogit(const PanelLogits& panel) {
   return simd::Largest(largest);
 }
 
-QS_INLINE PanelSums SumLogits(const PanelLogits& panel) {
-  const float largest = LargestLogit(panel);
+/// The first id that may be chosen and has this logit, as an index; panel.ids when there is none.
+QS_INLINE int64_t FirstWith(const PanelLogits& panel, float logit) {
+  for (int64_t i = 0; i < panel.ids; i += kLanes) {
+    if (!simd::Any(simd::Load(panel.values + i) == simd::Splat(logit))) continue;
+    for (int64_t k = i; k < std::min<int64_t>(panel.ids, i + kLanes); ++k) {
+      if (panel.values[k] == logit && panel.MayChoose(k)) return k;
+    }
+  }
+  return panel.ids;
+}
+
+/// `first`: an id with the largest logit. It is left out of the sums, where its 1 would swallow small terms.
+QS_INLINE PanelSums SumLogits(const PanelLogits& panel, float largest, int64_t first) {
   if (largest == -kInfinity) return {.largest = largest};
   const bool tempered = panel.request.temperature > 0.0f;
+  panel.values[first] = -kInfinity;
   Floats sum = {}, weighted_sum = {}, tempered_sum = {};
   for (int64_t i = 0; i < panel.ids; i += kLanes) {
     const Floats z = simd::Load(panel.values + i);
@@ -99,6 +109,8 @@ QS_INLINE PanelSums SumLogits(const PanelLogits& panel) {
       tempered_sum += t;
     }
   }
+  panel.values[first] = largest;
+  if (tempered) panel.tempered[first] = 1.0f;
   return {largest, simd::Sum(sum), simd::Sum(weighted_sum), simd::Sum(tempered_sum)};
 }
 
@@ -132,21 +144,12 @@ void MergeSample(const TopLogit& sample, double score, LogitLeaders* leaders) {
   leaders->sampled_score = score;
 }
 
-/// The first id that may be chosen and has this logit; panel.ids when there is none.
-int64_t FirstWith(const PanelLogits& panel, float logit) {
-  int64_t i = 0;
-  while (i < panel.ids && !(panel.values[i] == logit && panel.MayChoose(i))) ++i;
-  return i;
-}
-
-QS_INLINE void UpdateBest(const PanelLogits& panel, float largest, LogitLeaders* leaders) {
+QS_INLINE void UpdateBest(const PanelLogits& panel, float largest, int64_t first, LogitLeaders* leaders) {
   if (leaders->best_id >= 0 && largest < leaders->best_logit && largest <= leaders->second_logit) return;
-  const int64_t i = FirstWith(panel, largest);
-  if (i == panel.ids) return;
-  panel.values[i] = -kInfinity;
+  panel.values[first] = -kInfinity;
   const float second = LargestLogit(panel);
-  panel.values[i] = largest;
-  MergeBest({largest, panel.first_id + static_cast<int32_t>(i)}, second, leaders);
+  panel.values[first] = largest;
+  MergeBest({largest, panel.first_id + static_cast<int32_t>(first)}, second, leaders);
 }
 
 void UpdateTop(const PanelLogits& panel, float largest, int32_t top_count, LogitLeaders* leaders) {
@@ -163,26 +166,56 @@ void TrySample(const PanelLogits& panel, int64_t i, LogitLeaders* leaders) {
   MergeSample({panel.values[i], id}, score, leaders);
 }
 
-// Two logarithms in double for every id would cost more than the LM head. An id can only beat the score s when
-// -ln u <= e^(z/T - s), and 1 - u <= -ln u, so comparing 1 - u leaves a handful of ids to look at closely. The slack
-// covers the floats in `tempered`.
-void UpdateSample(const PanelLogits& panel, float largest, LogitLeaders* leaders) {
+QS_INLINE void MultiplyWide(uint32_t a, simd::Words b, simd::Words* low, simd::Words* high) {
+  const simd::Longs product = __builtin_convertvector(b, simd::Longs) * uint64_t{a};
+  *low = __builtin_convertvector(product, simd::Words);
+  *high = __builtin_convertvector(product >> 32, simd::Words);
+}
+
+/// The first words of Philox() for the Gumbel draws of ids [id, id + kLanes).
+QS_INLINE simd::Words FirstWords(const DrawPlace& place, uint32_t id) {
+  const simd::Words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  uint32_t k0 = static_cast<uint32_t>(place.seed), k1 = static_cast<uint32_t>(place.seed >> 32);
+  simd::Words c0 = lane + id, c1 = simd::Words{} + place.position, c2 = simd::Words{} + place.step;
+  simd::Words c3 = simd::Words{} + ((place.choice << 8) | static_cast<uint32_t>(DrawPurpose::kGumbel));
+  for (int round = 0; round < 10; ++round) {
+    simd::Words low0, high0, low1, high1;
+    MultiplyWide(0xD2511F53u, c0, &low0, &high0);
+    MultiplyWide(0xCD9E8D57u, c2, &low1, &high1);
+    c0 = high1 ^ c1 ^ k0;
+    c2 = high0 ^ c3 ^ k1;
+    c1 = low1;
+    c3 = low0;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return c0;
+}
+
+/// 1 - u can only be at most this if the id is to beat the best score s so far: -ln u <= e^(z/T - s), and
+/// 1 - u <= -ln u. To be multiplied by e^((z - largest)/T); the slack covers the floats.
+float TailMax(const PanelLogits& panel, float largest, const LogitLeaders& leaders) {
   constexpr double kSlack = 1.001;
-  const double temperature = static_cast<double>(panel.request.temperature);
-  const int64_t first = FirstWith(panel, largest);
-  if (first == panel.ids) return;
+  return static_cast<float>(kSlack *
+                            std::exp(largest / static_cast<double>(panel.request.temperature) - leaders.sampled_score));
+}
+
+// Two logarithms in double for every id would cost more than the LM head. The bound leaves a handful of ids to look at
+// closely, and the upper 32 bits of the draw are enough to tell: 1 - u is at least the complement of them.
+QS_INLINE void UpdateSample(const PanelLogits& panel, float largest, int64_t first, LogitLeaders* leaders) {
   TrySample(panel, first, leaders);
   if (largest == -kInfinity) return;
-  const auto threshold = [&] { return kSlack * std::exp(largest / temperature - leaders->sampled_score); };
-  double factor = threshold();
-  for (int64_t i = 0; i < panel.ids; ++i) {
-    const double tail_max = factor * static_cast<double>(panel.tempered[i]);
-    if (tail_max < kSmallestTail || !panel.MayChoose(i)) continue;
-    const uint32_t id = static_cast<uint32_t>(panel.first_id + i);
-    if (1.0 - UniformDraw(panel.request.place, id, DrawPurpose::kGumbel) > tail_max) continue;
-    const double before = leaders->sampled_score;
-    TrySample(panel, i, leaders);
-    if (leaders->sampled_score != before) factor = threshold();
+  float tail_max = TailMax(panel, largest, *leaders);
+  for (int64_t i = 0; i < panel.ids; i += kLanes) {
+    const Floats tails_max = simd::Load(panel.tempered + i) * tail_max;
+    if (!simd::Any(tails_max >= simd::Splat(kSmallestTail))) continue;
+    const simd::Words words = FirstWords(panel.request.place, static_cast<uint32_t>(panel.first_id + i));
+    const Floats tails_min = __builtin_convertvector(~words, Floats) * 0x1p-32f;
+    if (!simd::Any(tails_min <= tails_max)) continue;
+    for (int64_t k = i; k < std::min<int64_t>(panel.ids, i + kLanes); ++k) {
+      if (tails_min[k - i] <= tails_max[k - i] && panel.MayChoose(k)) TrySample(panel, k, leaders);
+    }
+    tail_max = TailMax(panel, largest, *leaders);
   }
 }
 
@@ -203,13 +236,16 @@ QS_MULTIVERSIONED void ReducePanel(const ReduceArguments& arguments, LogitLeader
   TakeOut(panel, panel.request.suppressed_id);
   const int64_t mask = int64_t{panel.shard.mask_id} - panel.first_id;
   if (mask >= 0 && mask < panel.ids) *arguments.mask_logit = TakeOut(panel, panel.shard.mask_id);
-  *sums = SumLogits(panel);
-  UpdateBest(panel, sums->largest, leaders);
-  UpdateTop(panel, sums->largest, arguments.top_count, leaders);
-  if (panel.request.temperature > 0.0f) UpdateSample(panel, sums->largest, leaders);
+  const float largest = LargestLogit(panel);
+  const int64_t first = FirstWith(panel, largest);
+  if (first == panel.ids) return;  // Nothing to choose from here.
+  *sums = SumLogits(panel, largest, first);
+  UpdateBest(panel, largest, first, leaders);
+  UpdateTop(panel, largest, arguments.top_count, leaders);
+  if (panel.request.temperature > 0.0f) UpdateSample(panel, largest, first, leaders);
 }
 
-/// Adds all panels and the mask, in double.
+/// Adds all panels and the mask, in double, with the 1 of every largest logit.
 void MergeSums(const PanelSums* sums, int64_t panels, float mask_logit, float temperature, Candidate* out) {
   double largest = mask_logit;
   for (int64_t p = 0; p < panels; ++p) largest = std::max<double>(largest, sums[p].largest);
@@ -220,12 +256,12 @@ void MergeSums(const PanelSums* sums, int64_t panels, float mask_logit, float te
   const auto add = [&](const PanelSums& s) {
     if (s.largest == -kInfinity) return;
     const double factor = std::exp(s.largest - largest);
-    sum += s.sum * factor;
-    weighted_sum += s.weighted_sum * factor;
-    tempered_sum += s.tempered_sum * std::exp((s.largest - largest) / divisor);
+    sum += (1.0 + s.sum) * factor;
+    weighted_sum += (double{s.largest} + s.weighted_sum) * factor;
+    tempered_sum += (1.0 + s.tempered_sum) * std::exp((s.largest - largest) / divisor);
   };
   for (int64_t p = 0; p < panels; ++p) add(sums[p]);
-  add({mask_logit, 1.0f, mask_logit, 1.0f});
+  add({.largest = mask_logit});
   out->log_sum_exp = largest + std::log(sum);
   out->mean_logit = static_cast<float>(weighted_sum / sum);
   out->tempered_log_sum_exp = temperature > 0.0f ? largest / divisor + std::log(tempered_sum) : out->log_sum_exp;

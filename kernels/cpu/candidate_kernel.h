@@ -36,7 +36,7 @@ struct LogitLeaders {
   bool finite = true;
 };
 
-/// Sums over the logits of one panel, without the mask's; they are added up in panel order.
+/// Sums over the logits of one panel without its largest and without the mask's; they are added up in panel order.
 struct PanelSums {
   float largest = 0.0f;       ///< -inf when the panel holds no logit above that; the sums are 0 then.
   float sum = 0.0f;           ///< Of e^(z - largest).

@@ -22,6 +22,7 @@ inline constexpr int kLanes = 16;
 using Floats = float __attribute__((vector_size(64)));
 using Words = uint32_t __attribute__((vector_size(64)));
 using Ints = int32_t __attribute__((vector_size(64)));
+using Longs = uint64_t __attribute__((vector_size(128)));
 using Halves = uint16_t __attribute__((vector_size(32)));
 
 QS_INLINE Floats Splat(float value) { return value - Floats{}; }
@@ -87,6 +88,12 @@ QS_INLINE float Largest(Floats v) {
   v = Max(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15));
   v = Max(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
   return v[0] > v[1] ? v[0] : v[1];
+}
+
+QS_INLINE bool Any(Ints v) {
+  int32_t any = 0;
+  for (int i = 0; i < kLanes; ++i) any |= v[i];
+  return any != 0;
 }
 
 /// e^x within 2 units in the last place (Cephes expf). 0 below -87.3, so e^-inf is exactly 0; at most 2.4e38; NaN
