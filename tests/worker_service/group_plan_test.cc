@@ -1,0 +1,99 @@
+#include "worker/service/group_plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace quicksilver {
+namespace {
+
+using ::testing::HasSubstr;
+
+class GroupPlanTest : public ::testing::Test {
+ protected:
+  GroupPlanTest() {
+    options_.model = "models/demo";
+    model_ = *OpenModelForServing(options_);
+  }
+  GroupPlan Plan(int cores = 2) { return *MakeGroupPlan(options_, model_, cores); }
+
+  WorkerOptions options_;
+  OpenModel model_;
+};
+
+TEST_F(GroupPlanTest, TheDefaultCacheHoldsEverySequenceAtFullLength) {
+  const GroupPlan plan = Plan();
+  EXPECT_EQ(int64_t{plan.pages} * plan.page_size, options_.sequences_max * model_.spec.positions_max);
+  EXPECT_EQ(plan.page_size % model_.spec.block_length, 0);
+  EXPECT_EQ(plan.model_length, model_.spec.positions_max);
+}
+
+TEST_F(GroupPlanTest, TheDefaultCacheStaysWithinOneGibibyte) {
+  options_.sequences_max = 4096;
+  const GroupPlan plan = Plan();
+  const int64_t bytes = int64_t{plan.pages} * plan.page_size * plan.budget.kv_position_bytes;
+  EXPECT_LE(bytes, (int64_t{1} << 30) + plan.page_size * plan.budget.kv_position_bytes);
+  EXPECT_GT(bytes, int64_t{900} << 20);
+}
+
+TEST_F(GroupPlanTest, KvTokensAreRoundedUpToPagesAndBoundTheModelsLength) {
+  options_.kv_tokens = 100;
+  const GroupPlan plan = Plan();
+  EXPECT_EQ(plan.pages, 7);
+  EXPECT_EQ(plan.model_length, 112);
+}
+
+TEST_F(GroupPlanTest, CoresAreSharedByTheRanks) {
+  options_.tensor_parallel_size = 2;
+  EXPECT_EQ(Plan(8).threads, 4);
+  EXPECT_EQ(Plan(1).threads, 1);
+  options_.threads = 3;
+  EXPECT_EQ(Plan(8).threads, 3);
+}
+
+TEST_F(GroupPlanTest, SizesThatDoNotFitTheBlockNameFlagValueAndBound) {
+  options_.page_size = model_.spec.block_length + 1;
+  const absl::Status page = MakeGroupPlan(options_, model_, 2).status();
+  EXPECT_TRUE(absl::IsOutOfRange(page));
+  EXPECT_THAT(std::string(page.message()), HasSubstr("--page-size: " + std::to_string(options_.page_size)));
+  options_.page_size = 0;
+  options_.step_rows_max = model_.spec.block_length - 1;
+  const absl::Status rows = MakeGroupPlan(options_, model_, 2).status();
+  EXPECT_TRUE(absl::IsOutOfRange(rows));
+  EXPECT_THAT(std::string(rows.message()), HasSubstr("--step-rows-max"));
+}
+
+TEST_F(GroupPlanTest, TheFingerprintChangesWithWhatChangesBytesAlone) {
+  GroupPlan plan = Plan();
+  ASSERT_TRUE(ReadDigests(model_, plan).ok());
+  EXPECT_EQ(plan.tokenizer_digest.size(), 64u);
+  const std::string fingerprint = DescribeGroup(options_, plan, "kernels").fingerprint();
+  EXPECT_EQ(fingerprint.size(), 64u);
+  EXPECT_NE(DescribeGroup(options_, plan, "others").fingerprint(), fingerprint);
+  WorkerOptions two = options_;
+  two.tensor_parallel_size = 2;
+  EXPECT_NE(DescribeGroup(two, plan, "kernels").fingerprint(), fingerprint);
+  GroupPlan other = plan;
+  other.model_digest[0] ^= 1;
+  EXPECT_NE(DescribeGroup(options_, other, "kernels").fingerprint(), fingerprint);
+  GroupPlan larger = plan;
+  larger.pages *= 2;
+  larger.threads = 7;
+  EXPECT_EQ(DescribeGroup(options_, larger, "kernels").fingerprint(), fingerprint);
+}
+
+TEST_F(GroupPlanTest, RanksAgreeOnEverythingThatTheSchedulerSees) {
+  const GroupPlan plan = Plan();
+  const auto agreement = AgreementOf(options_, plan);
+  GroupPlan other = plan;
+  other.pages += 1;
+  EXPECT_NE(AgreementOf(options_, other), agreement);
+  other = plan;
+  other.engine.step_rows_max += 1;
+  EXPECT_NE(AgreementOf(options_, other), agreement);
+  other = plan;
+  other.threads += 1;  // Each host has its own.
+  EXPECT_EQ(AgreementOf(options_, other), agreement);
+}
+
+}  // namespace
+}  // namespace quicksilver

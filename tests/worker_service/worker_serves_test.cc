@@ -1,0 +1,155 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/worker_service/worker_process.h"
+
+namespace quicksilver {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr absl::Duration kSoon = absl::Seconds(5);
+const std::string kModel = "--model=models/demo";
+
+std::string Ranks(int count) { return absl::StrCat("--tensor-parallel-size=", count); }
+
+TEST(WorkerServesTest, TheGroupDescribesItselfAtOnceAndThenBeatsEverySecond) {
+  WorkerProcess worker({kModel, Ranks(2), "--group-name=alpha", "--served-model-name=coder"});
+  TestCoordinator coordinator(worker.address());
+  coordinator.Hello();
+  const v1::WorkerMessage first = coordinator.Next();
+  ASSERT_TRUE(first.has_info()) << worker.process().output();
+  EXPECT_EQ(first.info().group(), "alpha");
+  EXPECT_EQ(first.info().model(), "coder");
+  EXPECT_EQ(first.info().tensor_parallel_size(), 2u);
+  EXPECT_EQ(first.info().fingerprint().size(), 64u);
+  EXPECT_EQ(first.info().tokenizer_digest().size(), 64u);
+  EXPECT_GT(first.info().epoch(), 1u);
+  ASSERT_TRUE(coordinator.AwaitReady());
+  const absl::Time start = absl::Now();
+  for (int beat = 0; beat < 2; ++beat) {
+    const v1::WorkerMessage message = coordinator.Next();
+    ASSERT_TRUE(message.has_heartbeat());
+    EXPECT_EQ(message.heartbeat().epoch(), first.info().epoch());
+    EXPECT_EQ(message.heartbeat().pages_free(), first.info().pages_total());
+  }
+  EXPECT_LT(absl::Now() - start, absl::Seconds(4));
+}
+
+TEST(WorkerServesTest, OneAndTwoRanksGiveTheSameTokens) {
+  std::vector<TestCoordinator::Answer> answers;
+  for (const int ranks : {1, 2}) {
+    WorkerProcess worker({kModel, Ranks(ranks)});
+    TestCoordinator coordinator(worker.address());
+    coordinator.Hello();
+    ASSERT_TRUE(coordinator.AwaitReady()) << worker.process().output();
+    coordinator.Submit(7, 48);
+    answers.push_back(coordinator.AwaitEnd(7));
+    ASSERT_FALSE(answers.back().lost);
+    EXPECT_GT(answers.back().end.forwards(), 0u);
+  }
+  EXPECT_EQ(answers[0].tokens, answers[1].tokens);
+  EXPECT_EQ(answers[0].end.reason(), answers[1].end.reason());
+}
+
+TEST(WorkerServesTest, ASequenceThatCanNeverRunIsRefusedWithNumbersAndTheStreamLives) {
+  WorkerProcess worker({kModel});
+  TestCoordinator coordinator(worker.address());
+  coordinator.Hello();
+  ASSERT_TRUE(coordinator.AwaitReady()) << worker.process().output();
+  coordinator.Submit(1, 1000000);
+  const TestCoordinator::Answer refused = coordinator.AwaitEnd(1);
+  EXPECT_EQ(refused.end.reason(), v1::SequenceEnd::REASON_ERROR);
+  EXPECT_EQ(refused.end.error_code(), "invalid_value");
+  EXPECT_THAT(refused.end.error_message(), HasSubstr("1000000"));
+  coordinator.Submit(2, 16);
+  EXPECT_FALSE(coordinator.AwaitEnd(2).lost);
+}
+
+TEST(WorkerServesTest, ACancelledSequenceEndsAndGivesItsPagesBack) {
+  WorkerProcess worker({kModel});
+  TestCoordinator coordinator(worker.address());
+  coordinator.Hello();
+  ASSERT_TRUE(coordinator.AwaitReady()) << worker.process().output();
+  coordinator.Submit(1, 400, "slow");
+  while (coordinator.Next().step().updates_size() == 0) {
+  }
+  coordinator.Cancel(1);
+  EXPECT_EQ(coordinator.AwaitEnd(1).end.reason(), v1::SequenceEnd::REASON_CANCELLED);
+  EXPECT_TRUE(coordinator.AwaitBeat([](const v1::Heartbeat& beat) { return beat.sequences_running() == 0; }));
+}
+
+TEST(WorkerServesTest, ACoordinatorThatDisconnectsLeavesNothingBehind) {
+  WorkerProcess worker({kModel, Ranks(2)});
+  TestCoordinator watcher(worker.address());
+  watcher.Hello();
+  ASSERT_TRUE(watcher.AwaitReady()) << worker.process().output();
+  TestCoordinator leaver(worker.address());
+  leaver.Hello();
+  const uint64_t pages = leaver.Next().info().pages_total();
+  // More than run at once and long: some still wait when the stream breaks.
+  for (uint64_t id = 1; id <= 100; ++id) leaver.Submit(id, 400, "slow");
+  ASSERT_TRUE(watcher.AwaitBeat(
+      [&](const v1::Heartbeat& beat) { return beat.sequences_running() > 0 && beat.pages_free() < pages; }));
+  leaver.Disconnect();
+  EXPECT_TRUE(watcher.AwaitBeat([&](const v1::Heartbeat& beat) {
+    return beat.pages_free() == pages && beat.sequences_running() == 0 && beat.sequences_waiting() == 0;
+  }));
+}
+
+TEST(WorkerServesTest, AStreamThatDoesNotBeginWithHelloIsEnded) {
+  WorkerProcess worker({kModel});
+  TestCoordinator coordinator(worker.address());
+  coordinator.Submit(1, 16);
+  EXPECT_EQ(coordinator.Next().message_case(), v1::WorkerMessage::MESSAGE_NOT_SET);
+  const grpc::Status status = coordinator.Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("hello"));
+}
+
+TEST(WorkerServesTest, SigtermLetsRunningSequencesFinishAndEndsWithZero) {
+  WorkerProcess worker({kModel, Ranks(2)});
+  TestCoordinator coordinator(worker.address());
+  coordinator.Hello();
+  ASSERT_TRUE(coordinator.AwaitReady()) << worker.process().output();
+  coordinator.Submit(1, 200, "slow");
+  while (coordinator.Next().step().updates_size() == 0) {
+  }
+  worker.process().Kill(SIGTERM);
+  absl::SleepFor(absl::Milliseconds(30));
+  coordinator.Submit(2, 16);
+  bool first_done = false, second_refused = false;
+  while (!first_done || !second_refused) {
+    const v1::WorkerMessage message = coordinator.Next();
+    ASSERT_NE(message.message_case(), v1::WorkerMessage::MESSAGE_NOT_SET) << worker.process().output();
+    for (const v1::SequenceUpdate& update : message.step().updates()) {
+      if (!update.has_end()) continue;
+      if (update.sequence_id() == 1) {
+        EXPECT_NE(update.end().reason(), v1::SequenceEnd::REASON_ERROR);
+        EXPECT_NE(update.end().reason(), v1::SequenceEnd::REASON_CANCELLED);
+        first_done = true;
+      } else {
+        EXPECT_EQ(update.end().error_code(), "shutting_down");
+        second_refused = true;
+      }
+    }
+  }
+  EXPECT_EQ(worker.process().Wait(kSoon), 0) << worker.process().output();
+}
+
+TEST(WorkerServesTest, ASecondSignalEndsTheProcessAtOnceAndNotWithZero) {
+  WorkerProcess worker({kModel, Ranks(2)});
+  TestCoordinator coordinator(worker.address());
+  coordinator.Hello();
+  ASSERT_TRUE(coordinator.AwaitReady()) << worker.process().output();
+  for (uint64_t id = 1; id <= 64; ++id) coordinator.Submit(id, 400, "slow");
+  while (coordinator.Next().step().updates_size() == 0) {
+  }
+  worker.process().Kill(SIGTERM);
+  ASSERT_TRUE(worker.process().WaitForOutput("draining", kSoon));
+  worker.process().Kill(SIGTERM);
+  EXPECT_EQ(worker.process().Wait(absl::Seconds(2)), 128 + SIGTERM) << worker.process().output();
+}
+
+}  // namespace
+}  // namespace quicksilver
