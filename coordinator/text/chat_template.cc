@@ -13,7 +13,7 @@ namespace {
 
 constexpr size_t kSourceBytesMax = 1 << 20;
 // Bytes touched, a step of the evaluator counted as some; about a second.
-constexpr size_t kWorkMax = size_t{2} << 30;
+constexpr size_t kWorkMax = size_t{1} << 30;
 
 // Templates may build a special token around a role ("<|" ~ role ~ "|>"), which is safe for these.
 bool IsKnownRole(const std::string& role) {

@@ -83,7 +83,7 @@ Result Arithmetic(std::string_view op, const Value& a, const Value& b, Work& wor
     return Value(std::move(joined));
   }
   if (op == "+" && a.is_list() && b.is_list()) {
-    RETURN_IF_ERROR(work.Charge((a.list()->size() + b.list()->size()) * sizeof(Value)));
+    RETURN_IF_ERROR(work.Charge((a.list()->size() + b.list()->size()) * kItemWork));
     List joined = *a.list();
     joined.insert(joined.end(), b.list()->begin(), b.list()->end());
     return Value(std::move(joined));
@@ -128,7 +128,7 @@ Result SliceOf(const Value& subject, const Value& start, const Value& stop, cons
     return Bad(absl::StrFormat("%s cannot be sliced", subject.type_name()));
   }
   const MarkedText* text = subject.text();
-  RETURN_IF_ERROR(work.Charge(text != nullptr ? 2 * text->size() : subject.list()->size() * sizeof(Value)));
+  RETURN_IF_ERROR(work.Charge(text != nullptr ? 2 * text->size() : subject.list()->size() * kItemWork));
   const int64_t length = static_cast<int64_t>(text != nullptr ? CountCodePoints(text->text()) : subject.list()->size());
   const std::optional<int64_t> step = Bound(step_value, 1);
   if (!step.has_value() || *step == 0) return Bad("a slice needs a step that is an integer and not zero");
@@ -155,7 +155,7 @@ Result RangeList(int64_t start, int64_t stop, int64_t step, Work& work) {
   List items;
   for (int64_t i = start; step > 0 ? i < stop : i > stop;) {
     if (static_cast<int64_t>(items.size()) == kRangeMax) return Bad("the range is too long");
-    RETURN_IF_ERROR(work.Charge(sizeof(Value)));
+    RETURN_IF_ERROR(work.Charge(kItemWork));
     items.emplace_back(i);
     if (__builtin_add_overflow(i, step, &i)) break;
   }

@@ -245,7 +245,7 @@ Result SplitText(const Value& subject, const std::vector<Value>& arguments, Work
     RETURN_IF_ERROR(ChargeSearch(text.size(), separator.size(), work));
     parts = Split(text, separator, cuts_max, from_right);
   }
-  RETURN_IF_ERROR(work.Charge(parts.size() * sizeof(Value)));
+  RETURN_IF_ERROR(work.Charge(parts.size() * kItemWork));
   List list;
   for (MarkedText& part : parts) list.emplace_back(std::move(part));
   return Value(std::move(list));
@@ -349,7 +349,7 @@ absl::StatusOr<Value> CallMethod(std::string_view name, const Value& subject, Ar
 absl::StatusOr<List> Items(const Value& value, Work& work) {
   List items;
   if (const List* list = value.list()) {
-    RETURN_IF_ERROR(work.Charge(list->size() * sizeof(Value)));
+    RETURN_IF_ERROR(work.Charge(list->size() * kItemWork));
     return *list;
   }
   if (const Dict* dict = value.dict()) {

@@ -12,6 +12,8 @@
 
 namespace quicksilver::jinja {
 
+constexpr size_t kItemWork = 128;  ///< What one item of a list counts for, in bytes.
+
 /// Bounds one rendering: what it does, counted in bytes touched.
 class Work {
  public:

@@ -19,7 +19,8 @@ namespace {
 using Result = absl::StatusOr<Value>;
 using Kind = Expression::Kind;
 
-constexpr size_t kStepWork = 128;  // What one step counts for, in bytes.
+constexpr size_t kStepWork = 512;  // What one step counts for, in bytes.
+constexpr size_t kOutputWork = 3;  // What one byte of output counts for: it stays, so it bounds the memory too.
 constexpr int kValueDepthMax = 32;
 constexpr size_t kNamespacesMax = 10'000;
 
@@ -125,6 +126,7 @@ absl::Status Evaluator::Print(const Statement& statement, MarkedText& out) {
   ASSIGN_OR_RETURN(const Value value, Evaluate(*statement.expression));
   const absl::StatusOr<MarkedText> text = TextOf(value, work_);
   if (!text.ok()) return AtLine(text.status(), statement.line);
+  RETURN_IF_ERROR(work_.Charge(kOutputWork * text->size()));
   out.Append(*text);
   return absl::OkStatus();
 }

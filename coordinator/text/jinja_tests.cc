@@ -113,7 +113,7 @@ absl::StatusOr<bool> IsIn(const Value& needle, const Value& haystack, Work& work
     return text->text().find(needle.text()->text()) != std::string::npos;
   }
   if (const List* list = haystack.list()) {
-    RETURN_IF_ERROR(work.Charge(list->size() * sizeof(Value)));
+    RETURN_IF_ERROR(work.Charge(list->size() * kItemWork));
     for (const Value& item : *list) {
       if (Equal(item, needle)) return true;
     }
