@@ -117,25 +117,31 @@ void GenerateCall::Push(v1::GenerateEvent event) {
 
 void GenerateCall::Pump() {
   std::optional<grpc::Status> finish;
+  grpc::WriteOptions options;
+  bool write = false;
   {
     MutexLock lock(mu_);
     if (write_began_ || finish_called_) return;
     if (!outbox_.empty()) {
+      write = true;
       writing_ = std::move(outbox_.front());
       outbox_.pop_front();
-      if (outbox_.empty()) outbox_bytes_ = 0;
       write_began_ = MonotonicNow();
-    } else if (end_) {
-      finish_called_ = true;
+    }
+    if (outbox_.empty()) {
+      outbox_bytes_ = 0;
       finish = end_;
+      finish_called_ = finish.has_value();
     } else {
-      return;
+      options.set_buffer_hint();  // One system call for all that waits.
     }
   }
-  if (finish) {
+  if (write && finish) {
+    StartWriteAndFinish(&writing_, options, *finish);
+  } else if (write) {
+    StartWrite(&writing_, options);
+  } else if (finish) {
     Finish(*finish);
-  } else {
-    StartWrite(&writing_);
   }
 }
 
