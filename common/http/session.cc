@@ -9,8 +9,9 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <cstdio>
 #include <ctime>
-#include <random>
 #include <utility>
+
+#include "common/http/random_id.h"
 
 namespace quicksilver::http {
 namespace {
@@ -30,18 +31,7 @@ bool IsValidRequestId(std::string_view id) {
   });
 }
 
-std::string NewRequestId() {
-  thread_local std::mt19937_64 generator = [] {
-    std::random_device device;
-    std::seed_seq seed{device(), device(), device(), device()};
-    return std::mt19937_64(seed);
-  }();
-  std::array<char, 40> text;
-  const int n =
-      std::snprintf(text.data(), text.size(), "req_%016llx%08llx", static_cast<unsigned long long>(generator()),
-                    static_cast<unsigned long long>(generator() >> 32));
-  return std::string(text.data(), static_cast<size_t>(n));
-}
+std::string NewRequestId() { return "req_" + RandomHex(12); }
 
 // The Date header's value, made once a second.
 const std::string& HttpDate() {

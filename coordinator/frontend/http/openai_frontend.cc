@@ -1,9 +1,8 @@
 #include "coordinator/frontend/http/openai_frontend.h"
 
-#include <cstdio>
-#include <random>
 #include <utility>
 
+#include "common/http/random_id.h"
 #include "coordinator/frontend/http/openai_generation.h"
 #include "coordinator/frontend/http/openai_reply.h"
 
@@ -15,18 +14,6 @@ constexpr char kUnknownRoute[] = "unknown";
 // Known to clients of the API, not delivered yet (serving.md §10).
 constexpr const char* kUndelivered[] = {"/responses",       "/decisions",         "/systemone",
                                         "/fim/completions", "/apply/completions", "/edit/completions"};
-
-std::string NewId(const char* prefix) {
-  thread_local std::mt19937_64 generator = [] {
-    std::random_device device;
-    std::seed_seq seed{device(), device(), device(), device()};
-    return std::mt19937_64(seed);
-  }();
-  char text[64];
-  std::snprintf(text, sizeof(text), "%s-%016llx%016llx", prefix, static_cast<unsigned long long>(generator()),
-                static_cast<unsigned long long>(generator()));
-  return text;
-}
 
 http::Response UnsupportedMediaType(const char* header) {
   return http::ErrorResponse(415, "invalid_request_error", "unsupported_media_type",
@@ -147,8 +134,9 @@ void OpenAiFrontend::Serve(OpenAiEndpoint endpoint, const std::string& route, ht
   request.body.clear();
   request.body.shrink_to_fit();
   const auto generation = std::make_shared<OpenAiGeneration>(
-      std::move(std::get<OpenAiRequest>(parsed)), NewId(endpoint == OpenAiEndpoint::kChat ? "chatcmpl" : "cmpl"), route,
-      options_, observer_, exchange);
+      std::move(std::get<OpenAiRequest>(parsed)),
+      (endpoint == OpenAiEndpoint::kChat ? "chatcmpl-" : "cmpl-") + http::RandomHex(16), route, options_, observer_,
+      exchange);
   generation->Start(inference_);
 }
 

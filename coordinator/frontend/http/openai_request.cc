@@ -271,7 +271,8 @@ std::variant<OpenAiRequest, ApiError> ReadCompletionRequest(const json& body, co
 std::variant<OpenAiRequest, ApiError> ParseOpenAiRequest(std::string_view body, OpenAiEndpoint endpoint,
                                                          const OpenAiLimits& limits) {
   json value;
-  if (const std::optional<JsonError> fault = ParseJson(body, {}, value)) {
+  // The server has bounded the body already.
+  if (const std::optional<JsonError> fault = ParseJson(body, {.bytes_max = body.size()}, value)) {
     return InvalidRequest(fault->code, "", fault->message);
   }
   if (!value.is_object()) {
