@@ -112,17 +112,18 @@ template <typename T>
 QS_INLINE void GatherTile(const AttentionCall& call, const PagedAttention::Task& task, int64_t first, int64_t count,
                           const TaskState& state) {
   const int32_t* pages = call.layout.page_table + task.segment->first_page;
-  const int64_t page_size = call.layout.page_size;
+  const int32_t page_size = call.layout.page_size;
+  int32_t page = static_cast<int32_t>(first) / page_size, offset = static_cast<int32_t>(first) % page_size;
   const T* key_rows[kTileKeys];
-  for (int64_t j = 0; j < kTileKeys; ++j) {
-    const int64_t position = first + std::min(j, count - 1);  // Keys past the end repeat the last; nobody sees them.
-    const int64_t slot = pages[position / page_size] * page_size + position % page_size;
-    key_rows[j] =
-        static_cast<const T*>(call.cache.keys.data) + slot * call.cache.keys.stride + task.kv_head * state.head_size;
-    const T* value_row = static_cast<const T*>(call.cache.values.data) + slot * call.cache.values.stride +
-                         task.kv_head * state.head_size;
-    if (j < count) Widen(value_row, state.head_size, state.values + j * state.padded);
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t slot = int64_t{pages[page]} * page_size + offset;
+    const int64_t col = task.kv_head * state.head_size;
+    key_rows[j] = static_cast<const T*>(call.cache.keys.data) + slot * call.cache.keys.stride + col;
+    const T* value_row = static_cast<const T*>(call.cache.values.data) + slot * call.cache.values.stride + col;
+    Widen(value_row, state.head_size, state.values + j * state.padded);
+    if (++offset == page_size) ++page, offset = 0;
   }
+  for (int64_t j = count; j < kTileKeys; ++j) key_rows[j] = key_rows[0];  // Any key: nobody sees these.
   Transpose(key_rows, state.head_size, state.keys);
 }
 
@@ -130,6 +131,7 @@ QS_INLINE void GatherTile(const AttentionCall& call, const PagedAttention::Task&
 template <int R>
 QS_INLINE void ScoreTile(const TaskState& state, int64_t i, Floats (*scores)[2]) {
   const float* queries = state.queries + i * state.head_size;
+  for (int r = 0; r < R; ++r) scores[r][0] = scores[r][1] = Floats{};
   for (int64_t d = 0; d < state.head_size; ++d) {
     const Floats low = simd::Load(state.keys + d * kTileKeys), high = simd::Load(state.keys + d * kTileKeys + kLanes);
     for (int r = 0; r < R; ++r) {
@@ -163,7 +165,7 @@ QS_INLINE void AddValues(const TaskState& state, int64_t i, int64_t count, int64
 /// Adds the first `count` keys of the tile to queries [i, i + R), which all see exactly those of it.
 template <int R>
 QS_INLINE void AttendTile(const TaskState& state, int64_t i, int64_t count, float scale) {
-  Floats scores[R][2] = {};
+  Floats scores[R][2];
   ScoreTile<R>(state, i, scores);
   const simd::Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const Floats hidden = simd::Splat(kMinusInfinity);
