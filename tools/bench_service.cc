@@ -8,7 +8,6 @@
 #include <cstdio>
 #include <functional>
 #include <iostream>
-#include <map>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -17,6 +16,7 @@
 #include "common/clock.h"
 #include "common/exit_codes.h"
 #include "common/options.h"
+#include "common/status_macros.h"
 #include "coordinator/text/text.h"
 #include "quicksilver/v1/inference.grpc.pb.h"
 #include "quicksilver/v1/worker.grpc.pb.h"
@@ -51,56 +51,49 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-/// Straight to the leader: one Serve stream, `streams` submissions at once.
-absl::StatusOr<Round> Direct(v1::Worker::Stub& stub, const Options& options, const std::vector<int32_t>& prompt) {
+/// The outcome of one answer.
+struct Answer {
+  double first_ms = -1;  // To the first committed token that the client saw; negative: it failed.
+  uint64_t tokens = 0;
+  uint64_t forwards = 0;
+};
+
+/// One answer straight from the leader, over a stream of its own: the client does the same work as with a coordinator.
+Answer AskWorker(v1::Worker::Stub& stub, const Options& options, const std::vector<int32_t>& prompt,
+                 const std::vector<int32_t>& stops, absl::Duration start) {
   grpc::ClientContext context;
   context.set_deadline(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_seconds(600, GPR_TIMESPAN)));
   auto call = stub.Serve(&context);
-  v1::CoordinatorMessage hello;
+  v1::CoordinatorMessage hello, submit;
   hello.mutable_hello()->set_coordinator("bench");
-  v1::WorkerMessage message;
-  if (!call->Write(hello) || !call->Read(&message) || !message.has_info()) {
-    return absl::UnavailableError("no worker answers");
-  }
-  const std::vector<int32_t> stops(message.info().stop_ids().begin(), message.info().stop_ids().end());
-  Round round;
-  std::map<uint64_t, bool> started;
-  const absl::Duration start = MonotonicNow();
-  for (int i = 0; i < options.streams; ++i) {
-    v1::CoordinatorMessage submit;
-    v1::Submit& s = *submit.mutable_submit();
-    s.set_sequence_id(static_cast<uint64_t>(i) + 1);
-    s.mutable_prompt_ids()->Assign(prompt.begin(), prompt.end());
-    s.set_max_tokens(options.max_tokens);
-    if (!options.text_model.empty()) s.mutable_stop_ids()->Assign(stops.begin(), stops.end());
-    s.mutable_sampling()->set_top_p(1.0f);
-    s.set_provisional(true);
-    call->Write(submit);
-  }
-  for (int left = options.streams; left > 0 && call->Read(&message);) {
+  v1::Submit& s = *submit.mutable_submit();
+  s.set_sequence_id(1);
+  s.mutable_prompt_ids()->Assign(prompt.begin(), prompt.end());
+  s.set_max_tokens(options.max_tokens);
+  s.mutable_stop_ids()->Assign(stops.begin(), stops.end());
+  s.mutable_sampling()->set_top_p(1.0f);
+  s.set_provisional(true);
+  Answer answer;
+  if (!call->Write(hello) || !call->Write(submit)) return answer;
+  double first = -1;
+  for (v1::WorkerMessage message; call->Read(&message);) {
     for (const v1::SequenceUpdate& update : message.step().updates()) {
-      if (update.commits_size() > 0 && !started[update.sequence_id()]) {
-        started[update.sequence_id()] = true;
-        round.first_ms.push_back(absl::ToDoubleMilliseconds(MonotonicNow() - start));
-      }
+      if (update.commits_size() > 0 && first < 0) first = absl::ToDoubleMilliseconds(MonotonicNow() - start);
       if (!update.has_end()) continue;
-      --left;
-      if (update.end().reason() == v1::SequenceEnd::REASON_ERROR)
-        return absl::InternalError(update.end().error_message());
-      round.tokens += update.end().completion_tokens();
-      round.forwards += update.end().forwards();
+      if (update.end().reason() != v1::SequenceEnd::REASON_ERROR) {
+        answer = {first, update.end().completion_tokens(), update.end().forwards()};
+      } else {
+        std::cerr << "worker: " << update.end().error_message() << "\n";
+      }
+      context.TryCancel();
     }
   }
-  round.seconds = absl::ToDoubleSeconds(MonotonicNow() - start);
-  context.TryCancel();
-  if (round.first_ms.size() != static_cast<size_t>(options.streams))
-    return absl::InternalError("a sequence had no commit");
-  return round;
+  return answer;
 }
 
-/// One answer through the coordinator; returns milliseconds to the first event that shows a committed token.
-double Ask(v1::Inference::Stub& stub, const std::string& model, const Options& options, absl::Duration start,
-           uint64_t& tokens) {
+/// One answer through the coordinator.
+Answer AskCoordinator(v1::Inference::Stub& stub, const std::string& model, const Options& options,
+                      absl::Duration start) {
   grpc::ClientContext context;
   context.set_deadline(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_seconds(600, GPR_TIMESPAN)));
   v1::GenerateRequest request;
@@ -112,40 +105,59 @@ double Ask(v1::Inference::Stub& stub, const std::string& model, const Options& o
   request.mutable_sampling()->set_temperature(0);
   request.set_canvases(true);
   auto reader = stub.Generate(&context, request);
+  Answer answer;
   double first = -1;
   for (v1::GenerateEvent event; reader->Read(&event);) {
     if (first < 0 && (event.has_canvas() || event.has_delta()))
       first = absl::ToDoubleMilliseconds(MonotonicNow() - start);
-    if (event.has_finished()) tokens = event.finished().completion_tokens();
+    if (event.has_finished()) answer = {first, event.finished().completion_tokens(), event.finished().forwards()};
   }
   const grpc::Status status = reader->Finish();
-  if (!status.ok()) {
-    std::cerr << "coordinator: " << status.error_message() << "\n";
-    return -1;
-  }
-  return first;
+  if (status.ok()) return answer;
+  std::cerr << "coordinator: " << status.error_message() << "\n";
+  return Answer();
 }
 
-absl::StatusOr<Round> Through(v1::Inference::Stub& stub, const Options& options) {
+/// All streams at once, a thread each.
+absl::StatusOr<Round> RunRound(int streams, const std::function<Answer(absl::Duration start)>& ask) {
+  std::vector<Answer> answers(static_cast<size_t>(streams));
+  std::vector<std::thread> threads;
+  const absl::Duration start = MonotonicNow();
+  for (Answer& answer : answers) threads.emplace_back([&] { answer = ask(start); });
+  for (std::thread& thread : threads) thread.join();
+  Round round;
+  round.seconds = absl::ToDoubleSeconds(MonotonicNow() - start);
+  for (const Answer& answer : answers) {
+    if (answer.first_ms < 0) return absl::InternalError("an answer failed");
+    round.first_ms.push_back(answer.first_ms);
+    round.tokens += answer.tokens;
+    round.forwards += answer.forwards;
+  }
+  return round;
+}
+
+/// The stop ids of the group's model; none when prompts are made up, so that answers run to their length.
+absl::StatusOr<std::vector<int32_t>> StopIds(v1::Worker::Stub& stub, const Options& options) {
+  grpc::ClientContext context;
+  auto call = stub.Serve(&context);
+  v1::CoordinatorMessage hello;
+  hello.mutable_hello()->set_coordinator("bench");
+  v1::WorkerMessage message;
+  if (!call->Write(hello) || !call->Read(&message) || !message.has_info()) {
+    return absl::UnavailableError("no worker answers");
+  }
+  context.TryCancel();
+  if (options.text_model.empty()) return std::vector<int32_t>();
+  return std::vector<int32_t>(message.info().stop_ids().begin(), message.info().stop_ids().end());
+}
+
+absl::StatusOr<std::string> FirstModel(v1::Inference::Stub& stub) {
   grpc::ClientContext context;
   v1::ListModelsReply models;
   if (!stub.ListModels(&context, {}, &models).ok() || models.models().empty()) {
     return absl::UnavailableError("the coordinator has no model");
   }
-  Round round;
-  round.first_ms.assign(static_cast<size_t>(options.streams), 0.0);
-  std::vector<uint64_t> tokens(round.first_ms.size());
-  std::vector<std::thread> threads;
-  const absl::Duration start = MonotonicNow();
-  for (size_t i = 0; i < round.first_ms.size(); ++i) {
-    threads.emplace_back([&, i] { round.first_ms[i] = Ask(stub, models.models(0).id(), options, start, tokens[i]); });
-  }
-  for (std::thread& thread : threads) thread.join();
-  round.seconds = absl::ToDoubleSeconds(MonotonicNow() - start);
-  for (const uint64_t t : tokens) round.tokens += t;
-  if (*std::min_element(round.first_ms.begin(), round.first_ms.end()) < 0)
-    return absl::InternalError("an answer failed");
-  return round;
+  return models.models(0).id();
 }
 
 absl::StatusOr<std::vector<int32_t>> Prompt(const Options& options) {
@@ -161,30 +173,39 @@ absl::StatusOr<std::vector<int32_t>> Prompt(const Options& options) {
 
 /// Runs the rounds of both ways in turn, so that a noisy machine disturbs both alike.
 absl::Status Measure(const Options& options) {
-  const auto prompt = Prompt(options);
-  if (!prompt.ok()) return prompt.status();
+  ASSIGN_OR_RETURN(const std::vector<int32_t> prompt, Prompt(options));
   const auto worker = v1::Worker::NewStub(grpc::CreateChannel(options.worker, grpc::InsecureChannelCredentials()));
   const auto coordinator =
       v1::Inference::NewStub(grpc::CreateChannel(options.coordinator, grpc::InsecureChannelCredentials()));
-  std::vector<double> direct_first, through_first, rates, per_forward;
+  ASSIGN_OR_RETURN(const std::vector<int32_t> stops, StopIds(*worker, options));
+  std::string model;
+  if (!options.coordinator.empty()) {
+    ASSIGN_OR_RETURN(model, FirstModel(*coordinator));
+  }
+  std::vector<double> direct_first, through_first, added, rates, per_forward;
   for (int i = -1; i < options.rounds; ++i) {  // The first round warms up.
-    const auto direct = Direct(*worker, options, *prompt);
-    if (!direct.ok()) return direct.status();
-    if (i >= 0) {
-      direct_first.push_back(Median(direct->first_ms));
-      rates.push_back(static_cast<double>(direct->tokens) / direct->seconds);
-      per_forward.push_back(static_cast<double>(direct->tokens) /
-                            static_cast<double>(std::max<uint64_t>(direct->forwards, 1)));
+    ASSIGN_OR_RETURN(const Round direct, RunRound(options.streams, [&](absl::Duration start) {
+                       return AskWorker(*worker, options, prompt, stops, start);
+                     }));
+    Round through;
+    if (!model.empty()) {
+      ASSIGN_OR_RETURN(through, RunRound(options.streams, [&](absl::Duration start) {
+                         return AskCoordinator(*coordinator, model, options, start);
+                       }));
     }
-    if (options.coordinator.empty()) continue;
-    const auto through = Through(*coordinator, options);
-    if (!through.ok()) return through.status();
-    if (i >= 0) through_first.push_back(Median(through->first_ms));
+    if (i < 0) continue;
+    direct_first.push_back(Median(direct.first_ms));
+    through_first.push_back(Median(through.first_ms));
+    added.push_back(through_first.back() - direct_first.back());
+    rates.push_back(static_cast<double>(direct.tokens) / direct.seconds);
+    per_forward.push_back(static_cast<double>(direct.tokens) /
+                          static_cast<double>(std::max<uint64_t>(direct.forwards, 1)));
   }
   std::printf(
       "{\"streams\": %d, \"rounds\": %d, \"tokens_per_second\": %.2f, \"tokens_per_forward\": %.3f, "
-      "\"direct_first_ms\": %.3f, \"through_first_ms\": %.3f}\n",
-      options.streams, options.rounds, Median(rates), Median(per_forward), Median(direct_first), Median(through_first));
+      "\"direct_first_ms\": %.3f, \"through_first_ms\": %.3f, \"added_ms\": %.3f}\n",
+      options.streams, options.rounds, Median(rates), Median(per_forward), Median(direct_first), Median(through_first),
+      Median(added));
   return absl::OkStatus();
 }
 
