@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <dirent.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -38,7 +39,30 @@ inline int FreePort() {
 class WorkerProcess {
  public:
   explicit WorkerProcess(const std::vector<std::string>& flags)
-      : address_(absl::StrCat("127.0.0.1:", FreePort())), process_(Arguments(address_, flags)) {}
+      : address_(absl::StrCat("127.0.0.1:", FreePort())),
+        pages_port_(FreePort()),
+        process_(Arguments(address_, pages_port_, flags)) {}
+
+  /// The whole reply to a GET on the metrics port; empty when nothing answers.
+  std::string Get(const std::string& path) const {
+    const int connection = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(pages_port_));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    std::string reply;
+    if (connect(connection, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) {
+      const std::string request = "GET " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+      if (write(connection, request.data(), request.size()) > 0) {
+        char bytes[4096];
+        for (ssize_t count; (count = read(connection, bytes, sizeof(bytes))) > 0;) {
+          reply.append(bytes, static_cast<size_t>(count));
+        }
+      }
+    }
+    close(connection);
+    return reply;
+  }
 
   ChildProcess& process() { return process_; }
   const std::string& address() const { return address_; }
@@ -52,16 +76,41 @@ class WorkerProcess {
   }
 
  private:
-  static std::vector<std::string> Arguments(const std::string& address, const std::vector<std::string>& flags) {
+  static std::vector<std::string> Arguments(const std::string& address, int pages_port,
+                                            const std::vector<std::string>& flags) {
     std::vector<std::string> arguments = {QUICKSILVER_WORKER, "--listen=" + address,
-                                          absl::StrCat("--metrics-listen=127.0.0.1:", FreePort())};
+                                          absl::StrCat("--metrics-listen=127.0.0.1:", pages_port)};
     arguments.insert(arguments.end(), flags.begin(), flags.end());
     return arguments;
   }
 
   const std::string address_;
+  const int pages_port_;
   ChildProcess process_;
 };
+
+/// The answer of grpc.health.v1.Health/Check: 1 serving, 2 not; -1: no such service, or nobody answers. The proto is
+/// not shipped with gRPC, but its two messages have one field each.
+inline int CheckHealth(const std::string& address, const std::string& service) {
+  grpc::GenericStub stub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(10)));
+  const std::string request = std::string("\x0a") + static_cast<char>(service.size()) + service;
+  const grpc::Slice slice(request);
+  const grpc::ByteBuffer message(&slice, 1);
+  grpc::CompletionQueue queue;
+  const auto call = stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", message, &queue);
+  grpc::ByteBuffer reply;
+  grpc::Status status;
+  call->StartCall();
+  call->Finish(&reply, &status, nullptr);
+  void* tag = nullptr;
+  bool ok = false;
+  queue.Next(&tag, &ok);
+  std::vector<grpc::Slice> slices;
+  if (!status.ok() || !reply.Dump(&slices).ok() || slices.empty() || slices[0].size() != 2) return -1;
+  return slices[0].begin()[1];
+}
 
 /// A coordinator's end of the Serve stream: one thread, every wait bounded by the call's deadline.
 class TestCoordinator {
@@ -69,7 +118,7 @@ class TestCoordinator {
   explicit TestCoordinator(const std::string& address, absl::Duration bound = absl::Seconds(60))
       : stub_(v1::Worker::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()))) {
     context_.set_wait_for_ready(true);
-    context_.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(bound));
+    context_.set_deadline(absl::ToChronoTime(absl::Now() + bound));
     stream_ = stub_->Serve(&context_);
   }
   ~TestCoordinator() { Disconnect(); }

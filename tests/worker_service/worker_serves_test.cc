@@ -97,6 +97,62 @@ TEST(WorkerServesTest, ACoordinatorThatDisconnectsLeavesNothingBehind) {
   }));
 }
 
+TEST(WorkerServesTest, HealthAndMetricsTellWhereTheGroupStands) {
+  WorkerProcess worker({kModel, Ranks(2), "--served-model-name=coder", "--group-name=alpha"});
+  TestCoordinator coordinator(worker.address());
+  coordinator.Hello();
+  ASSERT_TRUE(coordinator.AwaitReady()) << worker.process().output();
+  coordinator.Submit(1, 32);
+  ASSERT_FALSE(coordinator.AwaitEnd(1).lost);
+  for (const char* page : {"/health", "/health/live", "/health/ready"}) {
+    EXPECT_THAT(worker.Get(page), HasSubstr(" 200 ")) << page;
+  }
+  for (const char* service : {"", "liveness", "readiness"}) EXPECT_EQ(CheckHealth(worker.address(), service), 1);
+  EXPECT_EQ(CheckHealth(worker.address(), "nonsense"), -1);
+  const std::string metrics = worker.Get("/metrics");
+  for (const char* line : {"quicksilver_worker_up{model_name=\"coder\",group=\"alpha\"} 1\n",
+                           "quicksilver_worker_group_size{model_name=\"coder\",group=\"alpha\"} 2\n",
+                           "quicksilver_worker_group_size_desired{model_name=\"coder\",group=\"alpha\"} 2\n",
+                           "quicksilver_num_requests_running{model_name=\"coder\"} 0\n",
+                           "quicksilver_num_requests_waiting{model_name=\"coder\"} 0\n",
+                           "quicksilver_kv_cache_usage_ratio{model_name=\"coder\",pool=\"alpha\"} 0\n",
+                           "quicksilver_worker_restarts_total{model_name=\"coder\",group=\"alpha\"} 0\n"}) {
+    EXPECT_THAT(metrics, HasSubstr(line));
+  }
+  EXPECT_THAT(metrics, ::testing::Not(HasSubstr("quicksilver_engine_step_total{model_name=\"coder\"} 0\n")));
+}
+
+TEST(WorkerServesTest, RanksStartedByHandFormAGroupOverTcp) {
+  const std::string group = absl::StrCat("--group-address=127.0.0.1:", FreePort());
+  WorkerProcess follower({kModel, Ranks(2), "--rank=1", group, "--collective-interface=lo"});
+  WorkerProcess leader({kModel, Ranks(2), "--rank=0", group, "--collective-hostname=127.0.0.1"});
+  TestCoordinator coordinator(leader.address());
+  coordinator.Hello();
+  ASSERT_TRUE(coordinator.AwaitReady()) << leader.process().output() << follower.process().output();
+  EXPECT_EQ(CheckHealth(leader.address(), "readiness"), 1);
+  leader.process().Kill(SIGTERM);
+  EXPECT_EQ(leader.process().Wait(kSoon), 0) << leader.process().output();
+  EXPECT_EQ(follower.process().Wait(kSoon), 0) << follower.process().output();
+}
+
+// A group that still forms must not look ready anywhere.
+TEST(WorkerServesTest, AGroupWithoutAllItsRanksIsNotReady) {
+  WorkerProcess leader(
+      {kModel, Ranks(2), "--rank=0", absl::StrCat("--group-address=unix-abstract:half-a-group-", getpid())});
+  TestCoordinator coordinator(leader.address());
+  coordinator.Hello();
+  ASSERT_TRUE(coordinator.Next().has_info()) << leader.process().output();
+  for (int beat = 0; beat < 2; ++beat) EXPECT_FALSE(coordinator.Next().heartbeat().ready());
+  EXPECT_THAT(leader.Get("/health/ready"), HasSubstr(" 503 "));
+  EXPECT_THAT(leader.Get("/health/live"), HasSubstr(" 200 "));
+  EXPECT_EQ(CheckHealth(leader.address(), "readiness"), 2);
+  EXPECT_EQ(CheckHealth(leader.address(), "liveness"), 1);
+  coordinator.Submit(1, 16);
+  EXPECT_EQ(coordinator.AwaitEnd(1).end.error_code(), "worker_lost");
+  leader.process().Kill(SIGTERM);
+  EXPECT_EQ(leader.process().Wait(kSoon), 0) << leader.process().output();
+}
+
 TEST(WorkerServesTest, AStreamThatDoesNotBeginWithHelloIsEnded) {
   WorkerProcess worker({kModel});
   TestCoordinator coordinator(worker.address());

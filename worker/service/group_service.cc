@@ -3,7 +3,6 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -25,9 +24,7 @@ absl::Status FromGrpc(const grpc::Status& status) {
 }
 
 absl::Duration TimeLeft(const grpc::ServerContext& context, absl::Duration most) {
-  const auto left = context.deadline() - std::chrono::system_clock::now();
-  return std::clamp(absl::FromChrono(std::chrono::duration_cast<std::chrono::milliseconds>(left)), absl::ZeroDuration(),
-                    most);
+  return std::clamp(absl::FromChrono(context.deadline()) - absl::Now(), absl::ZeroDuration(), most);
 }
 
 // The synchronous API: at most a few dozen calls, once in a group's life, that wait for each other.
@@ -64,7 +61,7 @@ class GroupServerImpl final : public GroupServer {
 
   ~GroupServerImpl() override {
     // Answers that are on their way may leave.
-    if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+    if (server_ != nullptr) server_->Shutdown(absl::ToChronoTime(absl::Now() + absl::Seconds(1)));
   }
 
   absl::Status Listen(const std::string& address) {
@@ -137,7 +134,7 @@ class GroupClientImpl final : public GroupClient {
   static constexpr absl::Duration kAnswerMargin = absl::Seconds(2);
 
   static void SetDeadline(grpc::ClientContext& context, absl::Duration timeout) {
-    context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
+    context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
   }
 
   const std::string address_;

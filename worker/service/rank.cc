@@ -32,13 +32,16 @@ namespace {
 // Lets running sequences finish when the process is told to end. Its thread is the only one that takes signals.
 class StopWatch {
  public:
-  StopWatch(const WorkerOptions& options) : options_(options) {
+  explicit StopWatch(const WorkerOptions& options) : options_(options) {
     sigemptyset(&signals_);
-    sigaddset(&signals_, SIGTERM);
-    sigaddset(&signals_, SIGINT);
+    for (const int number : {SIGTERM, SIGINT, kWake}) sigaddset(&signals_, number);
     pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
     signal(SIGPIPE, SIG_IGN);
-    std::thread([this] { Watch(); }).detach();  // Waits for signals to the end of the process.
+    thread_ = std::thread([this] { Watch(); });
+  }
+  ~StopWatch() {
+    pthread_kill(thread_.native_handle(), kWake);
+    thread_.join();
   }
 
   /// From now on a signal drains `engine` (leader), or is left to the leader (`server` is null).
@@ -55,9 +58,12 @@ class StopWatch {
   }
 
  private:
+  static constexpr int kWake = SIGUSR1;  // Ends the thread.
+
   void Watch() {
     int number = 0;
     sigwait(&signals_, &number);
+    if (number == kWake) return;
     {
       MutexLock lock(mutex_);
       if (!serving_) {
@@ -70,12 +76,15 @@ class StopWatch {
       }
     }
     const absl::Duration end = MonotonicNow() + absl::Seconds(options_.drain_timeout_seconds);
-    while (!Idle() && MonotonicNow() < end) LeaveOnSignal(absl::Milliseconds(20));
+    while (!Idle() && MonotonicNow() < end) {
+      if (LeaveOnSignal(absl::Milliseconds(20))) return;
+    }
     {
       MutexLock lock(mutex_);
       if (server_ != nullptr) engine_->Shutdown();
     }
-    while (true) LeaveOnSignal(absl::Hours(1));
+    while (!LeaveOnSignal(absl::Hours(1))) {
+    }
   }
 
   bool Idle() {
@@ -85,16 +94,19 @@ class StopWatch {
     return load.running + load.waiting == 0;
   }
 
-  void LeaveOnSignal(absl::Duration wait) {
+  // True when the thread is to end.
+  bool LeaveOnSignal(absl::Duration wait) {
     const timespec bound = absl::ToTimespec(wait);
     const int number = sigtimedwait(&signals_, nullptr, &bound);
-    if (number <= 0) return;
+    if (number <= 0) return false;
+    if (number == kWake) return true;
     LogWarning("second signal: leaving without draining", {{"signal", number}});
     _exit(128 + number);
   }
 
   const WorkerOptions& options_;
   sigset_t signals_;
+  std::thread thread_;
   Mutex mutex_;
   bool serving_ GUARDED_BY(mutex_) = false;
   Engine* engine_ GUARDED_BY(mutex_) = nullptr;

@@ -3,7 +3,6 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 
-#include <chrono>
 #include <map>
 #include <thread>
 #include <utility>
@@ -286,7 +285,7 @@ void WorkerServerImpl::BeginDrain() {
 void WorkerServerImpl::Stop(absl::Duration grace) {
   if (server_ == nullptr) return;
   for (const auto& stream : Streams()) stream->Close({grpc::StatusCode::UNAVAILABLE, "the group is shutting down"});
-  server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(grace));
+  server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
 }
 
 }  // namespace
