@@ -89,7 +89,7 @@ LiveRequest::Applied LiveRequest::ApplyLocked(uint32_t choice, const v1::Sequenc
   Applied applied;
   for (ChoiceEvent& event : events) {
     if (const auto* finished = std::get_if<FinishedEvent>(&event)) applied.finished = *finished;
-    std::visit([this](auto& one) { pending_.emplace_back(std::move(one)); }, event);
+    pending_.push_back(std::visit([](auto& one) { return Event(std::move(one)); }, event));
   }
   if (!stream.finished()) return applied;
   applied.outcome = stream.stopped_here() ? Outcome::kStoppedHere : Outcome::kEndedByWorker;

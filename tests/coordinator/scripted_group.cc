@@ -82,8 +82,9 @@ void ScriptedGroup::Beat() {
 }
 
 template <typename T>
-std::optional<T> ScriptedGroup::Next(std::deque<T>& from) {
+std::optional<T> ScriptedGroup::Next(std::deque<T> ScriptedGroup::*member) {
   MutexLock lock(mu_);
+  std::deque<T>& from = this->*member;
   const absl::Time end = absl::Now() + absl::Seconds(10);
   while (from.empty() && absl::Now() < end) changed_.WaitFor(mu_, absl::Milliseconds(50));
   if (from.empty()) return std::nullopt;
@@ -92,8 +93,8 @@ std::optional<T> ScriptedGroup::Next(std::deque<T>& from) {
   return next;
 }
 
-std::optional<v1::Submit> ScriptedGroup::NextSubmit() { return Next(submits_); }
-std::optional<uint64_t> ScriptedGroup::NextCancel() { return Next(cancels_); }
+std::optional<v1::Submit> ScriptedGroup::NextSubmit() { return Next(&ScriptedGroup::submits_); }
+std::optional<uint64_t> ScriptedGroup::NextCancel() { return Next(&ScriptedGroup::cancels_); }
 
 bool ScriptedGroup::NothingCame() {
   MutexLock lock(mu_);

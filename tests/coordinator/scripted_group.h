@@ -46,7 +46,7 @@ class ScriptedGroup : private v1::Worker::Service {
   void BeatLoop();
   void Beat() REQUIRES_LOCK(mu_);
   template <typename T>
-  std::optional<T> Next(std::deque<T>& from);
+  std::optional<T> Next(std::deque<T> ScriptedGroup::*member);
 
   const v1::GroupInfo info_;
   int port_ = 0;
