@@ -62,9 +62,9 @@ def encode(tokenizer, task, rng, fim_share, block):
     return Example(prompt, answer, blocks - len(prompt) // block, blocks - 1)
 
 
-def groups(tokenizer, block, rows, seed, fim_share):
+def groups(tokenizer, block, rows, seed, fim_share, plain):
     """Endless lists of examples of like size with at most `rows` rows after padding."""
-    rng, stream = random.Random(seed), training_stream(seed)
+    rng, stream = random.Random(seed), training_stream(seed, plain)
     while True:
         pool = [encode(tokenizer, next(stream), rng, fim_share, block) for _ in range(POOL_TASKS)]
         pool.sort(key=lambda example: (example.noisy_blocks, example.clean_blocks))
@@ -100,7 +100,8 @@ def assemble(group, block, pad, mask_id, rng):
         length, n_noisy = example.clean_blocks * block, example.noisy_blocks * block
         full = example.prompt + example.answer
         full += [pad] * (length + block - len(full))
-        ids[e, :length], positions[e, :length], version[e, :length] = torch.tensor(full[:length]), torch.arange(length), 0
+        ids[e, :length], positions[e, :length] = torch.tensor(full[:length]), torch.arange(length)
+        version[e, :length] = 0
         start = length + block - n_noisy
         drawn = draw_masks(rng, start, len(example.prompt), example.noisy_blocks, block)
         for copy in range(VERSIONS):

@@ -209,12 +209,12 @@ def write_prompt(rng, task):
     return f"def {task.function}({', '.join(shown)}):\n    {quoted}"
 
 
-def draw(rng, language=None, template=None):
+def draw(rng, language=None, template=None, weights=None):
     """Draws one task, reserved or not; `template` is a (name, entry) pair or a pipeline's name."""
     language = language or rng.choice(["en", "en", "en", "ar", "ar"])
     if template is None:
         template = rng.choice(list(PIPELINES)) if rng.random() < PIPELINE_SHARE else rng.choices(
-            TEMPLATES, [entry.weight for _, entry in TEMPLATES])[0]
+            TEMPLATES, weights or template_weights())[0]
     if isinstance(template, str):
         task = draw_pipeline(rng, template, language)
     else:
@@ -232,10 +232,15 @@ def draw_pipeline(rng, name, language):
     return Task(name, language, function, [(argument, kind)], doc, body, taken)
 
 
-def training_stream(seed):
+def template_weights(plain=1.0):
+    """Weights of TEMPLATES; `plain` multiplies those of templates without predicates and maps."""
+    return [entry.weight * (1.0 if entry.all("use") else plain) for _, entry in TEMPLATES]
+
+
+def training_stream(seed, plain=1.0):
     """Endless stream of training tasks; reserved combinations are skipped."""
-    rng = random.Random(seed)
+    rng, weights = random.Random(seed), template_weights(plain)
     while True:
-        task = draw(rng)
+        task = draw(rng, weights=weights)
         if not task.reserved:
             yield task

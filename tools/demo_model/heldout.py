@@ -57,7 +57,8 @@ def sample_input(rng, kind, near, texts):
         return text or ("a" if kind == "nestr" else "")
     if kind in ("dict", "nedict"):
         keys = rng.sample(NOUNS, rng.randint(1, 5)) + texts
-        return {key: sample_number(rng, near) for key in rng.sample(keys, rng.randint(kind == "nedict", min(5, len(keys))))}
+        chosen = rng.sample(keys, rng.randint(kind == "nedict", min(5, len(keys))))
+        return {key: sample_number(rng, near) for key in chosen}
     raise ValueError(f"unknown kind {kind}")
 
 

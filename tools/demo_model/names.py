@@ -17,7 +17,8 @@ COMMON = {
 }
 POOL_OF_KIND = {"int": "int", "pos": "int", "small": "int", "list": "list", "nelist": "list", "words": "words",
                 "newords": "words", "str": "str", "nestr": "str", "dict": "dict", "nedict": "dict"}
-HINTS = {"int": ["int"], "list": ["list", "list[int]"], "words": ["list", "list[str]"], "str": ["str"], "dict": ["dict"]}
+HINTS = {"int": ["int"], "list": ["list", "list[int]"], "words": ["list", "list[str]"], "str": ["str"],
+         "dict": ["dict"]}
 
 NOUNS = """apple barn basket bird board book bottle bridge bus cake camera car card castle chair circle city clock cloud
 coat coin corn cup desk dog door dress engine farm field film fish flag floor flower forest frame garden gate glass gold

@@ -1,4 +1,4 @@
-"""SDAR dense network (Qwen3-like decoder, block-causal mask) in plain PyTorch, and its safetensors reader and writer."""
+"""SDAR dense network (Qwen3-like decoder, block-causal mask) in PyTorch, and its safetensors reader and writer."""
 import json
 import math
 import struct

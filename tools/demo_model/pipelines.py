@@ -74,7 +74,8 @@ def list_pipeline(maps, predicates, noun, each, variable, ends):
             return text, f"[{variable} for {variable} in result if {condition.code(variable)}]"
         if draw < 0.75:
             change = phrase(maps)
-            return change.words(rng, language, "do", say(each[language])), f"[{change.code(variable)} for {variable} in result]"
+            text = change.words(rng, language, "do", say(each[language]))
+            return text, f"[{change.code(variable)} for {variable} in result]"
         code, english, arabic = LIST_STEPS[rng.choice(list(LIST_STEPS))]
         return say(english if language == "en" else arabic), code
 
@@ -95,5 +96,6 @@ PIPELINES = {
     "steps.number": Pipeline("int", scalar_pipeline("maps", "predicates")),
     "steps.text": Pipeline("str", scalar_pipeline("string_maps", "string_predicates")),
     "steps.list": Pipeline("list", list_pipeline("maps", "predicates", "$nums", EACH, "x", LIST_ENDS)),
-    "steps.words": Pipeline("words", list_pipeline("string_maps", "string_predicates", "$strs", EACH_WORD, "w", WORD_ENDS)),
+    "steps.words": Pipeline(
+        "words", list_pipeline("string_maps", "string_predicates", "$strs", EACH_WORD, "w", WORD_ENDS)),
 }

@@ -1,9 +1,9 @@
 """Runs untrusted answers against their assertions.
 
-Each program runs in its own `python3 -I -S` process: no network namespace of ours, no environment, an empty working folder,
-limits on processor time, memory, open files and file size, a short list of builtins and of importable modules, and a
-wall-clock limit after which its whole process group is killed.  This keeps a small model's mistakes harmless; it is no
-barrier against a determined attacker.
+Each program runs in its own `python3 -I -S` process: no network where the kernel allows that, no environment, an empty
+working folder, limits on processor time, memory, open files and file size, a short list of builtins and of importable
+modules, and a wall-clock limit after which its whole process group is killed.  This keeps a small model's mistakes
+harmless; it is no barrier against a determined attacker.
 """
 import os
 import signal

@@ -1,6 +1,6 @@
 """Byte-level BPE: trainer, `tokenizer.json` writer in the Hugging Face format, and a small encoder and decoder.
 
-    python3 tokenizer.py --folder OUT [--size 1536]     trains on the generator's text and writes both files
+    python3 tokenizer.py --folder OUT [--size 2048]     trains on the generator's text and writes both files
 
 Merges never join a space or a mark to part of a word, so a name has the same pieces wherever it stands, and copying it
 from the prompt is a matter of repeating tokens.  Only a whole frequent word gets a variant with its leading space.
@@ -22,7 +22,8 @@ HF_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^
 PATTERN = re.compile(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|(?:[^\r\n\w]|_)?[^\W\d_]+|\d| ?(?:[^\s\w]|_)+[\r\n]*|\s*[\r\n]+|"
                      r"\s+(?!\S)|\s+")
 CHAT_TEMPLATE = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
-                 "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+                 "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+                 "{% endif %}")
 CONTEXT_TOKENS_MAX = 512
 SPACE_MERGES_SHARE = 0.3
 
@@ -120,8 +121,8 @@ def train(texts, size):
 def write(vocabulary, merges, folder):
     """Writes tokenizer.json and tokenizer_config.json."""
     base = len(vocabulary)
-    added = [dict(id=base + i, content=text, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-             for i, text in enumerate(SPECIALS)]
+    flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    added = [dict(id=base + i, content=text, **flags) for i, text in enumerate(SPECIALS)]
     byte_level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=False, use_regex=False)
     split = dict(type="Split", pattern=dict(Regex=HF_PATTERN), behavior="Isolated", invert=False)
     model = dict(type="BPE", dropout=None, unk_token=None, continuing_subword_prefix="", end_of_word_suffix="",
@@ -192,7 +193,7 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", required=True, help="receives tokenizer.json and tokenizer_config.json")
-    parser.add_argument("--size", type=int, default=1536)
+    parser.add_argument("--size", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
     tasks = list(islice(training_stream(options.seed), 40000))

@@ -3,8 +3,9 @@
     python3 train.py --folder OUT --steps 12000 [--resume]
 
 OUT holds tokenizer.json and receives config.json, generation_config.json, model.safetensors (the averaged weights, in
-bf16), state.pt (weights and optimizer, for --resume) and log.jsonl.  The learning rate depends on the step alone: warm-up,
-constant, then linear to zero over the last part.  A number written into OUT/steps changes the total while it runs.
+bf16), state.pt (weights and optimizer, for --resume) and log.jsonl.  The learning rate depends on the step alone:
+warm-up, constant, then linear to zero over the last part.  A number written into OUT/steps changes the total while it
+runs.
 
 Two single-thread processes that average their gradients are faster than one process with two threads.
 """
@@ -81,7 +82,8 @@ class Optimizer:
 
     def state(self):
         """What --resume needs."""
-        return {"flat": self.flat, "first": self.first, "second": self.second, "average": self.average, "step": self.step}
+        return {"flat": self.flat, "first": self.first, "second": self.second, "average": self.average,
+                "step": self.step}
 
     def load(self, state):
         """Restores state()."""
@@ -175,7 +177,8 @@ def worker(rank, options, config, gradients, updates, shared_total, barrier):
     for name, view in views(gradients[rank], shape_of).items():
         weights[name].grad = view
     seed = options.seed * 1000000 + optimizer.step * 10 + rank  # a resumed run draws new data
-    rng, stream = random.Random(seed), groups(tokenizer, options.block, options.rows, seed, options.fim_share)
+    rng = random.Random(seed)
+    stream = groups(tokenizer, options.block, options.rows, seed, options.fim_share, options.plain_weight)
     meter = Meter(folder / "log.jsonl", options.workers)
     while True:
         if rank == 0:
@@ -217,6 +220,8 @@ def parse_options():
     parser.add_argument("--decay-share", type=float, default=0.4, help="part of the steps that decays the rate to zero")
     parser.add_argument("--average", type=float, default=0.998, help="weight average per step")
     parser.add_argument("--fim-share", type=float, default=0.07)
+    parser.add_argument("--plain-weight", type=float, default=1.0,
+                        help="weight of the templates without predicates and maps")
     return parser.parse_args()
 
 
@@ -233,7 +238,8 @@ def main():
     gradients = [torch.zeros(size).share_memory_() for _ in range(options.workers)]
     updates, total = torch.zeros(size).share_memory_(), torch.zeros(1, dtype=torch.int64).share_memory_()
     barrier = mp.get_context("fork").Barrier(options.workers)
-    mp.start_processes(worker, (options, config, gradients, updates, total, barrier), options.workers, start_method="fork")
+    arguments = (options, config, gradients, updates, total, barrier)
+    mp.start_processes(worker, arguments, options.workers, start_method="fork")
 
 
 if __name__ == "__main__":
