@@ -358,6 +358,7 @@ std::string Session::FormatHead(const Response& response, std::string_view frami
 }
 
 Awaitable<Session::Io> Session::SendReply(const Response& response, bool head_only) {
+  if (context_->draining) keep_alive_ = false;
   std::string out = FormatHead(response, "content-length: " + std::to_string(response.body.size()) + "\r\n");
   if (!head_only) out += response.body;
   co_return co_await WriteAll(out);

@@ -237,7 +237,10 @@ TEST_F(ServerTest, AClientThatLeavesEndsItsExchange) {
   for (const bool streaming : {false, true}) {
     SCOPED_TRACE(streaming);
     Serve();
-    has_ended_ = false;
+    {
+      MutexLock lock(mutex_);
+      has_ended_ = false;
+    }
     RawClient client(port());
     client.Send("GET /wait HTTP/1.1\r\nHost: a\r\n\r\n");
     const std::shared_ptr<Exchange> exchange = TakeExchange();
@@ -327,7 +330,9 @@ TEST_F(ServerTest, StopLetsARequestFinishAndClosesIdleConnections) {
   std::thread stopper([this] { server_->Stop(absl::Seconds(10)); });
   EXPECT_TRUE(idle.ClosedWithin(absl::Seconds(5)));
   exchange->Reply({.body = "{}"});
-  EXPECT_EQ(busy.Read().body, "{}");
+  const RawClient::Reply reply = busy.Read();
+  EXPECT_EQ(reply.body, "{}");
+  EXPECT_EQ(reply.Header("connection"), "close");
   EXPECT_TRUE(busy.ClosedWithin(absl::Seconds(5)));
   stopper.join();
   EXPECT_EQ(server_->connections(), 0);
