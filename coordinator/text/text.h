@@ -17,7 +17,9 @@ struct TemplateMessage {
   std::string name;  ///< Empty: absent.
 };
 
-/// The text side of one model: tokenizer.json, tokenizer_config.json, chat_template.jinja. Immutable, thread-safe.
+/// The text side of one model: tokenizer.json, tokenizer_config.json, chat_template.jinja, and the control ids that
+/// config.json names. A token is special when any of them says so. Post-processors are not run: no token is ever added
+/// to a text. Immutable, thread-safe.
 class TextModel {
  public:
   /// NotFound / InvalidArgument, one line naming file and reason.

@@ -21,8 +21,13 @@ using nlohmann::json;
 
 constexpr size_t kTokenizerBytesMax = 64 << 20;
 constexpr size_t kConfigBytesMax = 16 << 20;
-constexpr const char* kNamedTokens[] = {"bos_token", "eos_token", "unk_token", "sep_token",
-                                        "pad_token", "cls_token", "mask_token"};
+struct NamedToken {
+  const char* role;
+  bool required;  // A model that names one of these uses it; the others are often left over from another model.
+};
+constexpr NamedToken kNamedTokens[] = {{"bos_token", true},  {"eos_token", true},  {"pad_token", true},
+                                       {"mask_token", true}, {"unk_token", false}, {"sep_token", false},
+                                       {"cls_token", false}};
 
 absl::Status InFile(const absl::Status& status, const std::string& path) {
   return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
@@ -73,15 +78,16 @@ absl::Status AddDecoderTokens(const json& config, TokenHints& hints) {
 absl::StatusOr<TokenHints> HintsOfTokenizerConfig(const json& config) {
   TokenHints hints;
   RETURN_IF_ERROR(AddDecoderTokens(config, hints));
-  for (const char* role : kNamedTokens) {
+  for (const auto& [role, required] : kNamedTokens) {
     const std::optional<std::string> token = TokenText(config.value(role, json()));
-    if (token.has_value() && !token->empty()) hints.special_names.push_back({role, *token});
+    if (token.has_value() && !token->empty()) hints.special_names.push_back({role, *token, required});
   }
   const json additional = config.value("additional_special_tokens", json::array());
   if (!additional.is_array()) return hints;
   for (const json& entry : additional) {
     const std::optional<std::string> token = TokenText(entry);
-    if (token.has_value() && !token->empty()) hints.special_names.push_back({"additional_special_tokens", *token});
+    if (token.has_value() && !token->empty())
+      hints.special_names.push_back({"additional_special_tokens", *token, false});
   }
   return hints;
 }
@@ -126,7 +132,7 @@ absl::StatusOr<std::optional<ChatTemplate>> LoadTemplate(const std::string& dire
   }
   if (!source.has_value()) return std::nullopt;
   std::vector<std::pair<std::string, std::string>> variables;
-  for (const char* role : kNamedTokens) {
+  for (const auto& [role, required] : kNamedTokens) {
     std::optional<std::string> token = TokenText(config.value(role, json()));
     if (token.has_value()) variables.emplace_back(role, *std::move(token));
   }

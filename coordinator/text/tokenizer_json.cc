@@ -132,8 +132,10 @@ absl::StatusOr<std::vector<AddedToken>> GatherAdded(std::vector<AddedToken> own,
   };
   for (const TokenHints::Named& name : hints.special_names) {
     const int32_t id = vocabulary.Find(name.content);
-    if (id < 0) return Bad(absl::StrCat(name.role, " ", Quoted(name.content), " is not in the vocabulary"));
-    make_special(id);
+    if (id < 0 && name.required) {
+      return Bad(absl::StrCat(name.role, " ", Quoted(name.content), " is not in the vocabulary"));
+    }
+    if (id >= 0) make_special(id);
   }
   for (const int32_t id : hints.special_ids) {
     if (id >= 0 && id < vocabulary.size() && !vocabulary.token(id).empty()) make_special(id);

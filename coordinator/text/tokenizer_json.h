@@ -18,9 +18,10 @@ struct TokenHints {
   struct Named {
     std::string role;  ///< For messages, as "mask_token".
     std::string content;
+    bool required = true;  ///< It is an error when the vocabulary lacks it; else it is passed over.
   };
   std::vector<AddedToken> added;     ///< Complete; may repeat those of tokenizer.json.
-  std::vector<Named> special_names;  ///< Must exist; become special.
+  std::vector<Named> special_names;  ///< Become special.
   std::vector<int32_t> special_ids;  ///< Become special where the vocabulary has them.
 };
 

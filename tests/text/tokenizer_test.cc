@@ -255,6 +255,7 @@ TEST(LoadTest, AVocabularyWithoutAByteIsRefused) {
 
 TEST(LoadTest, ASpecialTokenTheVocabularyLacksIsRefused) {
   EXPECT_THAT(LoadError(TinyTokenizer(), {{"mask_token", "<nomask>"}}), HasSubstr("mask_token \"<nomask>\""));
+  LoadTiny(TinyTokenizer(), {{"cls_token", "[CLS]"}, {"additional_special_tokens", {"[gone]"}}});  // Left over.
   EXPECT_THAT(LoadError(TinyTokenizer(), {{"added_tokens_decoder", {{"x7", Added(7, "q")}}}}), HasSubstr("x7"));
   EXPECT_THAT(LoadError(TinyTokenizer(), {{"bos_token", "a"}}), HasSubstr("special and also a byte"));
 }

@@ -19,6 +19,17 @@ LLAMA3_PATTERN = (
 LING_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
+O200K_PATTERN = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -121,6 +132,7 @@ def variants():
     yield "gpt2", gpt2_tokenizer(byte_level(use_regex=True))
     yield "gpt2-llama3", gpt2_tokenizer(sequence([split(LLAMA3_PATTERN), byte_level()]), ignore_merges=True)
     yield "gpt2-ling", gpt2_tokenizer(sequence([split(LING_PATTERN), byte_level()]), normalizers.NFC())
+    yield "gpt2-o200k", gpt2_tokenizer(sequence([split(O200K_PATTERN), byte_level()]))
     yield "gpt2-prefix", gpt2_tokenizer(byte_level(add_prefix_space=True, use_regex=True))
     yield "gpt2-added", gpt2_tokenizer(byte_level(use_regex=True), normalizers.NFC(), added=flags)
     yield "gpt2-digits", gpt2_tokenizer(sequence([pre_tokenizers.Digits(True), byte_level(use_regex=True)]))
