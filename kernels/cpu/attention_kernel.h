@@ -20,8 +20,8 @@ struct AttentionCall {
 };
 
 /// Softmax over tiles of keys, with a running maximum (Milakov and Gimelshein, arXiv 1805.02867). A tile holds the keys
-/// of 32 consecutive positions, counted from position 0, so a query adds the same numbers in the same order whatever
-/// rows come with it. Each tile is laid out once and serves all rows and query heads of a task.
+/// of 32 consecutive positions, counted from position 0, and a query is one lane of a vector, so it adds the same
+/// numbers in the same order whatever queries are in the other lanes.
 class PagedAttention {
  public:
   /// `team` outlives this.
@@ -29,12 +29,12 @@ class PagedAttention {
 
   void Run(const AttentionCall& call);
 
-  /// Some rows of one segment and the query heads of one key head.
+  /// Some queries of one segment that share a key head. A query is a row and a head; the heads of a row are neighbours.
   struct Task {
     const AttentionSegment* segment = nullptr;
-    int64_t first_row = 0;  ///< In the segment.
-    int64_t rows = 0;
     int64_t kv_head = 0;
+    int64_t first_query = 0;  ///< row in the segment * (heads / kv_heads) + head in the group
+    int64_t queries = 0;
   };
 
  private:
