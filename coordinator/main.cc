@@ -209,7 +209,10 @@ int Main(int argc, char** argv) {
     return kExitModel;
   }
   TakeOverGrpcLog(/*silent=*/true);
-  Program program(options, *std::move(text));
+  // Never destroyed, and main() ends with _exit: gRPC 1.51 sometimes aborts when its last channel goes while another of
+  // its threads is still in the completion queue (grpc_cq_internal_unref; one early end in a hundred on a busy
+  // machine).
+  Program& program = *new Program(options, *std::move(text));
   if (const absl::Status status = program.Listen(options); !status.ok()) {
     std::cerr << "quicksilver-coordinator: " << status.message() << "\n";
     return kExitBind;
@@ -227,4 +230,8 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace quicksilver
 
-int main(int argc, char** argv) { return quicksilver::Main(argc, argv); }
+int main(int argc, char** argv) {
+  const int code = quicksilver::Main(argc, argv);
+  std::cout.flush();
+  _exit(code);
+}
