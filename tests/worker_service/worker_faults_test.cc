@@ -149,6 +149,16 @@ TEST(WorkerFaultsTest, FilesThatCannotServeEndWithThreeAndAreNamed) {
   EXPECT_THAT(ranks.output, HasSubstr("3"));
 }
 
+TEST(WorkerFaultsTest, ADrainEndsInBoundedTimeAlsoWhenARankHangs) {
+  WorkerProcess worker({kModel, "--tensor-parallel-size=2", "--peer-timeout=600", "--drain-timeout=0.5"});
+  TestCoordinator coordinator(worker.address());
+  coordinator.Hello();
+  ASSERT_TRUE(coordinator.AwaitReady()) << worker.process().output();
+  kill(worker.Ranks()[0], SIGSTOP);
+  worker.process().Kill(SIGTERM);
+  EXPECT_EQ(worker.process().Wait(absl::Seconds(9)), 4) << worker.process().output();
+}
+
 TEST(WorkerFaultsTest, RanksDoNotOutliveTheirLauncher) {
   std::vector<pid_t> ranks;
   {

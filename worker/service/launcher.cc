@@ -26,6 +26,8 @@ constexpr absl::Duration kBackoffMin = absl::Seconds(1);
 constexpr absl::Duration kBackoffMax = absl::Seconds(60);
 // The other ranks notice a loss by themselves and say so in their logs, unless they hang.
 constexpr absl::Duration kLastWords = absl::Milliseconds(500);
+// Ranks bound their drain themselves; one that hangs is killed so long after that.
+constexpr absl::Duration kDrainMargin = absl::Seconds(5);
 
 struct RankProcess {
   int rank = 0;
@@ -97,14 +99,13 @@ class Launcher {
 
   // Until all ranks have ended. Returns the group's exit code.
   int Supervise() {
-    absl::Duration kill_at = absl::InfiniteDuration();
+    kill_at_ = absl::InfiniteDuration();
     while (Reap()) {
-      if (!stopping_ && AnyEnded()) kill_at = std::min(kill_at, MonotonicNow() + kLastWords);
-      if (MonotonicNow() >= kill_at) {
+      if (MonotonicNow() >= kill_at_) {
         Kill(SIGKILL);
-        kill_at = absl::InfiniteDuration();
+        kill_at_ = absl::InfiniteDuration();
       }
-      HandleSignal(std::min(kill_at - MonotonicNow(), absl::Seconds(1)));
+      HandleSignal(std::min(kill_at_ - MonotonicNow(), absl::Seconds(1)));
     }
     return GroupCode();
   }
@@ -122,13 +123,10 @@ class Launcher {
       rank.code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
       if (!stopping_ || rank.code != kExitOk) {
         LogWarning("rank ended", {{"rank", rank.rank}, {"exit_code", rank.code}, {"epoch", epoch_}});
+        kill_at_ = std::min(kill_at_, MonotonicNow() + kLastWords);
       }
     }
     return left;
-  }
-
-  bool AnyEnded() const {
-    return std::any_of(ranks_.begin(), ranks_.end(), [](const RankProcess& rank) { return rank.code >= 0; });
   }
 
   // What needs a person wins over what is a consequence; the ranks that were killed here say nothing.
@@ -160,6 +158,7 @@ class Launcher {
     }
     LogInfo("stopping", {{"signal", number}});
     stopping_ = true;
+    kill_at_ = MonotonicNow() + absl::Seconds(options_.drain_timeout_seconds) + kDrainMargin;
     Kill(SIGTERM);
   }
 
@@ -183,6 +182,7 @@ class Launcher {
   std::vector<RankProcess> ranks_;
   uint64_t epoch_ = 0;
   uint64_t restarts_ = 0;
+  absl::Duration kill_at_ = absl::InfiniteDuration();
   bool stopping_ = false;
   int killed_by_signal_ = 0;
 };
