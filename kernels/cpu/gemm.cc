@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <dnnl.hpp>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
@@ -20,6 +22,8 @@ namespace {
 constexpr int64_t kPanelBytesMax = 512 << 10;
 /// Multiplications below which waking other threads costs more than they save.
 constexpr int64_t kSharedWork = 1 << 20;
+/// Above it a tile wastes more than it saves.
+constexpr int64_t kTileRowsMax = 64;
 /// oneDNN pads weights to this many columns.
 constexpr int64_t kPanelColumnsUnit = 64;
 
@@ -32,6 +36,17 @@ dnnl::memory::data_type TypeOf(DType dtype) {
   return dtype == DType::kF32 ? dnnl::memory::data_type::f32 : dnnl::memory::data_type::bf16;
 }
 
+/// Numbers in [-1, 1) without a pattern.
+std::vector<float> ProbeNumbers(int64_t count) {
+  std::vector<float> numbers(static_cast<size_t>(count));
+  uint32_t state = 12345;
+  for (float& number : numbers) {
+    state = state * 1664525u + 1013904223u;
+    number = static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f;
+  }
+  return numbers;
+}
+
 const dnnl::engine& Engine() {
   static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
   return engine;
@@ -42,7 +57,8 @@ const dnnl::engine& Engine() {
 /// [tile_rows, in] times [in, cols].
 class TiledGemm::Kernel {
  public:
-  Kernel(DType dtype, int64_t tile_rows, int64_t in, int64_t cols, int32_t threads) {
+  Kernel(DType dtype, int64_t tile_rows, int64_t in, int64_t cols, int32_t threads)
+      : dtype_(dtype), tile_rows_(tile_rows), in_(in), cols_(cols) {
     using dnnl::memory;
     const memory::desc tile({tile_rows, in}, TypeOf(dtype), memory::format_tag::ab);
     const memory::desc products({tile_rows, cols}, memory::data_type::f32, memory::format_tag::ab);
@@ -59,6 +75,37 @@ class TiledGemm::Kernel {
   }
 
   const dnnl::memory::desc& weights() const { return weights_; }
+
+  /// plain: [cols, in] of the kernel's type.
+  void Reorder(void* plain, dnnl::memory weights) const {
+    const dnnl::memory::desc transposed({in_, cols_}, TypeOf(dtype_), dnnl::memory::dims{1, in_});
+    dnnl::memory from(transposed, Engine(), plain);
+    dnnl::stream stream(Engine());
+    dnnl::reorder(from, weights).execute(stream, from, weights);
+    stream.wait();
+  }
+
+  /// Whether equal rows give equal bits wherever they stand in the tile.
+  bool KeepsRowsApart() const {
+    std::vector<float> row = ProbeNumbers(in_), values = ProbeNumbers(in_ * cols_), tile;
+    for (int64_t n = 0; n < tile_rows_; ++n) tile.insert(tile.end(), row.begin(), row.end());
+    std::vector<uint16_t> tile_bf16(tile.size()), values_bf16(values.size());
+    if (dtype_ == DType::kBf16) {
+      ConvertRows({tile.data(), tile_rows_, in_, in_, DType::kF32}, {tile_bf16.data(), tile_rows_, in_, in_, dtype_});
+      ConvertRows({values.data(), cols_, in_, in_, DType::kF32}, {values_bf16.data(), cols_, in_, in_, dtype_});
+    }
+    const bool f32 = dtype_ == DType::kF32;
+    const dnnl::memory weights(weights_, Engine());
+    Reorder(f32 ? static_cast<void*>(values.data()) : values_bf16.data(), weights);
+    std::vector<float> products(static_cast<size_t>(tile_rows_ * cols_));
+    const void* const first_tile = f32 ? static_cast<const void*>(tile.data()) : tile_bf16.data();
+    if (Run(0, first_tile, weights, products.data()) != dnnl_success) return false;
+    for (int64_t n = 1; n < tile_rows_; ++n) {
+      const float* const other = products.data() + n * cols_;
+      if (std::memcmp(products.data(), other, static_cast<size_t>(cols_) * sizeof(float)) != 0) return false;
+    }
+    return true;
+  }
 
   dnnl_status_t Run(int32_t thread, const void* tile, const dnnl::memory& weights, float* products) const {
     const Lane& lane = lanes_[thread];
@@ -80,6 +127,10 @@ class TiledGemm::Kernel {
     dnnl::memory scratchpad;
   };
 
+  DType dtype_;
+  int64_t tile_rows_;
+  int64_t in_;
+  int64_t cols_;
   dnnl::matmul primitive_;
   dnnl::memory::desc weights_;
   std::vector<Lane> lanes_;
@@ -131,9 +182,9 @@ class TiledGemm::Weight final : public GemmWeight {
 TiledGemm::TiledGemm(DType activation, int64_t tile_rows, HostMemory& memory, ThreadTeam& team)
     : activation_(activation),
       compute_dtype_(activation == DType::kBf16 && HasBf16Arithmetic() ? DType::kBf16 : DType::kF32),
-      tile_rows_(tile_rows),
       memory_(memory),
       team_(team),
+      tile_rows_(ChooseTileRows(tile_rows)),
       products_(static_cast<size_t>(team.threads())) {}
 
 TiledGemm::~TiledGemm() = default;
@@ -149,10 +200,32 @@ int64_t TiledGemm::PanelColumns(int64_t in, int64_t out) const {
   return std::max(kPanelColumnsUnit, std::min(fitting / kPanelColumnsUnit * kPanelColumnsUnit, rounded_up));
 }
 
-const TiledGemm::Kernel& TiledGemm::KernelFor(int64_t in, int64_t cols) {
+int64_t TiledGemm::ChooseTileRows(int64_t wanted) const {
+  constexpr int64_t kProbes[][2] = {{63, 65}, {192, 320}, {1024, 64}};  // In features and columns: odd, small, deep.
+  omp_set_num_threads(1);
+  for (int64_t rows = wanted; rows <= kTileRowsMax; ++rows) {
+    const bool good = std::all_of(std::begin(kProbes), std::end(kProbes), [&](const int64_t(&probe)[2]) {
+      try {
+        return Kernel(compute_dtype_, rows, probe[0], probe[1], 1).KeepsRowsApart();
+      } catch (const dnnl::error&) {
+        return false;
+      }
+    });
+    if (good) return rows;
+  }
+  return wanted;  // KernelFor will refuse.
+}
+
+absl::StatusOr<const TiledGemm::Kernel*> TiledGemm::KernelFor(int64_t in, int64_t cols) {
   std::unique_ptr<Kernel>& kernel = kernels_[{in, cols}];
-  if (kernel == nullptr) kernel = std::make_unique<Kernel>(compute_dtype_, tile_rows_, in, cols, team_.threads());
-  return *kernel;
+  if (kernel != nullptr) return kernel.get();
+  auto made = std::make_unique<Kernel>(compute_dtype_, tile_rows_, in, cols, team_.threads());
+  if (!made->KeepsRowsApart()) {
+    return absl::InternalError(absl::StrCat("oneDNN treats the rows of a tile of ", tile_rows_,
+                                            " differently by their place, for a weight panel of ", cols, " x ", in));
+  }
+  kernel = std::move(made);
+  return kernel.get();
 }
 
 absl::StatusOr<std::unique_ptr<GemmWeight>> TiledGemm::Prepare(ConstMatrix host) {
@@ -164,12 +237,12 @@ absl::StatusOr<std::unique_ptr<GemmWeight>> TiledGemm::Prepare(ConstMatrix host)
     std::vector<Weight::Panel> panels;
     for (int64_t first = 0; first < out; first += columns) {
       const int64_t cols = std::min(columns, out - first);
-      panels.push_back({.kernel = &KernelFor(in, cols), .first_col = first, .cols = cols});
+      ASSIGN_OR_RETURN(const Kernel* const kernel, KernelFor(in, cols));
+      panels.push_back({.kernel = kernel, .first_col = first, .cols = cols});
     }
     RETURN_IF_ERROR(weight->AddPanels(std::move(panels)));
     Workspace<uint16_t> rounded;  // To the activation type, and then to the type computed with.
     Workspace<float> staged;
-    dnnl::stream stream(Engine());
     for (const Weight::Panel& panel : weight->panels()) {
       const size_t count = static_cast<size_t>(panel.cols * in);
       ConstMatrix source(static_cast<const char*>(host.data) +
@@ -183,10 +256,7 @@ absl::StatusOr<std::unique_ptr<GemmWeight>> TiledGemm::Prepare(ConstMatrix host)
       const Matrix plain{compute_dtype_ == DType::kF32 ? static_cast<void*>(staged.Get(count)) : rounded.Get(count),
                          panel.cols, in, in, compute_dtype_};
       if (plain.data != source.data) ConvertRows(source, plain);
-      const dnnl::memory::desc transposed({in, panel.cols}, TypeOf(compute_dtype_), dnnl::memory::dims{1, in});
-      dnnl::memory from(transposed, Engine(), plain.data), to = panel.values;
-      dnnl::reorder(from, to).execute(stream, from, to);
-      stream.wait();
+      panel.kernel->Reorder(plain.data, panel.values);
     }
   } catch (const dnnl::error& error) {
     return absl::InternalError(absl::StrCat("oneDNN cannot prepare a weight of ", out, " x ", in, ": ", error.what()));

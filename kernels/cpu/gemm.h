@@ -21,10 +21,13 @@ namespace quicksilver {
 /// oneDNN's matrix product, called in a way that keeps rows apart: a weight is cut into panels of columns that fit a
 /// core's cache, a batch into tiles of `tile_rows` rows, and every call multiplies one tile with one panel on one
 /// thread. So there is one kernel per panel width, whatever the batch and however many threads share the panels, and a
-/// large weight is read from memory once for all tiles. Products are floats; the caller rounds.
+/// large weight is read from memory once for all tiles. Even so oneDNN may treat the rows of a tile differently by
+/// their place (its AVX2 kernels take six at a time), so every kernel is tried out with equal rows before it is used.
+/// Products are floats; the caller rounds.
 class TiledGemm {
  public:
-  /// `memory` and `team` outlive this and all its weights.
+  /// Tiles have at least `tile_rows` rows: the first height whose rows oneDNN treats alike on this machine. `memory`
+  /// and `team` outlive this and all its weights.
   TiledGemm(DType activation, int64_t tile_rows, HostMemory& memory, ThreadTeam& team);
   ~TiledGemm();
 
@@ -57,14 +60,15 @@ class TiledGemm {
   class Kernel;
   class Weight;
 
-  const Kernel& KernelFor(int64_t in, int64_t cols);
+  int64_t ChooseTileRows(int64_t wanted) const;
+  absl::StatusOr<const Kernel*> KernelFor(int64_t in, int64_t cols);
   int64_t PanelColumns(int64_t in, int64_t out) const;
 
   DType activation_;
   DType compute_dtype_;
-  int64_t tile_rows_;
   HostMemory& memory_;
   ThreadTeam& team_;
+  int64_t tile_rows_;
   std::map<std::pair<int64_t, int64_t>, std::unique_ptr<Kernel>> kernels_;  // By in features and columns.
   std::vector<Workspace<float>> products_;                                  // One a thread, [tile_rows, cols].
 };
