@@ -13,8 +13,6 @@
 namespace quicksilver {
 namespace {
 
-// The recordings are float32's own noise (6e-5) away from exact numbers; ours add in another order.
-constexpr double kErrorMax = 1e-3;
 constexpr int32_t kPageSize = 16;
 constexpr int32_t kStepRows = 512;
 
@@ -36,32 +34,34 @@ std::vector<std::vector<GoldenCommit>> StepsOf(const Transcript& transcript) {
   return steps;
 }
 
-bool Same(const std::vector<GoldenCommit>& a, const std::vector<GoldenCommit>& b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const GoldenCommit& x, const GoldenCommit& y) {
-    return x.position == y.position && x.token == y.token && std::abs(x.confidence - y.confidence) <= kErrorMax;
+bool Same(const std::vector<GoldenCommit>& a, const std::vector<GoldenCommit>& b, double error_max) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [=](const GoldenCommit& x, const GoldenCommit& y) {
+    return x.position == y.position && x.token == y.token && std::abs(x.confidence - y.confidence) <= error_max;
   });
 }
 
 /// Empty when equal, else the first difference.
 std::string FirstDifference(const std::vector<std::vector<GoldenCommit>>& expected,
-                            const std::vector<std::vector<GoldenCommit>>& found) {
+                            const std::vector<std::vector<GoldenCommit>>& found, double error_max) {
   for (size_t step = 0; step < std::max(expected.size(), found.size()); ++step) {
     const std::vector<GoldenCommit> none;
     const std::vector<GoldenCommit>& want = step < expected.size() ? expected[step] : none;
     const std::vector<GoldenCommit>& have = step < found.size() ? found[step] : none;
-    if (!Same(want, have)) return absl::StrCat("step ", step, ": expected", Show(want), ", found", Show(have));
+    if (!Same(want, have, error_max))
+      return absl::StrCat("step ", step, ": expected", Show(want), ", found", Show(have));
   }
   return "";
 }
 
 /// Compares all rows of one trace. `transcripts` ascend with the rows.
-CaseResult Compare(const GoldenTrace& trace, const std::vector<absl::StatusOr<Transcript>>& transcripts) {
+CaseResult Compare(const GoldenTrace& trace, const std::vector<absl::StatusOr<Transcript>>& transcripts,
+                   double error_max) {
   CaseResult result;
   result.name = trace.name;
   size_t steps = 0;
   for (size_t row = 0; row < trace.rows.size(); ++row) {
     const absl::StatusOr<Transcript>& transcript = transcripts[row];
-    std::string difference = transcript.ok() ? FirstDifference(trace.rows[row].steps, StepsOf(*transcript))
+    std::string difference = transcript.ok() ? FirstDifference(trace.rows[row].steps, StepsOf(*transcript), error_max)
                                              : std::string(transcript.status().message());
     if (!difference.empty()) {
       result.detail = absl::StrCat("row ", row, ", ", difference);
@@ -76,7 +76,7 @@ CaseResult Compare(const GoldenTrace& trace, const std::vector<absl::StatusOr<Tr
 
 /// Traces of one block length, decoded together.
 std::vector<CaseResult> CheckTogether(const std::vector<const GoldenTrace*>& traces,
-                                      const EngineGroup::Options& options) {
+                                      const EngineGroup::Options& options, double error_max) {
   std::vector<CaseResult> results;
   absl::StatusOr<std::unique_ptr<EngineGroup>> group = EngineGroup::Start(options);
   uint64_t next = 0;
@@ -104,7 +104,7 @@ std::vector<CaseResult> CheckTogether(const std::vector<const GoldenTrace*>& tra
         rows.push_back((*group)->Await(next));
       }
     }
-    results.push_back(Compare(*traces[t], rows));
+    results.push_back(Compare(*traces[t], rows, error_max));
   }
   return results;
 }
@@ -139,7 +139,7 @@ CaseResult CheckForward(ModelGroup& group, const GoldenForward& forward) {
     worst = error;
     where = name;
   }
-  result.verdict = worst <= kErrorMax ? Verdict::kPass : Verdict::kFail;
+  result.verdict = worst <= kGoldenErrorMax ? Verdict::kPass : Verdict::kFail;
   result.detail = absl::StrCat("largest error ", worst, " in ", where);
   return result;
 }
@@ -160,7 +160,7 @@ CaseResult CheckBatch(ModelGroup& group, const std::vector<GoldenForward>& forwa
   result.name = absl::StrCat("forward/", forwards[0].family, "/batch_of_", segments.size(),
                              block_length == kBidirectional ? "_full" : absl::StrCat("_block", block_length));
   const double worst = MaxError(group.Logits(segments, block_length), recorded);
-  result.verdict = worst <= kErrorMax ? Verdict::kPass : Verdict::kFail;
+  result.verdict = worst <= kGoldenErrorMax ? Verdict::kPass : Verdict::kFail;
   result.detail = absl::StrCat("largest error ", worst, " in logits");
   return result;
 }
@@ -176,7 +176,7 @@ std::vector<CaseResult> Stamp(std::vector<CaseResult> results, const GoldenCheck
 }  // namespace
 
 std::vector<CaseResult> CheckTraces(const GoldenSet& set, const GoldenCheckpoint& checkpoint, int ranks,
-                                    const MakeOps& make_ops) {
+                                    const MakeOps& make_ops, double confidence_error_max) {
   std::map<int32_t, std::vector<const GoldenTrace*>> by_block;
   for (const GoldenTrace& trace : set.traces) {
     if (trace.family != checkpoint.family || !trace.unsupported.empty()) continue;
@@ -193,7 +193,8 @@ std::vector<CaseResult> CheckTraces(const GoldenSet& set, const GoldenCheckpoint
     options.make_ops = make_ops;
     options.engine.step_rows_max = kStepRows;
     options.engine.finish_blocks = true;
-    for (CaseResult& result : CheckTogether(traces, options)) results.push_back(std::move(result));
+    for (CaseResult& result : CheckTogether(traces, options, confidence_error_max))
+      results.push_back(std::move(result));
   }
   return Stamp(std::move(results), checkpoint, ranks);
 }

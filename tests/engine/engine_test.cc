@@ -25,11 +25,16 @@ using ::testing::IsEmpty;
 
 std::unique_ptr<Ops> MakeOps() { return MakeCpuOps(DType::kF32, CpuOpsOptions()); }
 
-EngineGroup::Options OptionsFor(const char* family, int ranks) {
-  const absl::StatusOr<Golden> golden = Golden::Open();
-  CHECK(golden.ok());
+/// "demo" is the model that the repository ships; the families are the recorded checkpoints.
+EngineGroup::Options OptionsFor(const std::string& model, int ranks) {
   EngineGroup::Options options;
-  options.directory = *golden->CheckpointDirectory(family, "bf16");
+  if (model == "demo") {
+    options.directory = QUICKSILVER_ROOT "/models/demo";
+  } else {
+    const absl::StatusOr<Golden> golden = Golden::Open();
+    CHECK(golden.ok());
+    options.directory = *golden->CheckpointDirectory(model, "bf16");
+  }
   options.ranks = ranks;
   options.make_ops = MakeOps;
   return options;
@@ -92,7 +97,7 @@ TEST_P(EngineFamilyTest, SixteenConcurrentSequencesGiveTheBytesThatEachGivesAlon
     tokens += (*transcripts)[0].answer.size();
   }
   EXPECT_GT(tokens, 100u) << "the answers are worth comparing";
-  const int32_t rows_needed = std::string(GetParam()) == "llada" ? 160 : 8;
+  const int32_t rows_needed = std::string(GetParam()) == "llada" ? 160 : 2 * alone->spec().block_length;
   for (const auto& [rows, sequences] : {std::pair{512, 64}, {rows_needed, 16}, {rows_needed + 9, 3}}) {
     SCOPED_TRACE(absl::StrCat(rows, " rows, ", sequences, " sequences"));
     EngineGroup::Options options = OptionsFor(GetParam(), 1);
@@ -116,6 +121,7 @@ TEST_P(EngineFamilyTest, GroupsOfOneTwoAndFourRanksGiveTheSameTokens) {
   const std::vector<v1::Submit> submits = VariedSubmits(GetParam());
   std::vector<std::vector<TokenId>> expected;
   for (const int ranks : {1, 2, 4}) {
+    if (ranks == 4 && std::string(GetParam()) == "demo") continue;  // Its heads do not divide.
     SCOPED_TRACE(absl::StrCat("tp = ", ranks));
     const std::unique_ptr<EngineGroup> group = Start(OptionsFor(GetParam(), ranks));
     const absl::StatusOr<std::vector<Transcript>> transcripts = group->RunAll(submits);
@@ -128,7 +134,7 @@ TEST_P(EngineFamilyTest, GroupsOfOneTwoAndFourRanksGiveTheSameTokens) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, EngineFamilyTest, testing::Values("sdar", "llada"),
+INSTANTIATE_TEST_SUITE_P(Families, EngineFamilyTest, testing::Values("sdar", "llada", "demo"),
                          [](const testing::TestParamInfo<const char*>& of) { return std::string(of.param); });
 
 TEST(EngineTest, SeedAndChoiceDecideASampledAnswer) {
@@ -192,6 +198,19 @@ TEST(EngineTest, CancelEndsASequenceAndFreesItsPages) {
   ASSERT_TRUE(group->Submit(MakeSubmit(2, {1, 2, 3}, 4)).ok());
   EXPECT_TRUE(group->Await(2).ok());
   EXPECT_THAT(group->Stop(), Each(absl::OkStatus()));
+}
+
+TEST(EngineTest, ACancelRightBehindItsSubmissionIsNotLost) {
+  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 1));
+  for (uint64_t id = 1; id <= 20; ++id) {
+    ASSERT_TRUE(group->Submit(MakeSubmit(id, {1, 2, 3}, 3000)).ok());
+    group->leader().Cancel(1, id);
+  }
+  for (uint64_t id = 1; id <= 20; ++id) {
+    const absl::StatusOr<Transcript> transcript = group->Await(id);
+    ASSERT_TRUE(transcript.ok()) << transcript.status();
+    EXPECT_EQ(transcript->end.reason(), v1::SequenceEnd::REASON_CANCELLED);
+  }
 }
 
 TEST(EngineTest, ABrokenStreamLosesItsSequencesAndNoOther) {

@@ -33,6 +33,26 @@ TEST_P(GoldenTracesTest, EveryStepEqualsTheRecordedOne) {
   }
 }
 
+// Their narrowest decision is 0.1 wide or more, so even bfloat16 arithmetic may not change a step.
+// step.
+TEST_P(GoldenTracesTest, WideTracesSurviveBf16Arithmetic) {
+  const auto& [family, dtype, ranks] = GetParam();
+  const absl::StatusOr<Golden> golden = Golden::Open();
+  ASSERT_TRUE(golden.ok()) << golden.status();
+  absl::StatusOr<GoldenSet> set = ReadGoldenSet(golden->directory());
+  ASSERT_TRUE(set.ok()) << set.status();
+  std::erase_if(set->traces, [](const GoldenTrace& trace) { return trace.name.find("/wide_") == std::string::npos; });
+  const absl::StatusOr<std::string> directory = golden->CheckpointDirectory(family, dtype);
+  ASSERT_TRUE(directory.ok()) << directory.status();
+  const auto results = CheckTraces(
+      *set, {*directory, absl::StrCat(family, "-", dtype), family}, ranks,
+      [] { return MakeCpuOps(DType::kBf16, CpuOpsOptions()); }, /*confidence_error_max=*/0.1);
+  EXPECT_FALSE(results.empty());
+  for (const CaseResult& result : results) {
+    EXPECT_EQ(result.verdict, Verdict::kPass) << result.name << ": " << result.detail;
+  }
+}
+
 std::string CaseName(const testing::TestParamInfo<Case>& of) {
   const auto& [family, dtype, ranks] = of.param;
   return absl::StrCat(family, "_", dtype, "_tp", ranks);

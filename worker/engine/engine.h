@@ -39,6 +39,10 @@ struct EngineLoad {
 /// One rank's engine: the replicated state machine of a group (architecture.md §3). The leader turns submissions and
 /// cancels into log entries; every rank applies the same entries to the same pure scheduler and sequences, runs the
 /// same steps, and after gathering a few numbers a row takes the same decisions.
+///
+/// What it reports as `step` and `forwards` counts the forwards that denoised the sequence. Prefill is not counted; a
+/// closed block's KV is written by the forward that first denoises the next block, so it costs none of its own and both
+/// numbers depend neither on the batch nor on how a prompt was cut.
 class Engine {
  public:
   /// Where the leader reports, on the engine's thread, after every step: the updates of one stream. Must not block.
