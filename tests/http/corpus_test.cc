@@ -14,7 +14,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 namespace quicksilver {
 namespace {
 
-TEST(CorpusTest, EveryFileAndItsPrefixesPass) {
+// CORPUS_NAME: the fuzz target, so that every corpus is a test of its own name.
+TEST(CORPUS_NAME, EveryFileAndItsPrefixesPass) {
   size_t files = 0;
   for (const auto& entry : std::filesystem::directory_iterator(CORPUS_DIRECTORY)) {
     SCOPED_TRACE(entry.path().string());
