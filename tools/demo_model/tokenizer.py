@@ -2,8 +2,9 @@
 
     python3 tokenizer.py --folder OUT [--size 2048]     trains on the generator's text and writes both files
 
-Merges never join a space or a mark to part of a word, so a name has the same pieces wherever it stands, and copying it
-from the prompt is a matter of repeating tokens.  Only a whole frequent word gets a variant with its leading space.
+The last merges, and no others, join a space or a dot to a word, and only to a whole frequent word.  So a name has the
+same pieces after every other mark, mostly also after a space, and copying it from the prompt is a matter of repeating
+tokens.
 """
 import argparse
 import json
