@@ -92,7 +92,7 @@ TEST_P(GoldenLogitsTest, HiddenStatesEqualTheRecordedOnes) {
     std::vector<std::pair<std::string, HostRows>> seen;
     Run(forward, [&](const std::string& name, const HostRows& rows) { seen.emplace_back(name, rows); });
     for (const auto& [name, recorded] : forward.hidden) {
-      const auto found = std::find_if(seen.begin(), seen.end(), [&](const auto& s) { return s.first == name; });
+      const auto found = std::find_if(seen.begin(), seen.end(), [&wanted = name](const auto& s) { return s.first == wanted; });
       ASSERT_NE(found, seen.end()) << name;
       EXPECT_LE(MaxError(found->second, recorded), kLogitErrorMax) << forward.name << " " << name;
       ++compared;
