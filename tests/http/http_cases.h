@@ -25,6 +25,7 @@ inline std::vector<HttpCase> PlainCases() {
       {"Length", with("Content-Length: 3\r\n", "abc"), 200, "abc"},
       {"NoBody", with("", ""), 200, ""},
       {"Chunks", with(chunked, "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"), 200, "abcde"},
+      {"NoChunks", with(chunked, "0\r\n\r\n"), 200, ""},
       {"ChunkedInAnyCase", with("transfer-encoding: Chunked\r\n", "1\r\na\r\n0\r\n\r\n"), 200, "a"},
       {"ChunkExtensionsAreIgnored", with(chunked, "3;a=b;c=\"d\"\r\nabc\r\n0;x\r\n\r\n"), 200, "abc"},
       {"TrailersAreDropped", with(chunked, "1\r\na\r\n0\r\nX-Late: 1\r\n\r\n"), 200, "a"},
