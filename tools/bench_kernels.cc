@@ -26,7 +26,9 @@ namespace {
 struct Options {
   std::vector<int32_t> threads = {1, 2};
   int32_t tile_rows = CpuOpsOptions{}.tile_rows;
+  double quantile = 0.5;
   bool step_only = false;
+  bool gemm_only = false;
 };
 
 double MicrosecondsOf(const std::function<void()>& work) {
@@ -35,9 +37,10 @@ double MicrosecondsOf(const std::function<void()>& work) {
   return absl::ToDoubleMicroseconds(MonotonicNow() - start);
 }
 
-double Median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
-  return values[values.size() / 2];
+double Quantile(std::vector<double> values, double quantile) {
+  const auto i = static_cast<std::ptrdiff_t>(quantile * static_cast<double>(values.size() - 1));
+  std::nth_element(values.begin(), values.begin() + i, values.end());
+  return values[i];
 }
 
 const char* NameOf(DType dtype) { return dtype == DType::kF32 ? "f32" : "bf16"; }
@@ -105,7 +108,7 @@ constexpr GemmShape kGemmShapes[] = {
 
 /// Turn by turn, some calls in a row. The pause lets OpenMP's threads go to sleep, as they spin after their work and
 /// would take a core from ours.
-std::pair<double, double> TurnByTurn(int32_t threads, const std::function<void()>& ours,
+std::pair<double, double> TurnByTurn(const Options& options, int32_t threads, const std::function<void()>& ours,
                                      const std::function<void()>& library) {
   std::vector<double> our_times, library_times;
   double spent = 0.0;
@@ -123,11 +126,11 @@ std::pair<double, double> TurnByTurn(int32_t threads, const std::function<void()
       spent += turn_time;
     }
   }
-  return {Median(our_times), Median(library_times)};
+  return {Quantile(our_times, options.quantile), Quantile(library_times, options.quantile)};
 }
 
-void MeasureGemms(DType dtype, int32_t threads, int32_t tile_rows) {
-  const std::unique_ptr<Ops> ops = MakeCpuOps(dtype, {.threads = threads, .tile_rows = tile_rows});
+void MeasureGemms(const Options& options, DType dtype, int32_t threads) {
+  const std::unique_ptr<Ops> ops = MakeCpuOps(dtype, {.threads = threads, .tile_rows = options.tile_rows});
   std::printf("\ngemm, %s, threads %d, %s: microseconds, ours / oneDNN alone = ratio\n", NameOf(dtype), threads,
               ops->name().c_str());
   std::printf("%-14s %12s", "weight", "in x out");
@@ -142,7 +145,7 @@ void MeasureGemms(DType dtype, int32_t threads, int32_t tile_rows) {
       ops->Upload(ones.data(), x.data(), ones.size() * 2);
       LibraryGemm library(dtype, rows, in, out, threads);
       const auto ours = [&] { ops->Gemm({x.data(), rows, in, in, dtype}, *weight, {y.data(), rows, out, out, dtype}); };
-      const auto [our_time, library_time] = TurnByTurn(threads, ours, [&] { library.Run(); });
+      const auto [our_time, library_time] = TurnByTurn(options, threads, ours, [&] { library.Run(); });
       std::printf(" %8.1f / %8.1f = %4.2f", our_time, library_time, our_time / library_time);
     }
     std::printf("\n");
@@ -282,9 +285,9 @@ class Step {
   uint32_t step_ = 0;
 };
 
-void MeasureStep(const ModelShape& shape, DType dtype, int32_t threads, int32_t tile_rows, float temperature) {
+void MeasureStep(const Options& options, const ModelShape& shape, DType dtype, int32_t threads, float temperature) {
   constexpr int32_t kRows = 8, kContext = 120;
-  Step step(shape, dtype, threads, tile_rows, kRows, kContext);
+  Step step(shape, dtype, threads, options.tile_rows, kRows, kContext);
   std::map<std::string, std::vector<double>> all;
   double spent = 0.0;
   for (int i = 0; i < 300 && (i < 10 || spent < 5e5); ++i) {
@@ -298,11 +301,12 @@ void MeasureStep(const ModelShape& shape, DType dtype, int32_t threads, int32_t 
     all["= step"].push_back(total);
     all["= products"].push_back(times["gemm"] + times["(head gemm)"]);
   }
-  const double whole = Median(all["= step"]), products = Median(all["= products"]);
+  const double whole = Quantile(all["= step"], options.quantile);
+  const double products = Quantile(all["= products"], options.quantile);
   std::printf("%-15s %-4s threads %d T %.1f: %8.0f us, products alone %8.0f, ratio %4.2f |", shape.name, NameOf(dtype),
               threads, temperature, whole, products, whole / products);
   for (const auto& [name, times] : all) {
-    if (name[0] != '=') std::printf(" %s %.1f%%", name.c_str(), 100.0 * Median(times) / whole);
+    if (name[0] != '=') std::printf(" %s %.1f%%", name.c_str(), 100.0 * Quantile(times, options.quantile) / whole);
   }
   std::printf("\n");
   std::fflush(stdout);
@@ -313,18 +317,23 @@ int Run(int argc, char** argv) {
   CLI::App app("Measures the CPU operations.", "quicksilver_bench_kernels");
   app.add_option("--threads", options.threads, "Thread counts to measure")->check(CLI::Range(1, 256));
   app.add_option("--tile-rows", options.tile_rows)->check(CLI::Range(8, 64))->capture_default_str();
-  app.add_flag("--step-only", options.step_only, "Leave the matrix products alone");
+  app.add_option("--quantile", options.quantile, "Which of the times to print; below 0.5 on a machine with other work")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_flag("--gemm-only", options.gemm_only, "Leave out the steps");
+  app.add_flag("--step-only", options.step_only, "Leave out the matrix products");
   if (const std::optional<int> exit = ParseOptions(app, argc, argv); exit.has_value()) return *exit;
   for (const int32_t threads : options.threads) {
     for (const DType dtype : {DType::kF32, DType::kBf16}) {
-      if (!options.step_only) MeasureGemms(dtype, threads, options.tile_rows);
+      if (!options.step_only) MeasureGemms(options, dtype, threads);
     }
   }
+  if (options.gemm_only) return kExitOk;
   std::printf("\nstep of 8 rows behind 120 positions: the step, its products alone, and every operation's part\n");
   for (const int32_t threads : options.threads) {
     for (const DType dtype : {DType::kF32, DType::kBf16}) {
       for (const ModelShape& shape : kModels) {
-        for (const float temperature : {0.0f, 0.8f}) MeasureStep(shape, dtype, threads, options.tile_rows, temperature);
+        for (const float temperature : {0.0f, 0.8f}) MeasureStep(options, shape, dtype, threads, temperature);
       }
     }
   }

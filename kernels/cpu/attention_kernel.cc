@@ -17,7 +17,6 @@ using simd::kLanes;
 
 constexpr int64_t kTileKeys = 32;
 constexpr int64_t kTaskQueries = 2 * kLanes;  // They share each load of a key or value.
-constexpr int64_t kSharedWork = 1 << 20;      // Multiplications below which waking other threads costs more.
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 int64_t RoundUp(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
@@ -306,7 +305,7 @@ void PagedAttention::Run(const AttentionCall& call) {
     }
   }
   const size_t floats = ScratchFloats(call.q.cols / call.heads);
-  team_.Run(static_cast<int64_t>(tasks_.size()), work >= kSharedWork,
+  team_.Run(static_cast<int64_t>(tasks_.size()), work >= kSharedWorkMin,
             [&](int64_t item, int32_t thread) { AttendTask(call, tasks_[item], scratch_[thread].Get(floats)); });
 }
 

@@ -13,8 +13,8 @@ std::unique_ptr<Ops> MakeReferenceOps(DType activation);
 
 struct CpuOpsOptions {
   /// Threads that one operation may use; at least 1. Ranks that share a machine should divide its cores. With 1 no
-  /// thread is made, OpenMP's included, so nothing spins; more are our own and sleep after some ten idle microseconds:
-  /// OMP_NUM_THREADS and OMP_WAIT_POLICY change nothing.
+  /// thread is made, OpenMP's included, so nothing spins; more are our own and sleep after some hundred idle
+  /// microseconds: OMP_NUM_THREADS and OMP_WAIT_POLICY change nothing.
   int32_t threads = 1;
   /// Rows of one matrix product, in [8, 64]; more where oneDNN would treat rows of such a tile differently (12 with
   /// AVX2). Every batch is cut into such tiles, the last padded with zeros, so a row meets the same kernel whatever

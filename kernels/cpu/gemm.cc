@@ -20,8 +20,6 @@ namespace {
 
 /// A panel should stay in a core's second-level cache while all tiles pass, next to the tiles.
 constexpr int64_t kPanelBytesMax = 512 << 10;
-/// Multiplications below which waking other threads costs more than they save.
-constexpr int64_t kSharedWork = 1 << 20;
 /// Above it a tile wastes more than it saves.
 constexpr int64_t kTileRowsMax = 64;
 /// oneDNN pads weights to this many columns.
@@ -269,7 +267,7 @@ absl::Status TiledGemm::Multiply(const std::vector<const void*>& tiles, const Ge
   const std::vector<Weight::Panel>& panels = static_cast<const Weight&>(weight).panels();
   std::atomic<int> failure{dnnl_success};
   const int64_t work = static_cast<int64_t>(tiles.size()) * tile_rows_ * weight.in_features() * weight.out_features();
-  team_.Run(static_cast<int64_t>(panels.size()), work >= kSharedWork, [&](int64_t item, int32_t thread) {
+  team_.Run(static_cast<int64_t>(panels.size()), work >= kSharedWorkMin, [&](int64_t item, int32_t thread) {
     omp_set_num_threads(1);
     const Weight::Panel& panel = panels[item];
     float* products = products_[thread].Get(static_cast<size_t>(tile_rows_ * panel.cols));

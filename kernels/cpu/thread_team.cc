@@ -5,7 +5,9 @@
 namespace quicksilver {
 namespace {
 
-constexpr int kSpins = 1000;
+/// Some hundred microseconds. Much less than the gaps between operations plus a wake-up, and the two sides put each
+/// other to sleep in turn.
+constexpr int kSpins = 2000;
 
 /// Returns when `value` is no longer `old`.
 template <typename T>

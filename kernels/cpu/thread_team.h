@@ -9,8 +9,11 @@
 
 namespace quicksilver {
 
-/// Threads that work through a list of items together. A waiting thread spins for some ten microseconds (an operation
-/// follows the other closely within a step) and then sleeps. With one thread there is nothing to wait for.
+/// Multiplications that keep one core busy for some ten microseconds; sharing less does not pay.
+inline constexpr int64_t kSharedWorkMin = 1 << 20;
+
+/// Threads that work through a list of items together. A waiting thread spins for some hundred microseconds (an
+/// operation follows the other closely within a step) and then sleeps. With one thread there is nothing to wait for.
 class ThreadTeam {
  public:
   explicit ThreadTeam(int32_t threads);
