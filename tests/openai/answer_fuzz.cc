@@ -66,7 +66,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     stream += streamed.NextEvents();
   }
   for (OpenAiAnswer* answer : {&whole, &streamed}) answer->OnFinished(0, {});
-  stream += streamed.NextEvents();
+  while (!streamed.exhausted()) stream += streamed.NextEvents();
   const json body = json::parse(whole.Body(), nullptr, /*allow_exceptions=*/false);
   CHECK(body.is_object());
   const std::string content = body["choices"][0]["message"]["content"];

@@ -140,6 +140,25 @@ TEST(OpenAiAnswerTest, TextThatCouldNotBeSentIsJoined) {
   EXPECT_EQ(chunk["quicksilver"]["step"], 999);
 }
 
+TEST(OpenAiAnswerTest, AVeryLongTextIsCutBetweenCharacters) {
+  OpenAiAnswer answer(Request(R"("stream":true,)"), "chatcmpl-1");
+  answer.OnStarted(0, Started());
+  std::string all = "a";
+  for (int i = 0; i < 50'000; ++i) all += "\xF0\x9F\x98\x80";
+  answer.OnDelta(0, Delta(all));
+  answer.OnFinished(0, Finished());
+  std::string stream;
+  while (!answer.exhausted()) {
+    const std::string events = answer.NextEvents();
+    ASSERT_FALSE(events.empty());
+    EXPECT_LT(events.size(), 80'000);
+    stream += events;
+  }
+  std::string text;
+  for (const json& chunk : Chunks(stream)) text += chunk["choices"][0]["delta"].value("content", "");
+  EXPECT_EQ(text, all);
+}
+
 std::vector<std::string> HostileTexts() {
   return {"line\nbreak\r\nand\rreturn",
           "data: {\"x\":1}\n\n",

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -312,6 +313,36 @@ TEST_F(OpenAiFrontendTest, AClientThatLeavesCancelsItsGeneration) {
     }
   }
   EXPECT_THAT(observer_.requests(), testing::Each("/v1/chat/completions 499"));
+}
+
+// A fixed sequence of moments between the first byte of the request and the last of the answer.
+TEST_F(OpenAiFrontendTest, LeavingAtAnyMomentLeavesNothingBehind) {
+  Serve();
+  std::mt19937 random(1);
+  for (int i = 0; i < 300; ++i) {
+    RawClient client(server_->port());
+    const std::string request = Chat(i % 3 == 0 ? "never ends" : "x", i % 2 == 0 ? R"("stream":true,"n":2,)" : "");
+    client.Send(request.substr(0, i % 5 == 0 ? random() % request.size() : request.size()));
+    absl::SleepFor(absl::Microseconds(random() % 600));
+  }
+  EXPECT_TRUE(Eventually([&] { return inference_.running() == 0; }));
+  EXPECT_TRUE(Eventually([&] { return server_->connections() == 0; }));
+  EXPECT_EQ(server_->buffered_bytes(), 0);
+  EXPECT_EQ(Send(Chat("x")).status, 200);
+}
+
+TEST_F(OpenAiFrontendTest, SlowReadersAreNotFeltByOthers) {
+  Serve({}, {.stream_budget_bytes = 32 * 1024});
+  std::vector<std::unique_ptr<RawClient>> slow;
+  for (int i = 0; i < 50; ++i) {
+    slow.push_back(std::make_unique<RawClient>(server_->port(), /*receive_buffer_bytes=*/4096));
+    slow.back()->Send(Chat("flood", R"("stream":true,)"));
+  }
+  ASSERT_TRUE(Eventually([&] { return inference_.requests().size() == 50 && inference_.running() == 0; }));
+  EXPECT_LE(server_->buffered_bytes(), 50u * 128 * 1024);
+  const absl::Time start = absl::Now();
+  for (int i = 0; i < 20; ++i) ASSERT_EQ(Send(Chat("x")).status, 200);
+  EXPECT_LT(absl::Now() - start, absl::Seconds(2));
 }
 
 // reliability.md 24.

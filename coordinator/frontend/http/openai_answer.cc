@@ -15,6 +15,8 @@ using http::AppendJsonString;
 // One a masked token in `diffusing` text: U+2591, a light shade.
 constexpr std::string_view kMaskedToken = "\xE2\x96\x91";
 
+constexpr size_t kChunkTextBytesMax = 64 * 1024;
+
 std::string_view Name(FinishReason reason) { return reason == FinishReason::kStop ? "stop" : "length"; }
 
 std::string_view Name(SpanState state) {
@@ -140,11 +142,17 @@ void OpenAiAnswer::AppendOpening(uint32_t index, Choice& choice, std::string& ou
 }
 
 void OpenAiAnswer::AppendText(uint32_t index, Choice& choice, std::string& out) {
+  // Far above what a block makes: only the text of a client that was slow for long is cut, at a character.
+  size_t size = choice.unsent.size();
+  if (!diffusing_ && size > kChunkTextBytesMax) {
+    size = kChunkTextBytesMax;
+    while ((choice.unsent[size] & 0xC0) == 0x80 && size > kChunkTextBytesMax - 4) --size;
+  }
   std::string text = chat() ? "\"delta\":{\"content\":" : "\"text\":";
-  AppendJsonString(choice.unsent, text);
+  AppendJsonString(std::string_view(choice.unsent).substr(0, size), text);
   if (chat()) text += '}';
   AppendChunk(index, text, "", Extension(choice), out);
-  choice.unsent.clear();
+  choice.unsent.erase(0, size);
 }
 
 void OpenAiAnswer::AppendFinish(uint32_t index, const Choice& choice, std::string& out) {
@@ -163,12 +171,12 @@ std::string OpenAiAnswer::NextEvents() {
     if (!choice.opened) AppendOpening(index, choice, out);
     // A diffusing client shows canvases until the final text replaces them.
     if (!choice.unsent.empty() && !diffusing_) AppendText(index, choice, out);
-    if (!choice.finished) continue;
+    if (!choice.finished || (!choice.unsent.empty() && !diffusing_)) continue;
     if (diffusing_) AppendText(index, choice, out);
     AppendFinish(index, choice, out);
     choice.closed = true;
   }
-  if (!complete()) return out;
+  if (!std::all_of(choices_.begin(), choices_.end(), [](const Choice& choice) { return choice.closed; })) return out;
   done_ = true;
   if (include_usage_) {
     out += "data: {" + common_ + ",\"choices\":[]";

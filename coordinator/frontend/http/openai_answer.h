@@ -25,8 +25,8 @@ class OpenAiAnswer {
 
   /// Every choice has finished.
   bool complete() const;
-  /// Events to send now, joined; empty when there are none. After complete() they end with the usage chunk, if wanted,
-  /// and [DONE].
+  /// Events to send now, joined; empty when there are no more. After complete() the last ones are the usage chunk, if
+  /// wanted, and [DONE].
   std::string NextEvents();
   /// NextEvents() has returned [DONE].
   bool exhausted() const { return done_; }
