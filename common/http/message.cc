@@ -1,5 +1,6 @@
 #include "common/http/message.h"
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/utf8.h"
@@ -44,22 +45,23 @@ const std::string* Request::Find(std::string_view name) const {
 }
 
 void AppendJsonString(std::string_view text, std::string& out) {
+  const auto is_plain = [](char c) { return c >= 0x20 && c != '"' && c != '\\' && static_cast<uint8_t>(c) < 0x80; };
   out.reserve(out.size() + text.size() + 2);
   out += '"';
   while (!text.empty()) {
+    const size_t plain = static_cast<size_t>(std::find_if_not(text.begin(), text.end(), is_plain) - text.begin());
+    out.append(text.substr(0, plain));
+    text.remove_prefix(plain);
+    if (text.empty()) break;
     const size_t length = Utf8CharacterLength(text);
     if (length == 0) {
       out += kReplacement;
-      text.remove_prefix(1);
-      continue;
-    }
-    const char c = text[0];
-    if (length == 1 && (static_cast<uint8_t>(c) < 0x20 || c == '"' || c == '\\')) {
-      AppendEscaped(c, out);
+    } else if (length == 1) {
+      AppendEscaped(text[0], out);
     } else {
       out.append(text.substr(0, length));
     }
-    text.remove_prefix(length);
+    text.remove_prefix(std::max<size_t>(1, length));
   }
   out += '"';
 }
