@@ -139,8 +139,9 @@ class ClusterImpl : public Cluster {
     ++open_calls_;
     place.call = ServeCall::Start(
         *place.stub, Connection{group, ++place.connections}, options_.coordinator,
-        [this](ServeCall& call, const v1::WorkerMessage& message) { OnMessage(call, message); },
-        [this](ServeCall& call, const grpc::Status& status) { OnEnd(call, status); });
+        {.on_message = [this](ServeCall& call, const v1::WorkerMessage& message) { OnMessage(call, message); },
+         .on_end = [this](ServeCall& call, const grpc::Status& status) { OnEnd(call, status); },
+         .on_gone = [this] { OnGone(); }});
   }
 
   void OnMessage(ServeCall& call, const v1::WorkerMessage& message) {
@@ -179,7 +180,7 @@ class ClusterImpl : public Cluster {
   void OnEnd(ServeCall& call, const grpc::Status& status) {
     const Connection connection = call.connection();
     std::string reason = absl::StrCat("stream ended with code ", static_cast<int>(status.error_code()),
-                                            status.error_message().empty() ? "" : ": ", status.error_message());
+                                      status.error_message().empty() ? "" : ": ", status.error_message());
     bool lost = false;
     {
       MutexLock lock(mu_);
@@ -198,6 +199,10 @@ class ClusterImpl : public Cluster {
       place.call.reset();
       Rest(place);
     }
+  }
+
+  void OnGone() {
+    MutexLock lock(mu_);
     if (--open_calls_ == 0) all_ended_.NotifyAll();
   }
 

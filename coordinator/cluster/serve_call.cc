@@ -5,9 +5,8 @@
 namespace quicksilver {
 
 std::shared_ptr<ServeCall> ServeCall::Start(v1::Worker::Stub& stub, Connection connection,
-                                            const std::string& coordinator, MessageHandler on_message,
-                                            EndHandler on_end) {
-  std::shared_ptr<ServeCall> call(new ServeCall(connection, std::move(on_message), std::move(on_end)));
+                                            const std::string& coordinator, Handlers handlers) {
+  std::shared_ptr<ServeCall> call(new ServeCall(connection, std::move(handlers)));
   call->self_ = call;
   // Waits for the connection, so that a group is found as soon as its port opens.
   call->context_.set_wait_for_ready(true);
@@ -63,7 +62,7 @@ void ServeCall::OnWriteDone(bool ok) {
 
 void ServeCall::OnReadDone(bool ok) {
   if (ok) {
-    on_message_(*this, incoming_);
+    handlers_.on_message(*this, incoming_);
     StartRead(&incoming_);
     return;
   }
@@ -79,8 +78,13 @@ void ServeCall::OnReadDone(bool ok) {
 }
 
 void ServeCall::OnDone(const grpc::Status& status) {
-  const std::shared_ptr<ServeCall> self = std::move(self_);
-  on_end_(*this, status);
+  std::shared_ptr<ServeCall> self = std::move(self_);
+  handlers_.on_end(*this, status);
+  // The context holds the channel. Were its last reference dropped here, on a thread of gRPC's own, gRPC would wait for
+  // this very thread; so the context goes before the owner of the channel is told that it may go.
+  const std::function<void()> on_gone = handlers_.on_gone;
+  self.reset();
+  on_gone();
 }
 
 }  // namespace quicksilver

@@ -18,14 +18,18 @@ class ServeCall : public grpc::ClientBidiReactor<v1::CoordinatorMessage, v1::Wor
  public:
   using MessageHandler = std::function<void(ServeCall& call, const v1::WorkerMessage& message)>;
   using EndHandler = std::function<void(ServeCall& call, const grpc::Status& status)>;
+  struct Handlers {
+    MessageHandler on_message;      ///< For one message after the other.
+    EndHandler on_end;              ///< Then once.
+    std::function<void()> on_gone;  ///< When gRPC has let go of the call, and so have we.
+  };
 
-  /// `on_message` is called for one message after the other, then `on_end` once, as the last thing of this call.
   static std::shared_ptr<ServeCall> Start(v1::Worker::Stub& stub, Connection connection, const std::string& coordinator,
-                                          MessageHandler on_message, EndHandler on_end);
+                                          Handlers handlers);
 
   void Enqueue(std::unique_ptr<v1::CoordinatorMessage> message);
   void Flush();
-  /// Ends the stream soon; `on_end` still comes.
+  /// Ends the stream soon; on_end still comes.
   void Cancel() { context_.TryCancel(); }
   Connection connection() const { return connection_; }
 
@@ -37,12 +41,10 @@ class ServeCall : public grpc::ClientBidiReactor<v1::CoordinatorMessage, v1::Wor
   // A group that takes nothing for so long is lost by its lease well before; this bounds the memory until then.
   static constexpr size_t kOutboxMax = 16384;
 
-  ServeCall(Connection connection, MessageHandler on_message, EndHandler on_end)
-      : connection_(connection), on_message_(std::move(on_message)), on_end_(std::move(on_end)) {}
+  ServeCall(Connection connection, Handlers handlers) : connection_(connection), handlers_(std::move(handlers)) {}
 
   const Connection connection_;
-  const MessageHandler on_message_;
-  const EndHandler on_end_;
+  const Handlers handlers_;
   grpc::ClientContext context_;
   v1::WorkerMessage incoming_;
   std::shared_ptr<ServeCall> self_;  // Until OnDone.

@@ -156,12 +156,9 @@ TEST_F(InferenceServiceTest, CanvasesComeToThoseWhoAsk) {
 TEST_F(InferenceServiceTest, NamesOfModelsAreChecked) {
   options_.model_aliases = {"gpt-of-ours"};
   StartBoth();
-  EXPECT_EQ(ErrorOf([] {
-              GenerateRequest request = Ask();
-              request.model = "unheard-of";
-              return request;
-            }()),
-            "model_not_found");
+  GenerateRequest unknown = Ask();
+  unknown.model = "unheard-of";
+  EXPECT_EQ(ErrorOf(unknown), "model_not_found");
   GenerateRequest request = Ask();
   request.model = "gpt-of-ours";
   const auto sink = std::make_shared<RecordingSink>();

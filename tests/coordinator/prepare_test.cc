@@ -20,7 +20,7 @@ class PrepareTest : public testing::Test {
   std::shared_ptr<const TextModel> text_ = *TextModel::Load("models/demo");
   ModelFacts model_{.name = "demo",
                     .max_model_len = 100,
-                    .vocabulary = 1024,
+                    .vocabulary = static_cast<uint32_t>(text_->size()),
                     .mask_id = text_->FindSpecial("<|MASK|>"),
                     .stop_ids = {1018}};
   GenerateRequest request_;
@@ -86,8 +86,9 @@ TEST_F(PrepareTest, ContextLengthErrorsNameBothNumbers) {
 }
 
 TEST_F(PrepareTest, TokenIdsOutsideTheVocabularyAndTheMaskAreRefused) {
-  request_.input = std::vector<int32_t>{1, 1024};
-  EXPECT_THAT(Bad().message, AllOf(HasSubstr("1024"), HasSubstr("[0, 1024)")));
+  const std::string size = std::to_string(text_->size());
+  request_.input = std::vector<int32_t>{1, text_->size()};
+  EXPECT_THAT(Bad().message, AllOf(HasSubstr("id " + size), HasSubstr("[0, " + size + ")")));
   request_.input = std::vector<int32_t>{-1};
   EXPECT_EQ(Bad().code, "invalid_value");
   request_.input = std::vector<int32_t>{model_.mask_id};

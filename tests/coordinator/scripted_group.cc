@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/check.h"
 
 namespace quicksilver {
@@ -24,7 +25,7 @@ ScriptedGroup::~ScriptedGroup() {
     if (context_ != nullptr) context_->TryCancel();
   }
   beats_.join();
-  server_->Shutdown(std::chrono::system_clock::now());
+  server_->Shutdown(absl::ToChronoTime(absl::Now()));
   server_->Wait();
 }
 
@@ -138,7 +139,7 @@ v1::GroupInfo DemoGroup(const TextModel& text, uint32_t sequences_max) {
   info.set_model("demo");
   info.set_tokenizer_digest(text.digest());
   info.set_tensor_parallel_size(2);
-  info.set_vocabulary(1024);
+  info.set_vocabulary(static_cast<uint32_t>(text.size()));
   info.set_mask_id(text.FindSpecial("<|MASK|>"));
   info.set_block_length(8);
   info.set_max_model_len(512);

@@ -1,10 +1,11 @@
 #include "coordinator/frontend/grpc/generate_call.h"
 
-#include <chrono>
+#include <algorithm>
 #include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/clock.h"
 
 namespace quicksilver {
@@ -24,12 +25,9 @@ std::string MetadataOf(const grpc::CallbackServerContext& context, const char* k
 
 // Seconds left until the client gives up; 0 when it named no deadline.
 double TimeoutOf(const grpc::CallbackServerContext& context) {
-  const auto deadline = context.deadline();
-  if (deadline == std::chrono::system_clock::time_point::max()) return 0;
-  const std::chrono::duration<double> left = deadline - std::chrono::system_clock::now();
-  // gRPC's "no deadline" comes out as a date centuries away.
-  if (left > std::chrono::hours(24 * 365)) return 0;
-  return std::max(left.count(), 1e-3);
+  // gRPC's "no deadline" is a date centuries away.
+  const absl::Duration left = absl::FromChrono(context.deadline()) - absl::Now();
+  return left > absl::Hours(24 * 365) ? 0 : std::max(absl::ToDoubleSeconds(left), 1e-3);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/clock.h"
 #include "common/mutex.h"
 #include "coordinator/frontend/grpc/generate_call.h"
@@ -146,7 +147,7 @@ class GrpcServerImpl : public GrpcServer {
       if (std::exchange(stopped_, true)) return;
       server_->GetHealthCheckService()->SetServingStatus(false);
     }
-    server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
+    server_->Shutdown(absl::ToChronoTime(absl::Now() + timeout));
     server_->Wait();
   }
 
