@@ -16,7 +16,7 @@ struct CpuOpsOptions {
   /// thread is made, OpenMP's included, so nothing spins; more are our own and sleep after some hundred idle
   /// microseconds: OMP_NUM_THREADS and OMP_WAIT_POLICY change nothing.
   int32_t threads = 1;
-  /// Rows of one matrix product, in [8, 64]; more where oneDNN would treat rows of such a tile differently (12 with
+  /// Rows of one matrix product, in [8, 64]; more where oneDNN would treat rows of such a tile differently (10 with
   /// AVX2). Every batch is cut into such tiles, the last padded with zeros, so a row meets the same kernel whatever
   /// shares its batch. 8 is a block of the smaller block lengths without padding, and
   /// large batches lose little (docs/benchmarks/cpu_kernels.md); on machines with tile arithmetic (AMX) try 16 or 32.
