@@ -22,7 +22,7 @@ namespace quicksilver {
 /// core's cache, a batch into tiles of `tile_rows` rows, and every call multiplies one tile with one panel on one
 /// thread. So there is one kernel per panel width, whatever the batch and however many threads share the panels, and a
 /// large weight is read from memory once for all tiles. Even so oneDNN may treat the rows of a tile differently by
-/// their place (its AVX2 kernels take six at a time), so every kernel is tried out with equal rows before it is used.
+/// their place (with AVX2 the last two of eight), so every kernel is tried out with equal rows before it is used.
 /// Products are floats; the caller rounds.
 class TiledGemm {
  public:
