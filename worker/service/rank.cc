@@ -166,12 +166,12 @@ class Rank {
   }
 
   absl::Status Serve() {
-    const std::unique_ptr<Engine> engine =
+    engine_ =
         Engine::Create(*transformer_, *ops_, *links_.ranks, *links_.control, plan_.engine, options_.epoch,
                        [this](uint64_t stream, v1::StepResult result) { server_->Report(stream, std::move(result)); });
-    stop_.Serve(engine.get(), server_.get());
+    stop_.Serve(engine_.get(), server_.get());
     if (leads()) {
-      server_->AttachEngine(*engine);
+      server_->AttachEngine(*engine_);
       LogInfo("group ready", {{"group", options_.group_name},
                               {"listen", options_.listen},
                               {"metrics", options_.metrics_listen},
@@ -180,8 +180,7 @@ class Rank {
                               {"weight_bytes", transformer_->weight_bytes()},
                               {"kv_bytes", transformer_->kv_bytes()}});
     }
-    const absl::Status status = engine->Run();
-    if (!status.ok()) return status;  // End() leaves without looking back.
+    RETURN_IF_ERROR(engine_->Run());  // End() leaves with the engine in place: the server still asks it.
     stop_.Done();
     if (leads()) {
       server_->DetachEngine();
@@ -206,6 +205,7 @@ class Rank {
   std::unique_ptr<Ops> ops_;
   Links links_;
   std::unique_ptr<Transformer> transformer_;
+  std::unique_ptr<Engine> engine_;
 };
 
 }  // namespace
