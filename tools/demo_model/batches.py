@@ -39,22 +39,25 @@ class Batch:
     tokens: int
 
 
-def fill_in_the_middle(task, rng):
-    """(prompt, answer) texts that ask for a span of the body: word borders, now and then whole lines."""
-    body = task.answer
+def split_body(body, rng):
+    """(before, span, after): a random span of the body between word borders, now and then whole lines."""
     borders = [match.start() for match in re.finditer(r"\b|$", body)]
     if "\n" in body and rng.random() < 0.4:
         borders = [0] + [match.end() for match in re.finditer(r"\n", body)] + [len(body)]
     low, high = sorted(rng.sample(borders, 2))
-    prompt = f"<|fim_prefix|>{task.prompt}\n{body[:low]}<|fim_suffix|>{body[high:]}<|fim_middle|>"
-    return prompt, body[low:high]
+    return body[:low], body[low:high], body[high:]
+
+
+def fim_prompt(prompt, before, after):
+    """The text that asks for what stands between `before` and `after` in the body of the prompt's function."""
+    return f"<|fim_prefix|>{prompt}\n{before}<|fim_suffix|>{after}<|fim_middle|>"
 
 
 def encode(tokenizer, task, rng, fim_share, block):
     """The task as an Example; a share of the tasks becomes fill-in-the-middle."""
     if rng.random() < fim_share:
-        prompt, answer = fill_in_the_middle(task, rng)
-        stop = "<|endoftext|>"
+        before, answer, after = split_body(task.answer, rng)
+        prompt, stop = fim_prompt(task.prompt, before, after), "<|endoftext|>"
     else:
         prompt, answer, stop = chat(task.prompt), task.answer, "<|im_end|>"
     prompt, answer = tokenizer.encode(prompt), tokenizer.encode(answer) + [tokenizer.special[stop]]

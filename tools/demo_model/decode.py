@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from network import NO_SIGHT, forward, load_safetensors
-from tokenizer import Tokenizer, chat
+from tokenizer import Tokenizer
 
 
 @dataclass
@@ -27,9 +27,9 @@ class Decoder:
         self.tokenizer = Tokenizer(folder / "tokenizer.json")
         self.stops = {self.config["eos_token_id"], self.config["pad_token_id"]}
 
-    def ask(self, prompt, threshold, tokens_max):
-        """(prompt ids, Answer, text) of one chat turn."""
-        ids = self.tokenizer.encode(chat(prompt))
+    def ask(self, text, threshold, tokens_max):
+        """(prompt ids, Answer, text) of one prompt, special strings included."""
+        ids = self.tokenizer.encode(text)
         answer = self.generate(ids, threshold, tokens_max)
         return ids, answer, self.tokenizer.decode(answer.ids)
 
