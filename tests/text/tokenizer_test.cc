@@ -273,12 +273,13 @@ TEST(LoadTest, FilesThatAreNotJsonAreNamed) {
 TEST(LoadTest, TheDemoModelLoads) {
   const auto model = TextModel::Load("models/demo");
   ASSERT_TRUE(model.ok()) << model.status();
-  EXPECT_EQ((*model)->size(), 1024);
-  EXPECT_EQ((*model)->FindSpecial("<|MASK|>"), 1019);
+  const int32_t mask = (*model)->FindSpecial("<|MASK|>");
+  ASSERT_GE(mask, 0);
+  EXPECT_LT(mask, (*model)->size());
   const auto ids = (*model)->EncodeChat({{.role = "user", .content = "hi <|MASK|>"}}, 100);
   ASSERT_TRUE(ids.ok()) << ids.status();
-  EXPECT_EQ(ids->front(), 1017);
-  EXPECT_EQ(std::count(ids->begin(), ids->end(), 1019), 0);
+  EXPECT_EQ(ids->front(), (*model)->FindSpecial("<|im_start|>"));
+  EXPECT_EQ(std::count(ids->begin(), ids->end(), mask), 0);
 }
 
 }  // namespace
