@@ -125,6 +125,21 @@ TEST_F(GrpcFrontendTest, StreamsStartedDeltasAndFinished) {
   EXPECT_GT(answer.events.back().finished().tokens_per_forward(), 0);
 }
 
+// The last event and the end of the stream race with the writes before them.
+TEST_F(GrpcFrontendTest, EveryStreamCarriesItsLastEvent) {
+  AnswerAll("hello");
+  v1::GenerateRequest request = Ask();
+  request.set_canvases(true);
+  request.set_choices(2);
+  for (int i = 0; i < 100; ++i) {
+    const Answer answer = Generate(request);
+    ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+    ASSERT_TRUE(answer.events.back().has_finished()) << answer.events.back().ShortDebugString();
+    ASSERT_EQ(std::count_if(answer.events.begin(), answer.events.end(), [](const auto& e) { return e.has_finished(); }),
+              2);
+  }
+}
+
 TEST_F(GrpcFrontendTest, AnInvalidRequestIdIsReplaced) {
   AnswerAll("x");
   grpc::ClientContext context;

@@ -64,10 +64,9 @@ void GenerateCall::OnFinished(const FinishedEvent& event) {
     MutexLock lock(mu_);
     if (event.choice == 0) finish_reason_ = event.reason == FinishReason::kStop ? "stop" : "length";
     last = --unfinished_ == 0;
-    if (last) end_ = grpc::Status::OK;
   }
   if (last) Count(200);
-  Push(ToProto(event));
+  Push(ToProto(event), last);
 }
 
 void GenerateCall::OnError(const ApiError& error) { End(error); }
@@ -81,7 +80,7 @@ void GenerateCall::End(const ApiError& error) {
   Pump();
 }
 
-void GenerateCall::Push(v1::GenerateEvent event) {
+void GenerateCall::Push(v1::GenerateEvent event, bool last) {
   {
     MutexLock lock(mu_);
     if (finish_called_) return;
@@ -100,15 +99,17 @@ void GenerateCall::Push(v1::GenerateEvent event) {
     const bool joins = event.has_delta() && !outbox_.empty() && outbox_.back().has_delta() &&
                        outbox_.back().delta().choice() == event.delta().choice();
     if (joins) {
-      v1::Delta& last = *outbox_.back().mutable_delta();
-      last.mutable_text()->append(event.delta().text());
-      last.set_block(event.delta().block());
-      last.set_step(event.delta().step());
+      v1::Delta& waiting = *outbox_.back().mutable_delta();
+      waiting.mutable_text()->append(event.delta().text());
+      waiting.set_block(event.delta().block());
+      waiting.set_step(event.delta().step());
       outbox_bytes_ += event.delta().text().size();
     } else {
       outbox_bytes_ += bytes;
       outbox_.push_back(std::move(event));
     }
+    // Together with the event, or a write that is just done would end the stream before it.
+    if (last && !end_) end_ = grpc::Status::OK;
   }
   Pump();
 }
@@ -124,6 +125,7 @@ void GenerateCall::Pump() {
       write = true;
       writing_ = std::move(outbox_.front());
       outbox_.pop_front();
+      outbox_bytes_ -= std::min(outbox_bytes_, writing_.ByteSizeLong());
       write_began_ = MonotonicNow();
     }
     if (outbox_.empty()) {

@@ -44,7 +44,8 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateEvent>,
   void OnDone() override;
 
  private:
-  void Push(v1::GenerateEvent event);
+  /// `last`: the stream ends well behind it.
+  void Push(v1::GenerateEvent event, bool last = false);
   void End(const ApiError& error);
   /// Starts the next write, or finishes when all is written.
   void Pump();
