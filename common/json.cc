@@ -34,6 +34,9 @@ class Builder : public nlohmann::json_sax<json> {
   bool string(string_t& value) override { return Add(json(std::move(value))); }
   bool binary(binary_t&) override { return Fail("invalid_json", "binary values are not JSON"); }
   bool key(string_t& name) override {
+    if (limits_.keys_once && stack_.back()->contains(name)) {
+      return Fail("invalid_json", "key " + json(name).dump(-1, ' ', true) + " appears twice");
+    }
     key_ = std::move(name);
     return true;
   }

@@ -7,8 +7,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
-#include "coordinator/text/bounded_json.h"
 #include "coordinator/text/chat_template.h"
+#include "coordinator/text/model_file.h"
 #include "coordinator/text/text.h"
 #include "coordinator/text/tokenizer.h"
 #include "coordinator/text/tokenizer_json.h"
@@ -42,10 +42,10 @@ std::string Sha256Hex(const std::string& text) {
 
 // An absent file reads as an empty object.
 absl::StatusOr<json> ReadConfig(const std::string& path) {
-  const absl::StatusOr<std::string> text = ReadBoundedFile(path, kConfigBytesMax);
+  const absl::StatusOr<std::string> text = ReadModelFile(path, kConfigBytesMax);
   if (absl::IsNotFound(text.status())) return json::object();
   if (!text.ok()) return text.status();
-  absl::StatusOr<json> config = ParseBoundedJson(*text, {});
+  absl::StatusOr<json> config = ParseModelJson(*text);
   if (!config.ok()) return InFile(config.status(), path);
   if (!config->is_object()) return absl::InvalidArgumentError(absl::StrCat(path, ": the top level is not an object"));
   return config;
@@ -119,7 +119,7 @@ absl::StatusOr<std::optional<ChatTemplate>> LoadTemplate(const std::string& dire
   const std::string config_path = directory + "/tokenizer_config.json";
   std::string path = directory + "/chat_template.jinja";
   std::optional<std::string> source;
-  absl::StatusOr<std::string> file = ReadBoundedFile(path, kConfigBytesMax);
+  absl::StatusOr<std::string> file = ReadModelFile(path, kConfigBytesMax);
   if (file.ok()) {
     source = *std::move(file);
   } else if (!absl::IsNotFound(file.status())) {
@@ -178,8 +178,8 @@ class HfTextModel : public TextModel {
 
 absl::StatusOr<std::shared_ptr<const TextModel>> TextModel::Load(const std::string& directory) {
   const std::string path = directory + "/tokenizer.json";
-  ASSIGN_OR_RETURN(const std::string text, ReadBoundedFile(path, kTokenizerBytesMax));
-  const absl::StatusOr<json> spec = ParseBoundedJson(text, {});
+  ASSIGN_OR_RETURN(const std::string text, ReadModelFile(path, kTokenizerBytesMax));
+  const absl::StatusOr<json> spec = ParseModelJson(text);
   if (!spec.ok()) return InFile(spec.status(), path);
   const std::string config_path = directory + "/tokenizer_config.json";
   ASSIGN_OR_RETURN(const json config, ReadConfig(config_path));

@@ -180,7 +180,7 @@ TEST_F(CheckpointTest, AMalformedIndexIsRefused) {
     EXPECT_THAT(ErrorOfOpen(), HasSubstr(kShardIndexFile)) << text;
   }
   directory_.Write(kShardIndexFile, std::string(100'000, '['));
-  EXPECT_THAT(ErrorOfOpen(), HasSubstr("nested at most 64 deep"));
+  EXPECT_THAT(ErrorOfOpen(), HasSubstr("nested deeper than 64"));
 }
 
 // A file on failing storage, or one that is replaced under a running rank, must not kill it with SIGBUS.

@@ -121,7 +121,6 @@ TEST_P(EngineFamilyTest, GroupsOfOneTwoAndFourRanksGiveTheSameTokens) {
   const std::vector<v1::Submit> submits = VariedSubmits(GetParam());
   std::vector<std::vector<TokenId>> expected;
   for (const int ranks : {1, 2, 4}) {
-    if (ranks == 4 && std::string(GetParam()) == "demo") continue;  // Its heads do not divide.
     SCOPED_TRACE(absl::StrCat("tp = ", ranks));
     const std::unique_ptr<EngineGroup> group = Start(OptionsFor(GetParam(), ranks));
     const absl::StatusOr<std::vector<Transcript>> transcripts = group->RunAll(submits);

@@ -36,6 +36,15 @@ TEST(ParseJsonTest, BuildsEveryKindOfValue) {
   EXPECT_EQ(Parsed("[]"), json::array());
 }
 
+TEST(ParseJsonTest, ARepeatedKeyIsAnErrorWhereKeysStandOnce) {
+  json value;
+  const std::optional<JsonError> error = ParseJson(R"({"a":{"b":1},"c":{"b":2,"b":3}})", {.keys_once = true}, value);
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code, "invalid_json");
+  EXPECT_THAT(error->message, HasSubstr("\"b\" appears twice"));
+  EXPECT_FALSE(ParseJson(R"({"a":{"b":1},"c":{"b":2}})", {.keys_once = true}, value));
+}
+
 TEST(ParseJsonTest, TheLastOfEqualKeysWins) {
   EXPECT_EQ(Parsed(R"({"a":[1,2],"b":0,"a":{"c":3}})"), json({{"a", {{"c", 3}}}, {"b", 0}}));
 }

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "coordinator/text/bounded_json.h"
+#include "coordinator/text/model_file.h"
 #include "coordinator/text/chat_template.h"
 #include "coordinator/text/text.h"
 #include "coordinator/text/tokenizer_json.h"
@@ -30,7 +30,7 @@ StopMatcher::Output WholeAtOnce(const std::vector<std::string>& stops, const std
 }  // namespace
 
 void TryAsTokenizerJson(std::string_view input) {
-  const auto spec = ParseBoundedJson(input, {});
+  const auto spec = ParseModelJson(input);
   if (!spec.ok()) return;
   const auto tokenizer = ParseTokenizer(*spec, {});
   if (!tokenizer.ok()) return;
