@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <deque>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <thread>
 
@@ -31,6 +32,8 @@ struct Options {
   uint32_t max_tokens = 0;
   double temperature = 0.0;
   int64_t seed = 0;
+  v1::Policy policy = v1::POLICY_UNSPECIFIED;
+  uint32_t steps = 0;
   double threshold = -1.0;
   int timeout_seconds = 300;
   int frame_milliseconds = 120;
@@ -59,6 +62,13 @@ std::optional<int> Parse(const std::vector<std::string>& arguments, Options& opt
       ->check(CLI::Range(0.0, 2.0))
       ->capture_default_str();
   app.add_option("--seed", options.seed, "Equal seeds give equal bytes")->capture_default_str();
+  const std::map<std::string, v1::Policy> policies = {{"static", v1::POLICY_STATIC},
+                                                      {"dynamic", v1::POLICY_DYNAMIC},
+                                                      {"sequential", v1::POLICY_SEQUENTIAL},
+                                                      {"threshold", v1::POLICY_THRESHOLD}};
+  app.add_option("--policy", options.policy, "Which positions a step commits (default: the model's)")
+      ->transform(CLI::CheckedTransformer(policies));
+  app.add_option("--steps", options.steps, "Denoising steps: of a block, or of the answer of a bidirectional model");
   app.add_option("--threshold", options.threshold, "Confidence at which a position commits (default: the model's)")
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--timeout", options.timeout_seconds, "Seconds an answer may take")
@@ -95,6 +105,8 @@ v1::GenerateRequest Request(const Options& options, const std::string& prompt) {
   request.mutable_sampling()->set_temperature(static_cast<float>(options.temperature));
   request.mutable_sampling()->set_seed(options.seed);
   if (options.max_tokens > 0) request.set_max_tokens(options.max_tokens);
+  request.mutable_decoding()->set_policy(options.policy);
+  if (options.steps > 0) request.mutable_decoding()->set_steps(options.steps);
   if (options.threshold >= 0) request.mutable_decoding()->set_threshold(static_cast<float>(options.threshold));
   request.set_canvases(!options.plain);
   return request;
