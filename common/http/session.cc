@@ -258,7 +258,7 @@ Awaitable<bool> Session::AnswerAsync(const AsyncHandler& handler, Request& reque
           std::shared_ptr<Exchange>(exchange.get(), [exchange](Exchange*) { exchange->Reply(InternalError()); }));
   const EndReason reason = co_await RunExchange(*exchange, head_only);
   exchange->End(reason);
-  if (reason == EndReason::kStalled || reason == EndReason::kServerStopped) aborted_ = true;
+  if (reason != EndReason::kDone) aborted_ = true;  // Never a clean end of a body that is not whole.
   const bool goes_on = keep_alive_ && !aborted_;
   co_return reason == EndReason::kDone ? goes_on : false;
 }

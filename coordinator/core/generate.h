@@ -30,6 +30,10 @@ struct DecodingChoice {
   bool distrust_eos = false;
 };
 
+/// Bounds of strings that are copied for every prompt and choice.
+inline constexpr size_t kStopBytesMax = 1024;
+inline constexpr size_t kModelBytesMax = 256;
+
 /// A request as both front ends hand it over, wire checks done. Ranges: serving.md §1.3.
 struct GenerateRequest {
   std::string request_id;  ///< Unique; the front end's.

@@ -144,7 +144,12 @@ void ChoiceStream::Finish(const v1::SequenceUpdate& update, absl::Duration now, 
 
 CanvasEvent ChoiceStream::Canvas() const {
   CanvasEvent canvas{.choice = settings_.choice, .step = step_, .block = block_};
-  if (!starts_.empty()) canvas.spans.push_back({SpanState::kFinal, final_text_, completion_tokens()});
+  // What may still become a stop string has not been sent and may be taken back.
+  const size_t sent = std::min(released_bytes_, final_text_.size());
+  const auto tokens = static_cast<uint32_t>(std::lower_bound(starts_.begin(), starts_.end(), sent) - starts_.begin());
+  if (tokens > 0) canvas.spans.push_back({SpanState::kFinal, final_text_.substr(0, sent), tokens});
+  const uint32_t held = completion_tokens() - std::min(tokens, completion_tokens());
+  if (held > 0) canvas.spans.push_back({SpanState::kProvisional, final_text_.substr(sent), held});
   if (text_over_) return canvas;
   for (uint32_t position = final_before_; position < extent_;) {
     const auto token_at = [&](uint32_t p) {

@@ -61,10 +61,7 @@ std::unique_ptr<v1::CoordinatorMessage> LiveRequest::OnPlaced(uint32_t choice, S
   choices_[choice]->OnPlaced(now);
   std::unique_ptr<v1::CoordinatorMessage> message = std::move(submits_[choice]);
   message->mutable_submit()->set_sequence_id(static_cast<uint64_t>(sequence));
-  if (!started_ && !closed_) {
-    started_ = true;
-    pending_.emplace_back(StartedEvent{request_.model, "fp_" + fingerprint.substr(0, 10), created_, prompt_tokens_});
-  }
+  fingerprint_ = fingerprint;
   return message;
 }
 
@@ -81,6 +78,10 @@ LiveRequest::Applied LiveRequest::ApplyLocked(uint32_t choice, const v1::Sequenc
   }
   ChoiceStream& stream = *choices_[choice];
   if (stream.finished()) return {};
+  // Only now: the worker has taken it. What it refuses must reach the client as a status, not as the end of a stream.
+  if (!std::exchange(started_, true)) {
+    pending_.emplace_back(StartedEvent{request_.model, "fp_" + fingerprint_.substr(0, 10), created_, prompt_tokens_});
+  }
   std::vector<ChoiceEvent> events;
   const absl::Status status = stream.Apply(update, now, events);
   if (!status.ok()) {

@@ -75,7 +75,8 @@ class LiveRequest {
   std::deque<Event> pending_ GUARDED_BY(mu_);
   uint32_t unfinished_ GUARDED_BY(mu_) = 0;  // Choices.
   bool started_ GUARDED_BY(mu_) = false;
-  bool closed_ GUARDED_BY(mu_) = false;  // The last event is queued, or nobody listens.
+  std::string fingerprint_ GUARDED_BY(mu_);  // Of the group that it was placed on.
+  bool closed_ GUARDED_BY(mu_) = false;      // The last event is queued, or nobody listens.
   bool cancelled_ GUARDED_BY(mu_) = false;
   bool cut_off_ GUARDED_BY(mu_) = false;
   bool delivering_ GUARDED_BY(mu_) = false;

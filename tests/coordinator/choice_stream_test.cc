@@ -105,6 +105,19 @@ TEST_F(ChoiceStreamTest, AStopStringOverTwoBlocksIsNeverSent) {
   EXPECT_THAT(Apply(stream, WholeAnswer(Prompt(), head)), SizeIs(0)) << "nothing comes after the end";
 }
 
+TEST_F(ChoiceStreamTest, ACanvasShowsTextThatMayBecomeAStopStringAsProvisional) {
+  settings_.stops = {"END"};
+  settings_.canvases = true;
+  ChoiceStream stream(*text_, settings_);
+  const std::vector<ChoiceEvent> events = Apply(stream, FinalTokens(Prompt(), Ids("abc E"), kPrompt, 3));
+  const CanvasEvent canvas = std::get<CanvasEvent>(events.back());
+  ASSERT_GE(canvas.spans.size(), 2u);
+  EXPECT_EQ(canvas.spans[0].state, SpanState::kFinal);
+  EXPECT_EQ(canvas.spans[0].text, "abc ");
+  EXPECT_EQ(canvas.spans[1].state, SpanState::kProvisional);
+  EXPECT_EQ(canvas.spans[1].text, "E");
+}
+
 TEST_F(ChoiceStreamTest, TextThatOnlyBeganLikeAStopStringComesAtTheEnd) {
   settings_.stops = {"END"};
   ChoiceStream stream(*text_, settings_);

@@ -137,6 +137,13 @@ class Sdk(unittest.TestCase):
             sdk_chat("word " * 5000)
         self.assertEqual(caught.exception.code, "context_length_exceeded")
 
+    def test_what_the_worker_refuses_is_a_status_also_for_a_stream(self):
+        for stream in (False, True):
+            with self.assertRaises(openai.BadRequestError) as caught:
+                client.chat.completions.create(model=cluster.model_name(), messages=[{"role": "user", "content": "x"}],
+                                               stream=stream, extra_body={"quicksilver": {"block_length": 7}})
+            self.assertIn("block_length", caught.exception.message)
+
     def test_user_text_cannot_produce_control_tokens(self):
         plain = client.chat.completions.create(model=cluster.model_name(), temperature=0, max_tokens=8,
                                                messages=[{"role": "user", "content": "<|im_end|><|MASK|>"}])

@@ -229,7 +229,12 @@ TEST(OpenAiRequestTest, FaultsOfPromptsAreNamed) {
     EXPECT_EQ(error.code, "invalid_value");
     EXPECT_EQ(error.param, param);
   }
-  EXPECT_EQ(Refused(R"({"model":"m"})", kCompletions).code, "missing_required_parameter");
+}
+
+TEST(OpenAiRequestTest, StringsThatAreCopiedForEveryChoiceAreBounded) {
+  const std::string stop(kStopBytesMax + 1, 's'), model(kModelBytesMax + 1, 'm');
+  EXPECT_EQ(Refused(R"({"model":"m","prompt":"a","stop":["x",")" + stop + R"("]})", kCompletions).param, "stop[1]");
+  EXPECT_EQ(Refused(R"({"prompt":"a","model":")" + model + R"("})", kCompletions).param, "model");
 }
 
 TEST(OpenAiRequestTest, TheBodyMustBeAnObjectWithModelAndMessages) {

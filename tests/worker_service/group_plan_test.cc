@@ -77,8 +77,9 @@ TEST_F(GroupPlanTest, TheFingerprintChangesWithWhatChangesBytesAlone) {
   EXPECT_NE(DescribeGroup(options_, other, "kernels").fingerprint(), fingerprint);
   GroupPlan larger = plan;
   larger.pages *= 2;
-  larger.threads = 7;
   EXPECT_EQ(DescribeGroup(options_, larger, "kernels").fingerprint(), fingerprint);
+  larger.threads += 1;
+  EXPECT_NE(DescribeGroup(options_, larger, "kernels").fingerprint(), fingerprint);
 }
 
 TEST_F(GroupPlanTest, RanksAgreeOnEverythingThatTheSchedulerSees) {

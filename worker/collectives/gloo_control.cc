@@ -49,7 +49,7 @@ class GlooControlChannel final : public ControlChannel {
 
   absl::Status SendToFollowers(const std::string& message, absl::Duration timeout) {
     if (message.size() > kControlMessageBytesMax) {
-      return absl::InvalidArgumentError(absl::StrCat("control channel: a message of ", message.size(),
+      return absl::InternalError(absl::StrCat("control channel: a message of ", message.size(),
                                                      " bytes, at most ", kControlMessageBytesMax, " are allowed"));
     }
     for (int peer = 1; peer < mesh_->size(); ++peer) {

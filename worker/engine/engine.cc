@@ -105,7 +105,11 @@ absl::Status EngineImpl::Loop() {
     }
     entry_now_ = absl::Microseconds(entry.clock_micros());
     RETURN_IF_ERROR(Apply(entry, entry_now_));
-    if (entry.shutdown()) return absl::OkStatus();
+    if (entry.shutdown()) {
+      // A leader that left first would look lost to a follower that is late. Whoever is gone already has ended, too.
+      control_.Barrier(options_.peer_timeout).IgnoreError();
+      return absl::OkStatus();
+    }
     RETURN_IF_ERROR(Step());
     if (leads()) SendReports();
   }
@@ -175,14 +179,17 @@ absl::Status EngineImpl::Step() {
     const absl::Duration now = MonotonicNow();  // For the leader's timings; decides nothing.
     for (size_t i = 0; i < plan.size(); ++i) ApplyChoices(plan[i], i, now);
   }
-  mailbox_.SetWaiting(scheduler_.waiting());
-  MutexLock lock(load_mutex_);
-  running_ = static_cast<uint32_t>(scheduler_.running());
-  pages_free_ = static_cast<uint64_t>(scheduler_.pages_free());
-  if (!plan.empty()) {
-    ++steps_;
-    last_step_ = absl::Now();
+  {
+    MutexLock lock(load_mutex_);
+    running_ = static_cast<uint32_t>(scheduler_.running());
+    pages_free_ = static_cast<uint64_t>(scheduler_.pages_free());
+    if (!plan.empty()) {
+      ++steps_;
+      last_step_ = absl::Now();
+    }
   }
+  // After the others: Load() may count a sequence twice that has just begun to run, never not at all.
+  mailbox_.SetWaiting(scheduler_.waiting());
   return absl::OkStatus();
 }
 

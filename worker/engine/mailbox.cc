@@ -63,7 +63,7 @@ Inbox Mailbox::Take(bool idle, absl::Duration idle_beat) {
   int64_t tokens = 0;
   size_t taken = 0;
   for (; taken < submissions_.size() && tokens < kEntryTokensMax; ++taken) {
-    tokens += submissions_[taken].submit.prompt_ids_size();
+    tokens += submissions_[taken].submit.prompt_ids_size() + submissions_[taken].submit.stop_ids_size();
   }
   const auto end = submissions_.begin() + static_cast<int64_t>(taken);
   inbox.submissions.assign(std::make_move_iterator(submissions_.begin()), std::make_move_iterator(end));

@@ -54,7 +54,7 @@ absl::Status StepRunner::Run(absl::Span<const PlannedSegment> plan, uint64_t sea
   CHECK(!plan.empty());
   LayOut(plan);
   Launch();
-  Gather(seal);
+  RETURN_IF_ERROR(Gather(seal));
   RETURN_IF_ERROR(ranks_.Synchronize());
   if (const absl::Status device = ops_.Synchronize(); !device.ok()) {
     return absl::InternalError(absl::StrCat("device: ", std::string(device.message())));
@@ -174,7 +174,7 @@ void StepRunner::Launch() {
   }
 }
 
-void StepRunner::Gather(uint64_t seal) {
+absl::Status StepRunner::Gather(uint64_t seal) {
   const size_t ranks = static_cast<size_t>(ranks_.size());
   const size_t candidates = static_cast<size_t>(records());
   const size_t top = parts_[1].requests.size() * kTopLogitsMax;
@@ -183,6 +183,11 @@ void StepRunner::Gather(uint64_t seal) {
   const void* from = candidates_.data();
   const void* from_top = top_.data();
   if (ranks > 1) {
+    // A rank whose device failed must not hand its numbers to the others, who would decide on them.
+    if (const absl::Status device = ops_.Synchronize(); !device.ok()) {
+      ranks_.Abort();
+      return absl::InternalError(absl::StrCat("device: ", std::string(device.message())));
+    }
     ranks_.AllGather(candidates_.data(), gathered_candidates_.data(), candidates * sizeof(Candidate));
     from = gathered_candidates_.data();
     if (top > 0) ranks_.AllGather(top_.data(), gathered_top_.data(), top * sizeof(TopLogit));
@@ -192,6 +197,7 @@ void StepRunner::Gather(uint64_t seal) {
   ops_.Download(from, host_candidates_.data(), host_candidates_.size() * sizeof(Candidate));
   host_top_.resize(ranks * top);
   if (top > 0) ops_.Download(from_top, host_top_.data(), host_top_.size() * sizeof(TopLogit));
+  return absl::OkStatus();
 }
 
 absl::Status StepRunner::CheckSeals(uint64_t seal) const {

@@ -51,7 +51,7 @@ class StepRunner {
   void AddRequests(const RunningSequence& running, int32_t first_row, int32_t guide_first_row, const Segment& segment);
   void LayOut(absl::Span<const PlannedSegment> plan);
   void Launch();
-  void Gather(uint64_t seal);
+  absl::Status Gather(uint64_t seal);
   absl::Status CheckSeals(uint64_t seal) const;
   void Merge(absl::Span<const PlannedSegment> plan);
   int32_t records() const { return 1 + static_cast<int32_t>(parts_[0].requests.size() + parts_[1].requests.size()); }

@@ -68,6 +68,7 @@ absl::StatusOr<ConstMatrix> WeightLoader::Stage(const std::vector<Band>& bands, 
   stored_.assign(rows * row_bytes, 0);
   int64_t done = 0;
   for (const Band& band : bands) {
+    if (band.rows == 0) continue;  // A rank past the end of a padded vocabulary.
     const StoredTensor* tensor = checkpoint_.Find(band.tensor);
     CHECK(tensor != nullptr && tensor->type == first->type && band.cols == cols && done + band.rows <= rows);
     RETURN_IF_ERROR(ReadBand(*tensor, band, stored_.data() + done * row_bytes));

@@ -143,10 +143,12 @@ v1::GroupInfo DescribeGroup(const WorkerOptions& options, const GroupPlan& plan,
   v1::GroupInfo info;
   info.set_group(options.group_name);
   info.set_epoch(options.epoch);
-  // Page counts, threads and bounds change no byte of an answer and are left out. Deterministic is the only mode.
-  info.set_fingerprint(Sha256Hex(absl::StrCat(
-      "model=", plan.model_digest, "\nbuild=", VersionString(), "\ntp=", options.tensor_parallel_size, "\ndtype=",
-      DTypeName(plan.activations), "\nkernels=", kernels, "\nblock=", plan.spec.block_length, "\ndeterministic=1\n")));
+  // Page counts and bounds change no byte of an answer and are left out. Threads do: they share the LM head in panels
+  // whose sums are added panel by panel. Deterministic is the only mode.
+  info.set_fingerprint(Sha256Hex(
+      absl::StrCat("model=", plan.model_digest, "\nbuild=", VersionString(), "\ntp=", options.tensor_parallel_size,
+                   "\ndtype=", DTypeName(plan.activations), "\nkernels=", kernels, "\nthreads=", plan.threads,
+                   "\nblock=", plan.spec.block_length, "\ndeterministic=1\n")));
   info.set_model(options.served_model_name);
   info.set_architecture(plan.spec.architecture);
   info.set_tokenizer_digest(plan.tokenizer_digest);

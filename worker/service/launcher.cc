@@ -60,7 +60,7 @@ class Launcher {
  private:
   bool StartRanks() {
     // Higher than any before, also of a launcher that ran before this one.
-    epoch_ = std::max(epoch_ + 1, static_cast<uint64_t>(absl::ToUnixSeconds(absl::Now())));
+    epoch_ = std::max(epoch_ + 1, static_cast<uint64_t>(absl::ToUnixMicros(absl::Now())));
     ranks_.clear();
     for (int rank = 0; rank < options_.tensor_parallel_size; ++rank) {
       const pid_t pid = Spawn(rank);
@@ -92,7 +92,11 @@ class Launcher {
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(kExitGroupLost);
-    sigprocmask(SIG_SETMASK, &original_mask_, nullptr);
+    // A rank that is told to end before it listens must not die of it: the signal waits until it does.
+    sigset_t mask = original_mask_;
+    sigaddset(&mask, SIGTERM);
+    sigaddset(&mask, SIGINT);
+    sigprocmask(SIG_SETMASK, &mask, nullptr);
     execv("/proc/self/exe", pointers.data());
     _exit(kExitInternal);
   }

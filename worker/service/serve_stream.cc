@@ -21,7 +21,8 @@ void ServeStream::Push(v1::WorkerMessage message) {
   }
   if (fits) return Advance();
   Break({grpc::StatusCode::RESOURCE_EXHAUSTED, "the coordinator reads too slowly"});
-  context_.TryCancel();  // A write that its flow control holds back ends, too.
+  MutexLock lock(context_mutex_);
+  if (!done_) context_.TryCancel();  // A write that its flow control holds back ends, too.
 }
 
 void ServeStream::PushBeat(v1::Heartbeat beat) {
@@ -132,6 +133,12 @@ void ServeStream::Break(const grpc::Status& status) {
 
 void ServeStream::OnCancel() { Break(grpc::Status::CANCELLED); }
 
-void ServeStream::OnDone() { handler_.OnClosed(id_); }
+void ServeStream::OnDone() {
+  {
+    MutexLock lock(context_mutex_);
+    done_ = true;
+  }
+  handler_.OnClosed(id_);
+}
 
 }  // namespace quicksilver

@@ -58,6 +58,9 @@ class ServeStream final : public grpc::ServerBidiReactor<v1::CoordinatorMessage,
   v1::CoordinatorMessage incoming_;  // gRPC's and OnReadDone's.
   v1::WorkerMessage outgoing_;       // gRPC's while writing_.
 
+  // Not mutex_: gRPC may end a write within TryCancel().
+  Mutex context_mutex_;
+  bool done_ GUARDED_BY(context_mutex_) = false;  // gRPC frees the context next.
   Mutex mutex_;
   std::deque<v1::WorkerMessage> queue_ GUARDED_BY(mutex_);
   size_t queue_bytes_ GUARDED_BY(mutex_) = 0;

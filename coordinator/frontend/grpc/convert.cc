@@ -135,6 +135,10 @@ std::optional<ApiError> ReadBounds(const v1::GenerateRequest& proto, const GrpcL
   }
   for (int i = 0; i < proto.stop_size(); ++i) {
     if (proto.stop(i).empty()) return Invalid(absl::StrCat("stop[", i, "]"), " must not be empty.");
+    if (proto.stop(i).size() > kStopBytesMax) {
+      return Invalid(absl::StrCat("stop[", i, "]"), " has ", proto.stop(i).size(), " bytes, at most ", kStopBytesMax,
+                     " are allowed.");
+    }
     request.stop.push_back(proto.stop(i));
   }
   if (proto.choices() > limits.choices_max) {
@@ -150,6 +154,11 @@ std::optional<ApiError> ReadBounds(const v1::GenerateRequest& proto, const GrpcL
 std::variant<GenerateRequest, ApiError> FromProto(const v1::GenerateRequest& proto, const GrpcLimits& limits) {
   if (proto.model().empty()) return InvalidRequest("missing_required_parameter", "model", "model is required.");
   GenerateRequest request;
+  if (proto.model().size() > kModelBytesMax) {
+    return InvalidRequest(
+        "invalid_value", "model",
+        absl::StrCat("model has ", proto.model().size(), " bytes, at most ", kModelBytesMax, " are allowed."));
+  }
   request.model = proto.model();
   if (std::optional<ApiError> error = ReadInput(proto, limits, request)) return *error;
   if (std::optional<ApiError> error = ReadSampling(proto.sampling(), limits, request)) return *error;

@@ -171,6 +171,11 @@ void GenerateCall::OnCancel() {
 
 void GenerateCall::OnDone() {
   const std::shared_ptr<GenerateCall> self = std::move(self_);
+  {
+    MutexLock lock(mu_);
+    write_began_
+        .reset();  // The last write ends with the call alone; CutIfStalled() must not touch the context any more.
+  }
   call_.reset();
   on_done_(self);
 }

@@ -38,6 +38,10 @@ std::vector<std::string> ReadStop(JsonFields& fields) {
     }
     strings.push_back(list[i].get<std::string>());
     if (strings.back().empty()) fields.FailValue(name, "expected a string that is not empty");
+    if (strings.back().size() > kStopBytesMax) {
+      fields.FailValue(name, "expected at most " + std::to_string(kStopBytesMax) + " bytes, got " +
+                                 std::to_string(strings.back().size()));
+    }
   }
   return strings;
 }
@@ -45,6 +49,10 @@ std::vector<std::string> ReadStop(JsonFields& fields) {
 void ReadSampling(JsonFields& fields, const OpenAiLimits& limits, GenerateRequest& request) {
   if (const auto model = fields.String("model")) {
     request.model = *model;
+    if (model->size() > kModelBytesMax) {
+      fields.FailValue("model", "expected at most " + std::to_string(kModelBytesMax) + " bytes, got " +
+                                    std::to_string(model->size()));
+    }
   } else {
     fields.FailMissing("model");
   }
@@ -151,7 +159,7 @@ std::vector<std::variant<std::string, TokenIds>> ReadPrompts(JsonFields& fields,
   std::vector<std::variant<std::string, TokenIds>> prompts;
   const json* prompt = fields.Find("prompt");
   if (prompt == nullptr) {
-    fields.FailMissing("prompt");
+    prompts.emplace_back(std::string());  // The beginning of a document.
     return prompts;
   }
   if (prompt->is_string()) {

@@ -79,7 +79,7 @@ absl::StatusOr<std::vector<TokenId>> ConfigFields::Ids(const char* name) const {
 absl::Status ConfigFields::Check(const std::vector<SupportedField>& fields) const {
   for (const SupportedField& field : fields) {
     const auto stated = fields_.find(field.name);
-    const bool absent = stated == fields_.end();
+    const bool absent = stated == fields_.end() || stated->is_null();
     const nlohmann::json value = absent ? nlohmann::json::parse(field.when_absent) : *stated;
     const bool supported = std::any_of(field.supported.begin(), field.supported.end(),
                                        [&](const char* text) { return value == nlohmann::json::parse(text); });
