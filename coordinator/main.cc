@@ -48,6 +48,14 @@ void ForbidDumps() {
   prctl(PR_SET_DUMPABLE, 0);
 }
 
+// Every connection is a descriptor, and the usual soft limit of 1024 is far below connections_max.
+void RaiseDescriptorLimit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 // gRPC's own complaints become lines of our log; what Listen() cannot bind it says itself.
 void TakeOverGrpcLog(bool silent) {
   gpr_set_log_function(silent ? [](gpr_log_func_args*) {} : [](gpr_log_func_args* args) {
@@ -198,6 +206,7 @@ bool Drain(Program& program, const CoordinatorOptions& options, StopSignals& sig
 
 int Main(int argc, char** argv) {
   ForbidDumps();
+  RaiseDescriptorLimit();
   StopSignals signals;
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);  // gRPC's own locks.
   CoordinatorOptions options;
@@ -215,7 +224,7 @@ int Main(int argc, char** argv) {
   Program& program = *new Program(options, *std::move(text));
   if (const absl::Status status = program.Listen(options); !status.ok()) {
     std::cerr << "quicksilver-coordinator: " << status.message() << "\n";
-    return kExitBind;
+    return absl::IsInvalidArgument(status) ? kExitUsage : kExitBind;
   }
   TakeOverGrpcLog(/*silent=*/false);
   LogInfo("serving", {{"http", options.http_listen},
