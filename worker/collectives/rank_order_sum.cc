@@ -1,18 +1,11 @@
 #include "worker/collectives/rank_order_sum.h"
 
 #include <algorithm>
-#include <bit>
+
+#include "kernels/host_float.h"
 
 namespace quicksilver {
 namespace {
-
-float FromBf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
-
-uint16_t ToBf16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);  // NaN stays NaN
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
 
 // A tile of float sums that stays in the first-level cache.
 constexpr int64_t kTile = 2048;
@@ -34,9 +27,9 @@ void SumInRankOrder(const void* const* parts, int parts_count, int64_t elements,
       } else {
         const uint16_t* x = static_cast<const uint16_t*>(parts[part]) + first;
         if (part == 0) {
-          for (int64_t i = 0; i < count; ++i) sum[i] = FromBf16(x[i]);
+          for (int64_t i = 0; i < count; ++i) sum[i] = Bf16ToFloat(x[i]);
         } else {
-          for (int64_t i = 0; i < count; ++i) sum[i] += FromBf16(x[i]);
+          for (int64_t i = 0; i < count; ++i) sum[i] += Bf16ToFloat(x[i]);
         }
       }
     }
@@ -44,7 +37,7 @@ void SumInRankOrder(const void* const* parts, int parts_count, int64_t elements,
       std::copy(sum, sum + count, static_cast<float*>(out) + first);
     } else {
       uint16_t* y = static_cast<uint16_t*>(out) + first;
-      for (int64_t i = 0; i < count; ++i) y[i] = ToBf16(sum[i]);
+      for (int64_t i = 0; i < count; ++i) y[i] = FloatToBf16(sum[i]);
     }
   }
 }
