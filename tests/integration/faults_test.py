@@ -53,6 +53,20 @@ class ClientLeaves(unittest.TestCase):
             self.assertIn("return", cluster.chat(PROMPT, max_tokens=64)["choices"][0]["message"]["content"])
 
 
+    def test_a_client_of_http_1_0_that_half_closes_is_reset_and_never_sees_a_clean_end(self):
+        with Cluster(ranks=1) as cluster, socket.create_connection(("127.0.0.1", cluster.http), timeout=30) as client:
+            body = json.dumps({"model": cluster.model_name(), "messages": [{"role": "user", "content": PROMPT}],
+                               **SLOW, "n": 8}).encode()
+            client.sendall(b"POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
+                           b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+            seen = client.recv(4096)
+            client.shutdown(socket.SHUT_WR)
+            with self.assertRaises(ConnectionResetError):
+                while part := client.recv(65536):
+                    seen += part
+            self.assertNotIn(b"[DONE]", seen)
+
+
 class RankDies(unittest.TestCase):
     def kill_rank(self, rank):
         with Cluster(ranks=2) as cluster:

@@ -4,6 +4,7 @@ import concurrent.futures
 import importlib
 import json
 import pathlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,8 @@ def compile_protos():
 def setUpModule():
     global cluster, client, inference_pb2, stub, channel
     inference_pb2, inference_pb2_grpc = compile_protos()
+    # The servers inherit a soft limit that they should raise.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     cluster = Cluster(ranks=2)
     cluster.__enter__()
     client = openai.OpenAI(base_url=cluster.base + "/v1", api_key="none", max_retries=0)
@@ -234,10 +237,15 @@ class CommandLine(unittest.TestCase):
 
 class Pages(unittest.TestCase):
     def test_health_metrics_and_version_pages_answer(self):
+        self.assertTrue(sdk_chat(PROMPTS[0]))
         for path in ("/health", "/health/live", "/health/ready", "/ping", "/version", "/v1/models"):
             self.assertEqual(get(cluster.base + path)[0], 200, path)
         self.assertGreater(cluster.coordinator_metric("quicksilver_requests_total"), 0)
         self.assertGreater(cluster.worker_metric("quicksilver_engine_step_total"), 0)
+
+    def test_the_coordinator_may_hold_as_many_descriptors_as_the_machine_allows(self):
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        self.assertEqual(cluster.coordinator_metric("process_max_fds"), hard)
 
     def test_nothing_is_held_when_all_is_quiet(self):
         wait_for(lambda: cluster.worker_metric("quicksilver_num_requests_running") == 0, "no sequence running", 10)
