@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -45,18 +46,20 @@ class GemmWeight {
 /// stand at consecutive positions. Device-readable: plain data.
 struct AttentionSegment {
   int32_t first_row = 0;       ///< In the step's batch.
-  int32_t rows = 0;            ///< >= 1
+  int32_t rows = 0;            ///< 0: padding, does nothing.
   int32_t first_position = 0;  ///< Absolute position of the first row.
   int32_t keys = 0;            ///< Keys that exist: positions [0, keys). At least first_position + rows.
   int32_t first_page = 0;      ///< Index into `page_table` of the page of position 0.
 };
 
 /// The shape of one step. Pointers are device memory; the sums and maxima are for the host side of an implementation.
+/// In a recorded step they are upper bounds: batch rows beyond the segments are padding (position 0, slot -1), whose
+/// outputs mean nothing.
 struct StepLayout {
-  int32_t rows = 0;                            ///< N
-  const int32_t* positions = nullptr;          ///< [N] absolute position of each row.
-  const int32_t* slots = nullptr;              ///< [N] where a row's key and value go: page * page_size + offset.
-  const AttentionSegment* segments = nullptr;  ///< [segments_count], by ascending first_row, covering all rows.
+  int32_t rows = 0;                    ///< N
+  const int32_t* positions = nullptr;  ///< [N] absolute position of each row.
+  const int32_t* slots = nullptr;      ///< [N] where a row's key and value go: page * page_size + offset, or -1.
+  const AttentionSegment* segments = nullptr;  ///< [segments_count], by ascending first_row; padding at the end.
   int32_t segments_count = 0;
   const int32_t* page_table = nullptr;  ///< Page numbers of all segments, one run a segment.
   int32_t page_size = 0;                ///< Positions a page; a multiple of block_length when that is finite.
@@ -81,6 +84,22 @@ struct RopeParameters {
   bool full_precision = false;
 };
 
+/// What happens to queries and keys between their projection and the attention.
+struct HeadTransform {
+  const float* q_gain = nullptr;  ///< [hd] device: RMSNorm of every query head. Null: none.
+  const float* k_gain = nullptr;  ///< [hd] device: the same of every key head.
+  float epsilon = 0.0f;
+  RopeParameters rope;
+};
+
+/// Work that was recorded once, to be enqueued many times with other contents of the same device memory.
+class Program {
+ public:
+  virtual ~Program() = default;
+  /// Enqueues the work. Every Program of an Ops runs in order with its other operations.
+  virtual void Launch() = 0;
+};
+
 /// The operations of one device. Work is enqueued in order and may run later: nothing is returned, the first failure
 /// sticks and comes out of Synchronize(). Shapes are the caller's promise (CHECK). Every operation is row-invariant:
 /// the bits of an output row depend on that row's inputs alone, not on the number, order or content of other rows.
@@ -97,6 +116,25 @@ class Ops {
   virtual void Upload(const void* host, void* device, size_t bytes) = 0;
   virtual void Download(const void* device, void* host, size_t bytes) = 0;
   virtual absl::Status Synchronize() = 0;
+  virtual absl::Status status() const = 0;  ///< The first failure that is known by now, without waiting.
+
+  /// Zeroed memory that the host and the device both reach: what the device writes there the host may read after
+  /// Synchronize(), or sooner behind a word that it Await()s.
+  virtual absl::StatusOr<DeviceBuffer> AllocateShared(size_t bytes) = 0;
+  /// Waits until the word in shared memory is `value`, or until enqueued work has ended without it.
+  virtual absl::Status Await(const uint32_t* word, uint32_t value) = 0;
+
+  // Programs.
+  /// True when launches are dear: steps should be padded to few shapes, recorded and replayed.
+  virtual bool prefers_programs() const = 0;
+  /// Records the operations that `enqueue` calls on this Ops (and on communicators that share its queue); nothing runs.
+  /// They must not allocate, and `enqueue` must not Upload, Download or Synchronize. A Launch() enqueues them once, and
+  /// again for as long as the device finds *proceed (device memory) other than 0 after a pass; null: once.
+  virtual absl::StatusOr<std::unique_ptr<Program>> Record(const std::function<void()>& enqueue,
+                                                          const int32_t* proceed) = 0;
+
+  /// Announces the layout of the operations up to the next BeginStep(). The first operation of every step.
+  virtual void BeginStep(const StepLayout& layout) = 0;
 
   /// Takes a row-major HOST matrix [out, in], f32 or bf16 (stride may exceed cols), and keeps a copy in its own layout,
   /// rounded to the activation type.
@@ -110,23 +148,20 @@ class Ops {
   /// the gain (models.md §0.2). Sums in float. x, out: [N, H]; gain: [H] floats on the device. `out` may be `x`.
   virtual void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) = 0;
 
-  /// The same per head, in place: x: [N, heads * hd], gain: [hd].
-  virtual void HeadRmsNorm(Matrix x, int32_t heads, const float* gain, float epsilon) = 0;
+  /// x[n,h] += y[n,h], rounded to the activation type; then out = RmsNorm(x). x, y, out: [N, H], all different.
+  virtual void AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) = 0;
 
   /// out = x * weight^T. x: [N, in]; out: [N, out], of the activation type or f32. Accumulates in float.
   virtual void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) = 0;
 
-  /// x[n,h] += y[n,h].
-  virtual void Add(ConstMatrix y, Matrix x) = 0;
-
   /// Adds bias[c] to every row, in place. bias: [cols] floats on the device.
   virtual void AddBias(const float* bias, Matrix x) = 0;
 
-  /// Rotates every head of x: [N, heads * hd] in place by positions[n].
-  virtual void Rope(const int32_t* positions, const RopeParameters& rope, int32_t heads, Matrix x) = 0;
-
-  /// Stores the rows of k and v [N, nkv * hd] at layout.slots in `cache`.
-  virtual void WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, const KvLayer& cache) = 0;
+  /// qkv: [N, (heads + 2 kv_heads) * hd], in place: norms the query and key heads as `transform` says, rotates them by
+  /// layout.positions (each result rounded to the activation type), and stores keys and values at layout.slots in
+  /// `cache`.
+  virtual void RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
+                              const KvLayer& cache, Matrix qkv) = 0;
 
   /// Softmax attention, scale 1/sqrt(hd), softmax in float. A query at position q sees the keys j < keys of its segment
   /// with floor(j / B) <= floor(q / B); B = kBidirectional sees all of them. The rows of this step have been written.

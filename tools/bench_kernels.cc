@@ -183,6 +183,7 @@ class Step {
     table_ = Space(shape.vocabulary, shape.hidden);
     hidden_ = Space(rows, shape.hidden);
     normed_ = Space(rows, shape.hidden);
+    partial_ = Space(rows, shape.hidden);
     qkv_ = Space(rows, q + 2 * kv);
     mixed_ = Space(rows, q);
     gate_up_ = Space(rows, 2 * shape.mlp);
@@ -211,30 +212,23 @@ class Step {
   /// Adds the microseconds of every operation to `times`.
   void Run(float temperature, std::map<std::string, double>* times) {
     const auto timed = [&](const char* name, const auto& work) { (*times)[name] += MicrosecondsOf(work); };
-    const RopeParameters rope;
-    const int64_t q_cols = mixed_.view.cols, kv_cols = (qkv_.view.cols - q_cols) / 2;
-    const Matrix q = ColumnBand(qkv_.view, 0, q_cols), k = ColumnBand(qkv_.view, q_cols, kv_cols);
-    const Matrix v = ColumnBand(qkv_.view, q_cols + kv_cols, kv_cols);
+    const HeadTransform transform = {gains_.data(), gains_.data(), 1e-6f, {}};
+    const Matrix q = ColumnBand(qkv_.view, 0, mixed_.view.cols);
     timed("embed", [&] { ops_->Embed(ids_.data(), table_.view, 0, hidden_.view); });
+    timed("norm", [&] { ops_->RmsNorm(hidden_.view, gains_.data(), 1e-6f, normed_.view); });
     for (const Layer& layer : layers_) {
-      timed("norm", [&] { ops_->RmsNorm(hidden_.view, gains_.data(), 1e-6f, normed_.view); });
       timed("gemm", [&] { ops_->Gemm(normed_.view, *layer.qkv, qkv_.view); });
-      timed("head norm", [&] { ops_->HeadRmsNorm(q, shape_.heads, gains_.data(), 1e-6f); });
-      timed("head norm", [&] { ops_->HeadRmsNorm(k, shape_.kv_heads, gains_.data(), 1e-6f); });
-      timed("rope", [&] { ops_->Rope(positions_.data(), rope, shape_.heads, q); });
-      timed("rope", [&] { ops_->Rope(positions_.data(), rope, shape_.kv_heads, k); });
       const KvLayer cache = {layer.keys.view, layer.values.view};
-      timed("write kv", [&] { ops_->WriteKv(layout_, k, v, cache); });
+      timed("rotate",
+            [&] { ops_->RotateAndCache(layout_, transform, shape_.heads, shape_.kv_heads, cache, qkv_.view); });
       timed("attention", [&] { ops_->Attention(layout_, q, shape_.heads, shape_.kv_heads, cache, mixed_.view); });
-      timed("gemm", [&] { ops_->Gemm(mixed_.view, *layer.out, normed_.view); });
-      timed("add", [&] { ops_->Add(normed_.view, hidden_.view); });
-      timed("norm", [&] { ops_->RmsNorm(hidden_.view, gains_.data(), 1e-6f, normed_.view); });
+      timed("gemm", [&] { ops_->Gemm(mixed_.view, *layer.out, partial_.view); });
+      timed("norm", [&] { ops_->AddRmsNorm(partial_.view, gains_.data(), 1e-6f, hidden_.view, normed_.view); });
       timed("gemm", [&] { ops_->Gemm(normed_.view, *layer.gate_up, gate_up_.view); });
       timed("silu", [&] { ops_->SiluMul(gate_up_.view, activated_.view); });
-      timed("gemm", [&] { ops_->Gemm(activated_.view, *layer.down, normed_.view); });
-      timed("add", [&] { ops_->Add(normed_.view, hidden_.view); });
+      timed("gemm", [&] { ops_->Gemm(activated_.view, *layer.down, partial_.view); });
+      timed("norm", [&] { ops_->AddRmsNorm(partial_.view, gains_.data(), 1e-6f, hidden_.view, normed_.view); });
     }
-    timed("norm", [&] { ops_->RmsNorm(hidden_.view, gains_.data(), 1e-6f, normed_.view); });
     requests_.clear();
     for (int32_t n = 0; n < rows_; ++n) {
       const DrawPlace place = {.seed = 1, .position = static_cast<uint32_t>(n), .step = step_};
@@ -275,7 +269,7 @@ class Step {
   std::unique_ptr<Ops> ops_;
   std::vector<Layer> layers_;
   std::unique_ptr<GemmWeight> head_;
-  Held table_, hidden_, normed_, qkv_, mixed_, gate_up_, activated_, logits_;
+  Held table_, hidden_, normed_, partial_, qkv_, mixed_, gate_up_, activated_, logits_;
   std::vector<float> gains_;
   std::vector<int32_t> ids_, positions_, pages_;
   AttentionSegment segment_;

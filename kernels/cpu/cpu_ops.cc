@@ -17,6 +17,7 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/host_matrix.h"
 #include "kernels/cpu/host_memory.h"
+#include "kernels/cpu/host_program.h"
 #include "kernels/cpu/row_kernels.h"
 #include "kernels/cpu/thread_team.h"
 #include "kernels/cpu/workspace.h"
@@ -78,17 +79,25 @@ class CpuOps final : public Ops {
     if (bytes > 0) std::memcpy(host, device, bytes);
   }
   absl::Status Synchronize() override { return status_; }
+  absl::Status status() const override { return status_; }
+  absl::StatusOr<DeviceBuffer> AllocateShared(size_t bytes) override { return Allocate(bytes); }
+  absl::Status Await(const uint32_t*, uint32_t) override { return status_; }
+  bool prefers_programs() const override { return false; }
+  absl::StatusOr<std::unique_ptr<Program>> Record(const std::function<void()>& enqueue,
+                                                  const int32_t* proceed) override {
+    return std::make_unique<HostProgram>(enqueue, proceed);
+  }
+  void BeginStep(const StepLayout&) override {}
 
   absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host) override { return gemm_.Prepare(host); }
 
   void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override;
   void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) override;
-  void HeadRmsNorm(Matrix x, int32_t heads, const float* gain, float epsilon) override;
+  void AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) override;
   void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) override;
-  void Add(ConstMatrix y, Matrix x) override;
   void AddBias(const float* bias, Matrix x) override;
-  void Rope(const int32_t* positions, const RopeParameters& rope, int32_t heads, Matrix x) override;
-  void WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, const KvLayer& cache) override;
+  void RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
+                      const KvLayer& cache, Matrix qkv) override;
   void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
                  Matrix out) override;
   void SiluMul(ConstMatrix gate_up, Matrix out) override;
@@ -113,6 +122,9 @@ class CpuOps final : public Ops {
     });
   }
 
+  void NormHeads(const float* gain, float epsilon, int32_t heads, Matrix x);
+  void Rotate(const StepLayout& layout, const RopeParameters& rope, int32_t heads, Matrix x);
+  void WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, const KvLayer& cache);
   const RopeTable& TableFor(const RopeParameters& rope, int64_t head_size, int64_t positions);
   void PackTiles(ConstMatrix x);
 
@@ -148,8 +160,17 @@ void CpuOps::RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out
   });
 }
 
-void CpuOps::HeadRmsNorm(Matrix x, int32_t heads, const float* gain, float epsilon) {
-  CHECK(heads > 0 && x.cols % heads == 0);
+void CpuOps::AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) {
+  CHECK(SameShape(y, x) && SameShape(x, out));
+  ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) {
+    const Matrix band = RowBand(x, first, count);
+    AddRows(RowBand(y, first, count), band);
+    NormaliseRows(band, 1, gain, epsilon, RowBand(out, first, count));
+  });
+}
+
+void CpuOps::NormHeads(const float* gain, float epsilon, int32_t heads, Matrix x) {
+  if (gain == nullptr) return;
   ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) {
     const Matrix band = RowBand(x, first, count);
     NormaliseRows(band, heads, gain, epsilon, band);
@@ -187,12 +208,6 @@ void CpuOps::Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) {
   }));
 }
 
-void CpuOps::Add(ConstMatrix y, Matrix x) {
-  CHECK(SameShape(y, x));
-  ForBands(x.rows, x.cols,
-           [&](int64_t first, int64_t count) { AddRows(RowBand(y, first, count), RowBand(x, first, count)); });
-}
-
 void CpuOps::AddBias(const float* bias, Matrix x) {
   ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) { AddBiasRows(bias, RowBand(x, first, count)); });
 }
@@ -217,8 +232,21 @@ const RopeTable& CpuOps::TableFor(const RopeParameters& rope, int64_t head_size,
   return table;
 }
 
-void CpuOps::Rope(const int32_t* positions, const RopeParameters& rope, int32_t heads, Matrix x) {
-  CHECK(heads > 0 && x.cols % (2 * heads) == 0);
+void CpuOps::RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
+                            const KvLayer& cache, Matrix qkv) {
+  CHECK(heads > 0 && kv_heads > 0 && qkv.rows == layout.rows && qkv.cols % (heads + 2 * kv_heads) == 0);
+  const int64_t head_size = qkv.cols / (heads + 2 * kv_heads);
+  CHECK(head_size % 2 == 0);
+  const Matrix q = ColumnBand(qkv, 0, heads * head_size);
+  const Matrix k = ColumnBand(qkv, q.cols, kv_heads * head_size);
+  NormHeads(transform.q_gain, transform.epsilon, heads, q);
+  NormHeads(transform.k_gain, transform.epsilon, kv_heads, k);
+  Rotate(layout, transform.rope, heads + kv_heads, ColumnBand(qkv, 0, q.cols + k.cols));
+  WriteKv(layout, k, ColumnBand(qkv, q.cols + k.cols, k.cols), cache);
+}
+
+void CpuOps::Rotate(const StepLayout& layout, const RopeParameters& rope, int32_t heads, Matrix x) {
+  const int32_t* positions = layout.positions;
   int64_t last = -1;
   for (int64_t n = 0; n < x.rows; ++n) {
     CHECK(positions[n] >= 0);
@@ -234,7 +262,8 @@ void CpuOps::WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, con
   CHECK(k.rows == layout.rows && v.rows == layout.rows && k.cols == cache.keys.cols && v.cols == cache.values.cols);
   for (int64_t n = 0; n < k.rows; ++n) {
     const int64_t slot = layout.slots[n];
-    CHECK(slot >= 0 && slot < cache.keys.rows);
+    if (slot < 0) continue;
+    CHECK(slot < cache.keys.rows);
     ConvertRows(RowBand(k, n, 1), RowBand(cache.keys, slot, 1));
     ConvertRows(RowBand(v, n, 1), RowBand(cache.values, slot, 1));
   }

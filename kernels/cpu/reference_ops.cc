@@ -70,12 +70,27 @@ void ReferenceOps::RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matr
   for (int64_t n = 0; n < x.rows; ++n) NormaliseRun(x, n, 0, x.cols, gain, epsilon, out);
 }
 
-void ReferenceOps::HeadRmsNorm(Matrix x, int32_t heads, const float* gain, float epsilon) {
-  CHECK(heads > 0 && x.cols % heads == 0);
-  const int64_t head_size = x.cols / heads;
+void ReferenceOps::AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) {
+  CHECK(SameShape(y, x));
   for (int64_t n = 0; n < x.rows; ++n) {
-    for (int64_t head = 0; head < heads; ++head) NormaliseRun(x, n, head * head_size, head_size, gain, epsilon, x);
+    for (int64_t h = 0; h < x.cols; ++h) Store(x, n, h, Load(x, n, h) + Load(y, n, h));
   }
+  RmsNorm(x, gain, epsilon, out);
+}
+
+void ReferenceOps::RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads,
+                                  int32_t kv_heads, const KvLayer& cache, Matrix qkv) {
+  CHECK(heads > 0 && kv_heads > 0 && qkv.rows == layout.rows && qkv.cols % (heads + 2 * kv_heads) == 0);
+  const int64_t head_size = qkv.cols / (heads + 2 * kv_heads), rotated = heads + kv_heads;
+  for (int64_t n = 0; n < qkv.rows; ++n) {
+    for (int64_t head = 0; head < rotated; ++head) {
+      const float* gain = head < heads ? transform.q_gain : transform.k_gain;
+      if (gain != nullptr) NormaliseRun(qkv, n, head * head_size, head_size, gain, transform.epsilon, qkv);
+    }
+  }
+  Rotate(layout, transform.rope, heads + kv_heads, ColumnBand(qkv, 0, rotated * head_size));
+  WriteKv(layout, ColumnBand(qkv, heads * head_size, kv_heads * head_size),
+          ColumnBand(qkv, rotated * head_size, kv_heads * head_size), cache);
 }
 
 void ReferenceOps::Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) {
@@ -90,26 +105,19 @@ void ReferenceOps::Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) {
   }
 }
 
-void ReferenceOps::Add(ConstMatrix y, Matrix x) {
-  CHECK(SameShape(y, x));
-  for (int64_t n = 0; n < x.rows; ++n) {
-    for (int64_t h = 0; h < x.cols; ++h) Store(x, n, h, Load(x, n, h) + Load(y, n, h));
-  }
-}
-
 void ReferenceOps::AddBias(const float* bias, Matrix x) {
   for (int64_t n = 0; n < x.rows; ++n) {
     for (int64_t c = 0; c < x.cols; ++c) Store(x, n, c, Load(x, n, c) + bias[c]);
   }
 }
 
-void ReferenceOps::Rope(const int32_t* positions, const RopeParameters& rope, int32_t heads, Matrix x) {
-  CHECK(heads > 0 && x.cols % (2 * heads) == 0);
+void ReferenceOps::Rotate(const StepLayout& layout, const RopeParameters& rope, int32_t heads, Matrix x) {
+  CHECK(x.cols % (2 * heads) == 0);
   const DType table = rope.full_precision ? DType::kF32 : activation_;
   const int64_t head_size = x.cols / heads, half = head_size / 2;
   for (int64_t n = 0; n < x.rows; ++n) {
     for (int64_t i = 0; i < half; ++i) {
-      const float angle = static_cast<float>(positions[n]) * RopeFrequency(rope.theta, i, head_size);
+      const float angle = static_cast<float>(layout.positions[n]) * RopeFrequency(rope.theta, i, head_size);
       const float cosine = RoundTo(table, std::cos(angle)), sine = RoundTo(table, std::sin(angle));
       for (int64_t head = 0; head < heads; ++head) {
         const int64_t c = head * head_size + i;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/cpu/host_memory.h"
+#include "kernels/cpu/host_program.h"
 #include "kernels/ops.h"
 
 namespace quicksilver {
@@ -37,15 +38,23 @@ class ReferenceOps final : public Ops {
   void Upload(const void* host, void* device, size_t bytes) override;
   void Download(const void* device, void* host, size_t bytes) override;
   absl::Status Synchronize() override { return absl::OkStatus(); }
+  absl::Status status() const override { return absl::OkStatus(); }
+  absl::StatusOr<DeviceBuffer> AllocateShared(size_t bytes) override { return Allocate(bytes); }
+  absl::Status Await(const uint32_t*, uint32_t) override { return absl::OkStatus(); }
+  bool prefers_programs() const override { return false; }
+  absl::StatusOr<std::unique_ptr<Program>> Record(const std::function<void()>& enqueue,
+                                                  const int32_t* proceed) override {
+    return std::make_unique<HostProgram>(enqueue, proceed);
+  }
+  void BeginStep(const StepLayout&) override {}
   absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host) override;
   void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override;
   void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) override;
-  void HeadRmsNorm(Matrix x, int32_t heads, const float* gain, float epsilon) override;
+  void AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) override;
   void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) override;
-  void Add(ConstMatrix y, Matrix x) override;
   void AddBias(const float* bias, Matrix x) override;
-  void Rope(const int32_t* positions, const RopeParameters& rope, int32_t heads, Matrix x) override;
-  void WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, const KvLayer& cache) override;
+  void RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
+                      const KvLayer& cache, Matrix qkv) override;
   void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
                  Matrix out) override;
   void SiluMul(ConstMatrix gate_up, Matrix out) override;
@@ -55,6 +64,8 @@ class ReferenceOps final : public Ops {
                   TopLogit* top) override;
 
  private:
+  void Rotate(const StepLayout& layout, const RopeParameters& rope, int32_t heads, Matrix x);
+  void WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, const KvLayer& cache);
   void Free(void* data, size_t bytes) override { memory_.Free(data, bytes); }
 
   DType activation_;

@@ -46,6 +46,15 @@ class TimedOps final : public Ops {
     Time(kOther, [&] { inner_->Download(device, host, bytes); });
   }
   absl::Status Synchronize() override { return inner_->Synchronize(); }
+  absl::Status status() const override { return inner_->status(); }
+  absl::StatusOr<DeviceBuffer> AllocateShared(size_t bytes) override { return inner_->AllocateShared(bytes); }
+  absl::Status Await(const uint32_t* word, uint32_t value) override { return inner_->Await(word, value); }
+  bool prefers_programs() const override { return inner_->prefers_programs(); }
+  absl::StatusOr<std::unique_ptr<Program>> Record(const std::function<void()>& enqueue,
+                                                  const int32_t* proceed) override {
+    return inner_->Record(enqueue, proceed);
+  }
+  void BeginStep(const StepLayout& layout) override { inner_->BeginStep(layout); }
   absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host) override {
     return inner_->PrepareWeight(host);
   }
@@ -55,23 +64,18 @@ class TimedOps final : public Ops {
   void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) override {
     Time(kOther, [&] { inner_->RmsNorm(x, gain, epsilon, out); });
   }
-  void HeadRmsNorm(Matrix x, int32_t heads, const float* gain, float epsilon) override {
-    Time(kOther, [&] { inner_->HeadRmsNorm(x, heads, gain, epsilon); });
+  void AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) override {
+    Time(kOther, [&] { inner_->AddRmsNorm(y, gain, epsilon, x, out); });
   }
   void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) override {
     Time(kGemm, [&] { inner_->Gemm(x, weight, out); });
   }
-  void Add(ConstMatrix y, Matrix x) override {
-    Time(kOther, [&] { inner_->Add(y, x); });
-  }
   void AddBias(const float* bias, Matrix x) override {
     Time(kOther, [&] { inner_->AddBias(bias, x); });
   }
-  void Rope(const int32_t* positions, const RopeParameters& rope, int32_t heads, Matrix x) override {
-    Time(kOther, [&] { inner_->Rope(positions, rope, heads, x); });
-  }
-  void WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, const KvLayer& cache) override {
-    Time(kOther, [&] { inner_->WriteKv(layout, k, v, cache); });
+  void RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
+                      const KvLayer& cache, Matrix qkv) override {
+    Time(kOther, [&] { inner_->RotateAndCache(layout, transform, heads, kv_heads, cache, qkv); });
   }
   void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
                  Matrix out) override {

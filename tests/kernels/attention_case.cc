@@ -13,8 +13,8 @@ namespace {
 struct PagedStep {
   std::vector<AttentionSegment> segments;
   std::vector<int32_t> positions, slots, page_table;
-  HostMatrix q, k, v;                     // Rows of the step.
-  HostMatrix cached_keys, cached_values;  // Keys that the step does not write.
+  HostMatrix q;             // Rows of the step.
+  HostMatrix keys, values;  // The cache, this step's rows written.
   int32_t rows_max = 0, keys_max = 0;
 };
 
@@ -35,10 +35,9 @@ PagedStep LayOut(const AttentionShape& shape, const std::vector<TestSequence>& s
   const int64_t kv_cols = int64_t{shape.kv_heads} * shape.head_size;
   PagedStep step;
   step.q = HostMatrix(rows, int64_t{shape.heads} * shape.head_size);
-  step.k = step.v = HostMatrix(rows, kv_cols);
-  step.cached_keys = HostMatrix(pages * shape.page_size, kv_cols);
-  std::fill(step.cached_keys.values.begin(), step.cached_keys.values.end(), std::numeric_limits<float>::quiet_NaN());
-  step.cached_values = step.cached_keys;
+  step.keys = HostMatrix(pages * shape.page_size, kv_cols);
+  std::fill(step.keys.values.begin(), step.keys.values.end(), std::numeric_limits<float>::quiet_NaN());
+  step.values = step.keys;
   for (const TestSequence& s : sequences) {
     const int32_t s_rows = static_cast<int32_t>(s.queries.rows), keys = static_cast<int32_t>(s.keys.rows);
     step.segments.push_back({.first_row = static_cast<int32_t>(step.positions.size()),
@@ -51,16 +50,11 @@ PagedStep LayOut(const AttentionShape& shape, const std::vector<TestSequence>& s
     for (int32_t j = 0; j < keys; ++j) {
       if (j % shape.page_size == 0) step.page_table.push_back(order[step.page_table.size()]);
       const int32_t slot = step.page_table.back() * shape.page_size + j % shape.page_size;
+      CopyRow(s.keys, j, &step.keys, slot);
+      CopyRow(s.values, j, &step.values, slot);
       const int32_t row = j - s.first_position;
-      if (row < 0 || row >= s_rows) {
-        CopyRow(s.keys, j, &step.cached_keys, slot);
-        CopyRow(s.values, j, &step.cached_values, slot);
-        continue;
-      }
-      const int64_t n = static_cast<int64_t>(step.positions.size());
-      CopyRow(s.queries, row, &step.q, n);
-      CopyRow(s.keys, j, &step.k, n);
-      CopyRow(s.values, j, &step.v, n);
+      if (row < 0 || row >= s_rows) continue;
+      CopyRow(s.queries, row, &step.q, static_cast<int64_t>(step.positions.size()));
       step.positions.push_back(j);
       step.slots.push_back(slot);
     }
@@ -80,9 +74,9 @@ TestSequence RandomSequence(const AttentionShape& shape, int32_t rows, int32_t f
 HostMatrix RunAttention(OpsTestBase& test, const AttentionShape& shape, const std::vector<TestSequence>& sequences,
                         uint32_t page_seed) {
   const PagedStep step = LayOut(shape, sequences, page_seed);
-  const DeviceMatrix q = test.Put(step.q), k = test.Put(step.k), v = test.Put(step.v);
-  const DeviceMatrix keys = test.Put(step.cached_keys, test.dtype(), /*gap=*/0);
-  const DeviceMatrix values = test.Put(step.cached_values, test.dtype(), /*gap=*/0);
+  const DeviceMatrix q = test.Put(step.q);
+  const DeviceMatrix keys = test.Put(step.keys, test.dtype(), /*gap=*/0);
+  const DeviceMatrix values = test.Put(step.values, test.dtype(), /*gap=*/0);
   const DeviceMatrix out = test.Space(step.q.rows, step.q.cols);
   const DeviceArray<int32_t> positions = test.PutArray(step.positions), slots = test.PutArray(step.slots);
   const DeviceArray<int32_t> page_table = test.PutArray(step.page_table);
@@ -97,7 +91,7 @@ HostMatrix RunAttention(OpsTestBase& test, const AttentionShape& shape, const st
                              .block_length = shape.block_length,
                              .rows_max = step.rows_max,
                              .keys_max = step.keys_max};
-  test.ops().WriteKv(layout, k, v, {keys, values});
+  test.ops().BeginStep(layout);
   test.ops().Attention(layout, q, shape.heads, shape.kv_heads, {keys, values}, out);
   return test.Get(out);
 }

@@ -27,7 +27,7 @@ struct AttentionShape {
 TestSequence RandomSequence(const AttentionShape& shape, int32_t rows, int32_t first_position, int32_t keys,
                             uint32_t seed);
 
-/// Runs WriteKv and Attention over all sequences at once; returns the rows of all, in order. The pages lie in an order
+/// Runs Attention over all sequences at once; returns the rows of all, in order. The pages lie in an order
 /// shuffled by `page_seed`; whatever is not a key of a sequence is NaN.
 HostMatrix RunAttention(OpsTestBase& test, const AttentionShape& shape, const std::vector<TestSequence>& sequences,
                         uint32_t page_seed);

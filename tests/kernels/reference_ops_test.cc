@@ -3,6 +3,7 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "tests/kernels/attention_case.h"
 #include "tests/kernels/candidates_case.h"
+#include "tests/kernels/rotate_case.h"
 
 namespace quicksilver {
 namespace {
@@ -39,10 +40,10 @@ TEST_F(ReferenceOpsTest, RmsNormRoundsBeforeTheGain) {
 
 TEST_F(ReferenceOpsTest, RopeRotatesTheHalvesOfAHead) {
   // hd = 4, theta = 100: pair 0 (elements 0 and 2) turns by 1 radian a position, pair 1 (1 and 3) by 100^(-1/2) = 0.1.
-  const DeviceMatrix x = Put({1, 4, {1.0f, 1.0f, 0.0f, 0.0f}});
-  const DeviceArray<int32_t> positions = PutArray<int32_t>({2});
-  ops().Rope(positions.data(), {.theta = 100.0, .full_precision = true}, 1, x);
-  ExpectNear(Get(x), {1, 4, {-0.41614684f, 0.98006658f, 0.90929743f, 0.19866933f}}, 1e-6, 0.0);
+  const RotateCase rotate = {.head_size = 4, .rope = {.theta = 100.0, .full_precision = true}};
+  const HostMatrix qkv(1, 12, {1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+  const HostMatrix turned(1, 12, {-0.41614684f, 0.98006658f, 0.90929743f, 0.19866933f, 0, 0, 0, 0, 0, 0, 0, 0});
+  ExpectNear(RunRotate(*this, rotate, qkv, {2}, {0}).qkv, turned, 1e-6, 0.0);
 }
 
 TEST_F(ReferenceOpsTest, SiluMulMultipliesTheUpHalfByTheGate) {

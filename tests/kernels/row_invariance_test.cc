@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "tests/kernels/attention_case.h"
 #include "tests/kernels/candidates_case.h"
+#include "tests/kernels/rotate_case.h"
 
 namespace quicksilver {
 namespace {
@@ -71,8 +72,7 @@ TEST_P(RowInvarianceTest, ANanRowSpoilsNoOther) {
 
 TEST_P(RowInvarianceTest, RowByRowOperations) {
   const int64_t H = 190;
-  const DeviceArray<float> gain = PutArray(RandomMatrix(1, H, 5).values),
-                           half_gain = PutArray(RandomMatrix(1, H / 2, 6).values);
+  const DeviceArray<float> gain = PutArray(RandomMatrix(1, H, 5).values);
   const HostMatrix x = RandomMatrix(37, H, 1);
   ExpectRowsDoNotMix(x, [&](const HostMatrix& rows) {
     const DeviceMatrix m = Put(rows), out = Space(rows.rows, H);
@@ -80,15 +80,10 @@ TEST_P(RowInvarianceTest, RowByRowOperations) {
     return Get(out);
   });
   ExpectRowsDoNotMix(x, [&](const HostMatrix& rows) {
-    const DeviceMatrix m = Put(rows);
-    ops().HeadRmsNorm(m, 2, half_gain.data(), 1e-6f);
-    return Get(m);
-  });
-  ExpectRowsDoNotMix(x, [&](const HostMatrix& rows) {
-    const DeviceMatrix m = Put(rows);
+    const DeviceMatrix m = Put(rows), y = Put(rows), out = Space(rows.rows, H);
     ops().AddBias(gain.data(), m);
-    ops().Add(m, m);
-    return Get(m);
+    ops().AddRmsNorm(y, gain.data(), 1e-6f, m, out);
+    return Get(out);
   });
   ExpectRowsDoNotMix(x, [&](const HostMatrix& rows) {
     const DeviceMatrix m = Put(rows), out = Space(rows.rows, H / 2);
@@ -97,22 +92,22 @@ TEST_P(RowInvarianceTest, RowByRowOperations) {
   });
 }
 
-TEST_P(RowInvarianceTest, RopeDependsOnThePositionAlone) {
-  // The first column carries the position, so that it travels with its row.
-  const int64_t H = 2 * 48;
-  HostMatrix x = RandomMatrix(20, H + 1, 1);
-  for (int64_t n = 0; n < x.rows; ++n) x.at(n, H) = static_cast<float>(n * n * 7);
+TEST_P(RowInvarianceTest, RotationDependsOnThePositionAlone) {
+  RotateCase rotate = {.heads = 2, .kv_heads = 1, .head_size = 48};
+  rotate.q_gain = RandomMatrix(1, 48, 3).values;
+  rotate.k_gain = RandomMatrix(1, 48, 4).values;
+  // The last column carries the position, so that it travels with its row.
+  HostMatrix x = RandomMatrix(20, rotate.cols() + 1, 1);
+  for (int64_t n = 0; n < x.rows; ++n) x.at(n, rotate.cols()) = static_cast<float>(n * n * 7);
   ExpectRowsDoNotMix(x, [&](const HostMatrix& rows) {
-    HostMatrix q(rows.rows, H);
-    std::vector<int32_t> positions;
+    HostMatrix qkv(rows.rows, rotate.cols());
+    std::vector<int32_t> positions, slots;
     for (int64_t n = 0; n < rows.rows; ++n) {
-      for (int64_t c = 0; c < H; ++c) q.at(n, c) = rows.at(n, c);
-      positions.push_back(static_cast<int32_t>(rows.at(n, H)));
+      for (int64_t c = 0; c < rotate.cols(); ++c) qkv.at(n, c) = rows.at(n, c);
+      positions.push_back(static_cast<int32_t>(rows.at(n, rotate.cols())));
+      slots.push_back(static_cast<int32_t>(n));
     }
-    const DeviceMatrix m = Put(q);
-    const DeviceArray<int32_t> device_positions = PutArray(positions);
-    ops().Rope(device_positions.data(), {.theta = 1e4}, 2, m);
-    return Get(m);
+    return RunRotate(*this, rotate, qkv, positions, slots).qkv;
   });
 }
 

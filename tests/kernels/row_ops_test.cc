@@ -1,8 +1,9 @@
 #include <cmath>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/cpu_ops.h"
-#include "tests/kernels/ops_fixture.h"
+#include "tests/kernels/rotate_case.h"
 
 namespace quicksilver {
 namespace {
@@ -57,31 +58,18 @@ TEST_P(RowOpsTest, RmsNormOfARowOfZerosIsZero) {
   ExpectNear(RunRmsNorm(*this, HostMatrix(2, 33), RandomMatrix(1, 33, 2), 1e-6f), HostMatrix(2, 33), 0.0, 0.0);
 }
 
-TEST_P(RowOpsTest, HeadRmsNormIsRmsNormOfEveryHead) {
-  const int32_t heads = 3;
-  const HostMatrix x = RandomMatrix(5, heads * 24, 1), gain = RandomMatrix(1, 24, 2);
-  const DeviceMatrix device_x = Put(x);
-  const DeviceArray<float> device_gain = PutArray(gain.values);
-  ops().HeadRmsNorm(device_x, heads, device_gain.data(), 1e-6f);
-  const HostMatrix all = Get(device_x);
-  for (int64_t n = 0; n < x.rows; ++n) {
-    for (int64_t head = 0; head < heads; ++head) {
-      HostMatrix run(1, 24), got(1, 24);
-      for (int64_t c = 0; c < 24; ++c) run.at(0, c) = x.at(n, head * 24 + c), got.at(0, c) = all.at(n, head * 24 + c);
-      ExpectSameBits(got, RunRmsNorm(*this, run, gain, 1e-6f));
-    }
-  }
-}
-
-TEST_P(RowOpsTest, AddRoundsTheSumOnce) {
+TEST_P(RowOpsTest, AddRmsNormRoundsTheSumOnceAndNormsWhatItStored) {
   for (const auto& [rows, cols] : kShapes) {
+    SCOPED_TRACE(absl::StrCat(rows, " x ", cols));
     const HostMatrix x = Rounded(RandomMatrix(rows, cols, 1), dtype()),
-                     y = Rounded(RandomMatrix(rows, cols, 2), dtype());
-    const DeviceMatrix device_x = Put(x), device_y = Put(y);
-    ops().Add(device_y, device_x);
-    HostMatrix expected = x;
-    for (size_t i = 0; i < x.values.size(); ++i) expected.values[i] += y.values[i];
-    ExpectSameBits(Get(device_x), Rounded(expected, dtype()));
+                     y = Rounded(RandomMatrix(rows, cols, 2), dtype()), gain = RandomMatrix(1, cols, 3);
+    const DeviceMatrix device_x = Put(x), device_y = Put(y), out = Space(rows, cols);
+    const DeviceArray<float> device_gain = PutArray(gain.values);
+    ops().AddRmsNorm(device_y, device_gain.data(), 1e-6f, device_x, out);
+    HostMatrix sum = x;
+    for (size_t i = 0; i < x.values.size(); ++i) sum.values[i] += y.values[i];
+    ExpectSameBits(Get(device_x), Rounded(sum, dtype()));
+    ExpectSameBits(Get(out), RunRmsNorm(*this, Rounded(sum, dtype()), gain, 1e-6f));
   }
 }
 
@@ -120,31 +108,81 @@ TEST_P(RowOpsTest, SiluMulStaysFiniteForLargeGates) {
   ExpectNear(RunSiluMul(*this, gate_up), HostMatrix(1, 4, {0.0f, 0.0f, 264.0f, 100.0f}), 0.0, 1e-30);
 }
 
-HostMatrix RunRope(OpsTestBase& test, const HostMatrix& x, const std::vector<int32_t>& positions, int32_t heads,
-                   const RopeParameters& rope) {
-  const DeviceMatrix device_x = test.Put(x);
-  const DeviceArray<int32_t> device_positions = test.PutArray(positions);
-  test.ops().Rope(device_positions.data(), rope, heads, device_x);
-  return test.Get(device_x);
+std::vector<int32_t> Ascending(int64_t count) {
+  std::vector<int32_t> numbers(static_cast<size_t>(count));
+  std::iota(numbers.begin(), numbers.end(), 0);
+  return numbers;
 }
 
-TEST_P(RowOpsTest, RopeAgreesWithTheReferenceAtAnyPosition) {
-  const std::vector<int32_t> positions = {0, 1, 7, 4095, 2, 32000};
+HostMatrix Columns(const HostMatrix& m, int64_t first, int64_t cols) {
+  HostMatrix part(m.rows, cols);
+  for (int64_t n = 0; n < m.rows; ++n) {
+    for (int64_t c = 0; c < cols; ++c) part.at(n, c) = m.at(n, first + c);
+  }
+  return part;
+}
+
+TEST_P(RowOpsTest, RotationAgreesWithTheReferenceAtAnyPosition) {
+  const std::vector<int32_t> positions = {0, 1, 7, 4095, 2, 32000}, slots = Ascending(6);
   for (const bool full_precision : {false, true}) {
-    for (const int64_t head_size : {2, 6, 32, 80, 128}) {
+    for (const int32_t head_size : {2, 6, 32, 80, 128, 256}) {
       SCOPED_TRACE(absl::StrCat("hd=", head_size, " full precision ", full_precision));
-      const HostMatrix x = RandomMatrix(6, 3 * head_size, 1);
-      const RopeParameters rope = {.theta = 1e6, .full_precision = full_precision};
+      const RotateCase rotate = {
+          .heads = 3, .head_size = head_size, .rope = {.theta = 1e6, .full_precision = full_precision}};
+      const HostMatrix x = RandomMatrix(6, rotate.cols(), 1);
+      const Rotated actual = RunRotate(*this, rotate, x, positions, slots);
+      const Rotated expected = RunRotate(reference_, rotate, x, positions, slots);
       // The two products may be joined before they are rounded.
-      ExpectNear(RunRope(*this, x, positions, 3, rope), RunRope(reference_, x, positions, 3, rope),
-                 2 * RoundingError(dtype()), 1e-6);
+      ExpectNear(actual.qkv, expected.qkv, 2 * RoundingError(dtype()), 1e-6);
+      ExpectNear(actual.keys, expected.keys, 2 * RoundingError(dtype()), 1e-6);
     }
   }
 }
 
-TEST_P(RowOpsTest, RopeAtPositionZeroChangesNothing) {
-  const HostMatrix x = Rounded(RandomMatrix(2, 64, 1), dtype());
-  ExpectSameBits(RunRope(*this, x, {0, 0}, 2, {}), x);
+TEST_P(RowOpsTest, RotationAtPositionZeroChangesNothing) {
+  const RotateCase rotate = {.heads = 2, .head_size = 64};
+  const HostMatrix x = Rounded(RandomMatrix(2, rotate.cols(), 1), dtype());
+  ExpectSameBits(RunRotate(*this, rotate, x, {0, 0}, {0, 1}).qkv, x);
+}
+
+TEST_P(RowOpsTest, HeadsAreNormedOneByOneBeforeTheyAreRotated) {
+  const RotateCase plain = {.heads = 3, .kv_heads = 2, .head_size = 24};
+  RotateCase normed = plain;
+  normed.q_gain = RandomMatrix(1, 24, 2).values;
+  normed.k_gain = RandomMatrix(1, 24, 3).values;
+  const HostMatrix x = RandomMatrix(5, plain.cols(), 1);
+  HostMatrix expected = Rounded(x, dtype());
+  for (int32_t head = 0; head < 5; ++head) {
+    const HostMatrix gain(1, 24, head < 3 ? normed.q_gain : normed.k_gain);
+    const HostMatrix run = RunRmsNorm(*this, Columns(x, head * 24, 24), gain, 1e-6f);
+    for (int64_t n = 0; n < 5; ++n) {
+      for (int64_t c = 0; c < 24; ++c) expected.at(n, head * 24 + c) = run.at(n, c);
+    }
+  }
+  const std::vector<int32_t> still(5, 0), positions = {3, 0, 9, 100, 1}, slots = Ascending(5);
+  // Sums are taken in another order, and a value may then round the other way.
+  ExpectNear(RunRotate(*this, normed, x, still, slots).qkv, expected, 4 * RoundingError(dtype()) + 1e-6, 0.0);
+  const HostMatrix at_zero = RunRotate(*this, normed, x, still, slots).qkv;
+  ExpectSameBits(RunRotate(*this, normed, x, positions, slots).qkv,
+                 RunRotate(*this, plain, at_zero, positions, slots).qkv);
+}
+
+TEST_P(RowOpsTest, KeysAndValuesGoToTheirSlotsAndPaddingRowsNowhere) {
+  const RotateCase rotate = {.heads = 2, .kv_heads = 2, .head_size = 16};
+  const HostMatrix x = Rounded(RandomMatrix(4, rotate.cols(), 1), dtype());
+  const std::vector<int32_t> slots = {4, -1, 0, 2};
+  const Rotated rotated = RunRotate(*this, rotate, x, {5, 0, 6, 7}, slots);
+  HostMatrix keys(5, 32), values(5, 32);
+  for (int64_t n = 0; n < 4; ++n) {
+    if (slots[n] < 0) continue;
+    for (int64_t c = 0; c < 32; ++c) {
+      keys.at(slots[n], c) = rotated.qkv.at(n, 32 + c);
+      values.at(slots[n], c) = x.at(n, 64 + c);
+    }
+  }
+  ExpectSameBits(rotated.keys, keys);
+  ExpectSameBits(rotated.values, values);
+  ExpectSameBits(Columns(rotated.qkv, 64, 32), Columns(x, 64, 32));
 }
 
 TEST_P(RowOpsTest, EmbedGivesZerosForIdsOfOtherShards) {

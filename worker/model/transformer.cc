@@ -71,7 +71,8 @@ class DenseTransformer final : public Transformer {
   absl::Status AllocateKv();
   void RunEmbedding(const int32_t* ids, const Activations& a);
   void RunAttention(const LayerWeights& weights, const KvLayer& kv, const StepLayout& layout, const Activations& a);
-  void RunMlp(const LayerWeights& weights, const Activations& a);
+  void RunMlp(const LayerWeights& weights, const DeviceBuffer& next_norm, const Activations& a);
+  void AddToResidual(const DeviceBuffer& next_norm, const Activations& a);
   Matrix GatherFinal(const int32_t* rows, int32_t rows_count);
   void Observe(const std::string& name, ConstMatrix hidden) {
     if (observer_) observer_(name, hidden);
@@ -99,14 +100,16 @@ void DenseTransformer::Forward(const int32_t* ids, const StepLayout& layout) {
   CHECK(layout.rows <= rows_max_ && layout.page_size == page_size_);
   if (layout.rows == 0) return;
   const Activations a = activations_.Top(layout.rows);
+  ops_.BeginStep(layout);
   RunEmbedding(ids, a);
   Observe("embedding", a.hidden);
+  ops_.RmsNorm(a.hidden, Gains(weights_.layers[0].attention_norm), spec_.norm_epsilon, a.normed);
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
+    const bool last = i + 1 == weights_.layers.size();
     RunAttention(weights_.layers[i], kv_[i], layout, a);
-    RunMlp(weights_.layers[i], a);
+    RunMlp(weights_.layers[i], last ? weights_.final_norm : weights_.layers[i + 1].attention_norm, a);
     if (observer_) Observe(absl::StrCat("after_layer", i), a.hidden);
   }
-  ops_.RmsNorm(a.hidden, Gains(weights_.final_norm), spec_.norm_epsilon, a.normed);
   Observe("final_norm", a.normed);
 }
 
@@ -116,39 +119,38 @@ void DenseTransformer::RunEmbedding(const int32_t* ids, const Activations& a) {
   if (!shard_.embedding_replicated) ranks_.AllReduceSum(a.hidden);
 }
 
-// Each rank holds nh/tp heads, so its output is a partial sum of the layer's.
+// From the normed rows. Each rank holds nh/tp heads, so its output is a partial sum of the layer's.
 void DenseTransformer::RunAttention(const LayerWeights& weights, const KvLayer& kv, const StepLayout& layout,
                                     const Activations& a) {
   const auto heads = static_cast<int32_t>(shard_.heads);
   const auto kv_heads = static_cast<int32_t>(shard_.kv_heads);
-  const int64_t query_width = shard_.heads * spec_.head_size;
-  const int64_t kv_width = shard_.kv_heads * spec_.head_size;
-  const Matrix q = ColumnBand(a.qkv, 0, query_width);
-  const Matrix k = ColumnBand(a.qkv, query_width, kv_width);
-  const Matrix v = ColumnBand(a.qkv, query_width + kv_width, kv_width);
-
-  ops_.RmsNorm(a.hidden, Gains(weights.attention_norm), spec_.norm_epsilon, a.normed);
-  ops_.Gemm(a.normed, *weights.qkv, a.qkv);  // [N, H] -> [N, (nh + 2 nkv) hd / tp]
+  const Matrix q = ColumnBand(a.qkv, 0, shard_.heads * spec_.head_size);
+  HeadTransform transform;
+  transform.rope = rope_;
   if (spec_.head_norms) {
-    ops_.HeadRmsNorm(q, heads, Gains(weights.q_norm), spec_.norm_epsilon);
-    ops_.HeadRmsNorm(k, kv_heads, Gains(weights.k_norm), spec_.norm_epsilon);
+    transform.q_gain = Gains(weights.q_norm);
+    transform.k_gain = Gains(weights.k_norm);
+    transform.epsilon = spec_.norm_epsilon;
   }
-  ops_.Rope(layout.positions, rope_, heads + kv_heads, ColumnBand(a.qkv, 0, query_width + kv_width));
-  ops_.WriteKv(layout, k, v, kv);
+  ops_.Gemm(a.normed, *weights.qkv, a.qkv);  // [N, H] -> [N, (nh + 2 nkv) hd / tp]
+  ops_.RotateAndCache(layout, transform, heads, kv_heads, kv, a.qkv);
   ops_.Attention(layout, q, heads, kv_heads, kv, a.mixed);
   ops_.Gemm(a.mixed, *weights.out, a.partial);  // [N, nh hd / tp] -> [N, H]
-  ranks_.AllReduceSum(a.partial);
-  ops_.Add(a.partial, a.hidden);
+  AddToResidual(weights.mlp_norm, a);
 }
 
 // Each rank holds I/tp columns; again a partial sum.
-void DenseTransformer::RunMlp(const LayerWeights& weights, const Activations& a) {
-  ops_.RmsNorm(a.hidden, Gains(weights.mlp_norm), spec_.norm_epsilon, a.normed);
+void DenseTransformer::RunMlp(const LayerWeights& weights, const DeviceBuffer& next_norm, const Activations& a) {
   ops_.Gemm(a.normed, *weights.gate_up, a.gate_up);  // [N, H] -> [N, 2 I / tp]
   ops_.SiluMul(a.gate_up, a.gated);
   ops_.Gemm(a.gated, *weights.down, a.partial);  // [N, I / tp] -> [N, H]
+  AddToResidual(next_norm, a);
+}
+
+// Sums what the ranks hold of a layer's half onto the residual stream and norms it for the next half.
+void DenseTransformer::AddToResidual(const DeviceBuffer& next_norm, const Activations& a) {
   ranks_.AllReduceSum(a.partial);
-  ops_.Add(a.partial, a.hidden);
+  ops_.AddRmsNorm(a.partial, Gains(next_norm), spec_.norm_epsilon, a.hidden, a.normed);
 }
 
 Matrix DenseTransformer::GatherFinal(const int32_t* rows, int32_t rows_count) {
