@@ -1,13 +1,8 @@
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define QS_HOST_DEVICE __host__ __device__
-#else
-#define QS_HOST_DEVICE
-#endif
+#include "common/portable_log.h"
 
 namespace quicksilver {
 
@@ -52,9 +47,12 @@ QS_HOST_DEVICE inline double UniformDraw(const DrawPlace& place, uint32_t token,
 }
 
 /// -ln(-ln u): adding it to logit / T and taking the arg-max samples softmax(logit / T). Doubles, since float
-/// noise lowers the diversity of text (arXiv 2409.02908).
+/// noise lowers the diversity of text (arXiv 2409.02908). The same bits on any device.
 QS_HOST_DEVICE inline double GumbelDraw(const DrawPlace& place, uint32_t token) {
-  return -std::log(-std::log(UniformDraw(place, token, DrawPurpose::kGumbel)));
+  return -PortableLog(-PortableLog(UniformDraw(place, token, DrawPurpose::kGumbel)));
 }
+
+/// No GumbelDraw exceeds this, which is a little above 53 ln 2: UniformDraw is at most 1 - 2^-53.
+inline constexpr double kGumbelDrawMax = 36.75;
 
 }  // namespace quicksilver

@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <set>
+#include <vector>
 
 namespace quicksilver {
 namespace {
@@ -46,6 +48,35 @@ TEST(PhiloxTest, DrawsFillTheUnitIntervalEvenly) {
   double chi_square = 0.0;
   for (const int count : counts) chi_square += (count - 1000.0) * (count - 1000.0) / 1000.0;
   EXPECT_LT(chi_square, 103.4);  // 63 degrees of freedom: once in a thousand seeds, and this seed is fixed.
+}
+
+TEST(PortableLogTest, IsWithinOneUnitInTheLastPlace) {
+  std::vector<double> arguments = {1.0, 2.0, 0.5, 0x1p-53, 1.0 - 0x1p-53, 1.0 + 0x1p-52, 36.7, M_SQRT2, M_SQRT1_2};
+  for (uint32_t token = 0; token < 20000; ++token) {
+    const double u = UniformDraw({.seed = 5}, token, DrawPurpose::kGumbel);
+    arguments.insert(arguments.end(), {u, 1.0 - u * 0x1p-20, 0.7 + u, 40.0 * u, std::ldexp(u, -50)});
+  }
+  for (const double x : arguments) {
+    const double expected = std::log(x);  // Itself within one unit.
+    const double unit = std::abs(std::nextafter(expected, 2.0 * expected) - expected);
+    ASSERT_LE(std::abs(PortableLog(x) - expected), 2.0 * unit) << "x = " << x;
+  }
+}
+
+// Computed once; every processor and device has to find these bits.
+TEST(PortableLogTest, KnownBits) {
+  EXPECT_EQ(PortableLog(1.0), 0.0);
+  EXPECT_EQ(PortableLog(2.0), 0x1.62e42fefa39efp-1);
+  EXPECT_EQ(PortableLog(0x1p-53), -0x1.25e4f7b2737fap+5);
+  // Here some libraries differ from this, and from each other, in the last bit.
+  EXPECT_EQ(PortableLog(0.01), -0x1.26bb1bbb55516p+2);
+  EXPECT_EQ(PortableLog(0.18), -0x1.b6fd079fe314ap+0);
+  EXPECT_EQ(PortableLog(1.0 - 0x1p-53), -0x1p-53);
+}
+
+TEST(PhiloxTest, NoGumbelDrawExceedsItsBound) {
+  EXPECT_LT(-PortableLog(-PortableLog(1.0 - 0x1p-53)), kGumbelDrawMax);
+  EXPECT_GT(-PortableLog(-PortableLog(1.0 - 0x1p-53)), kGumbelDrawMax - 0.05);
 }
 
 }  // namespace
