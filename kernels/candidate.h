@@ -19,7 +19,8 @@ struct VocabularyShard {
 
 /// What is asked of one row.
 struct CandidateRequest {
-  int32_t row = 0;         ///< In `hidden`.
+  /// In `hidden`; -1: padding, as for a shard without an allowed id (best_id is -1, sums are -inf, finite is 1).
+  int32_t row = 0;
   int32_t guide_row = -1;  ///< Row of the unconditional pass, or -1. Then z = u + (guidance + 1) (c - u).
   float guidance = 0.0f;
   float temperature = 0.0f;    ///< 0: greedy, no sample is drawn (sampled_* repeat best_*).
@@ -27,7 +28,7 @@ struct CandidateRequest {
   DrawPlace place;             ///< Where a sample is drawn.
 };
 
-/// What one rank says about one row. z: its logits in float; all ids are global. Merging is in decoding/candidates.h.
+/// What one rank says about one row. z: its logits in float; all ids are global. Merging is in kernels/policy.
 struct Candidate {
   int32_t best_id = -1;  ///< Arg-max of z, ties: smallest id; -1 when the shard has no allowed id.
   float best_logit = 0.0f;

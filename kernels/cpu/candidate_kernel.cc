@@ -277,7 +277,11 @@ void CandidateReducer::PlaceRequests(const CandidateCall& call) {
   int64_t row = 0;
   for (int32_t r = 0; r < call.requests_count; ++r) {
     const CandidateRequest& request = call.requests[r];
-    CHECK(request.row >= 0 && request.row < call.hidden.rows && request.guide_row < call.hidden.rows);
+    CHECK(request.row >= -1 && request.row < call.hidden.rows && request.guide_row < call.hidden.rows);
+    if (request.row < 0) {
+      first_rows_.push_back(row);
+      continue;
+    }
     const int64_t needed = request.guide_row >= 0 ? 2 : 1;
     if (row % tile_rows + needed > tile_rows || (row > 0 && row % tile_rows == 0)) {
       row = RoundUp(row, tile_rows);
@@ -304,6 +308,7 @@ void CandidateReducer::PlaceRequests(const CandidateCall& call) {
         {packed + static_cast<size_t>(to) * row_bytes, 1, call.hidden.cols, call.hidden.cols, gemm_.compute_dtype()});
   };
   for (int32_t r = 0; r < call.requests_count; ++r) {
+    if (call.requests[r].row < 0) continue;
     copy(call.requests[r].row, first_rows_[r]);
     if (call.requests[r].guide_row >= 0) copy(call.requests[r].guide_row, first_rows_[r] + 1);
   }
@@ -329,6 +334,7 @@ void CandidateReducer::Visit(const CandidateCall& call, const TiledGemm::Product
   float* scratch = scratch_[product.thread].Get(static_cast<size_t>(2 * padded));
   for (int32_t r = tile_requests_[product.tile]; r < tile_requests_[product.tile + 1]; ++r) {
     const CandidateRequest& request = call.requests[r];
+    if (request.row < 0) continue;
     const float* row = product.products + first_rows_[r] % gemm_.tile_rows() * product.cols;
     const ReduceArguments arguments = {.panel = {.request = request,
                                                  .shard = call.shard,

@@ -75,8 +75,9 @@ void ReferenceOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, cons
   CHECK(hidden.cols == weight.in_features() && top_count >= 0 && top_count <= kTopLogitsMax);
   for (int32_t r = 0; r < requests_count; ++r) {
     const CandidateRequest& request = requests[r];
-    CHECK(request.row >= 0 && request.row < hidden.rows && request.guide_row < hidden.rows);
-    const std::vector<TopLogit> logits = LogitsOf(hidden, static_cast<const ReferenceWeight&>(weight), shard, request);
+    CHECK(request.row >= -1 && request.row < hidden.rows && request.guide_row < hidden.rows);
+    std::vector<TopLogit> logits;
+    if (request.row >= 0) logits = LogitsOf(hidden, static_cast<const ReferenceWeight&>(weight), shard, request);
     out[r] = Candidate{.best_logit = kMinusInfinity,
                        .second_logit = kMinusInfinity,
                        .sampled_logit = kMinusInfinity,

@@ -318,6 +318,42 @@ TEST_P(CandidatesTest, TheLongestTopListIsRankedAcrossTheWholeShard) {
   }
 }
 
+// A captured step has room for more requests than it may hold.
+TEST_P(CandidatesTest, PaddingRequestsHaveNoCandidate) {
+  const int64_t H = 24;
+  const HostMatrix hidden = RandomMatrix(40, H, 1);
+  const std::unique_ptr<GemmWeight> weight = Prepare(RandomMatrix(1300, H, 2, 0.4f));
+  const CandidateRequest padding = {.row = -1, .temperature = 1.0f};
+  std::vector<CandidateRequest> real, padded = {padding};
+  for (int32_t r = 0; r < 40; ++r) {
+    real.push_back({.row = r, .guide_row = r % 3 == 0 ? 39 - r : -1, .guidance = 1.0f, .temperature = 0.5f * (r % 2)});
+    padded.push_back(real.back());
+    padded.insert(padded.end(), static_cast<size_t>(r % 4), padding);
+  }
+  const CandidateResults expected = RunCandidates(*this, hidden, *weight, {.vocabulary = 1300}, real, 3);
+  const CandidateResults results = RunCandidates(*this, hidden, *weight, {.vocabulary = 1300}, padded, 3);
+  size_t next = 0;
+  for (size_t r = 0; r < padded.size(); ++r) {
+    const Candidate& c = results.candidates[r];
+    EXPECT_EQ(c.finite, 1);
+    if (padded[r].row < 0) {
+      EXPECT_EQ(c.best_id, -1);
+      EXPECT_EQ(c.sampled_id, -1);
+      EXPECT_EQ(c.second_logit, -kInfinity);
+      EXPECT_EQ(c.log_sum_exp, -kInfinity);
+      EXPECT_EQ(results.top[r][0].id, -1);
+      continue;
+    }
+    EXPECT_EQ(c.best_id, expected.candidates[next].best_id);
+    EXPECT_EQ(c.log_sum_exp, expected.candidates[next].log_sum_exp);
+    EXPECT_EQ(c.sampled_id, expected.candidates[next].sampled_id);
+    EXPECT_EQ(results.top[r][2].id, expected.top[next].at(2).id);
+    ++next;
+  }
+  EXPECT_EQ(RunCandidates(*this, hidden, *weight, {.vocabulary = 1300}, {padding, padding}, 0).candidates[1].best_id,
+            -1);
+}
+
 TEST_P(CandidatesTest, NoRequestsNoResults) {
   const HostMatrix hidden = RandomMatrix(2, 8, 1);
   EXPECT_TRUE(RunCandidates(*this, hidden, *Prepare(RandomMatrix(9, 8, 2)), {.vocabulary = 9}, {}).candidates.empty());
