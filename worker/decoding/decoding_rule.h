@@ -5,19 +5,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "worker/decoding/candidates.h"
+#include "kernels/policy/open_block.h"
 #include "worker/model/model_spec.h"
 
 namespace quicksilver {
-
-enum class Policy {
-  kStatic,      ///< The scheduled number of the best positions.
-  kDynamic,     ///< All above the threshold if these are at least the scheduled number, else the scheduled number.
-  kSequential,  ///< The scheduled number of positions, left to right.
-  kThreshold,   ///< All at or above the threshold, and always the best one. No schedule.
-};
-
-enum class Remasking { kLowConfidence, kRandom };
 
 /// What a client asked for. Unset fields take the family's default.
 struct DecodingChoice {

@@ -1,21 +1,15 @@
 #include "worker/decoding/sequence.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "common/check.h"
-#include "worker/decoding/selection.h"
 
 namespace quicksilver {
 namespace {
 
 // Forwards that a block may take beyond one a position; reaching it is a bug in a rule.
 constexpr int32_t kBlockForwardsSlack = 2;
-
-bool Contains(const std::vector<TokenId>& ascending, TokenId id) {
-  return std::binary_search(ascending.begin(), ascending.end(), id);
-}
 
 }  // namespace
 
@@ -92,50 +86,44 @@ void Sequence::ApplyPrefill(const Segment& segment) {
   CHECK(written_ <= BlockStart(block_));
 }
 
-int32_t Sequence::ScheduledNow() const {
-  const DecodingRule& rule = spec_.decoding;
-  int32_t masks = rule.block_length;
-  int32_t steps = rule.steps;
+BlockRule Sequence::rule() const {
+  const DecodingRule& decoding = spec_.decoding;
+  BlockRule rule;
+  rule.sampling = spec_.sampling;
+  rule.raw_confidence = decoding.raw_confidence;
+  rule.policy = decoding.policy;
+  rule.remasking = decoding.remasking;
+  rule.threshold = decoding.threshold;
+  rule.masks = decoding.block_length;
+  rule.steps = decoding.steps;
   if (spec_.grid == BlockGrid::kAfterPrompt) {
     const int32_t answer = static_cast<int32_t>(canvas_.size()) - prompt_;
-    const int32_t blocks = (answer + rule.block_length - 1) / rule.block_length;
-    masks = BlockEnd(block_) - BlockStart(block_);
-    steps = std::clamp(ScheduledCount(rule.steps, blocks, block_), 1, masks);
+    const int32_t blocks = (answer + decoding.block_length - 1) / decoding.block_length;
+    rule.masks = BlockEnd(block_) - BlockStart(block_);
+    rule.steps = std::clamp(ScheduledCount(decoding.steps, blocks, block_), 1, rule.masks);
   }
-  return std::max(1, ScheduledCount(masks, steps, block_forwards_));
+  return rule;
 }
 
-void Sequence::RankRows(absl::Span<const RowChoice> choices, std::vector<float>& rank) const {
-  const DecodingRule& rule = spec_.decoding;
-  for (size_t i = 0; i < choices.size(); ++i) {
-    rank[i] = rule.remasking == Remasking::kRandom
-                  ? static_cast<float>(UniformDraw(PlaceOf(masked_[i]), 0, DrawPurpose::kConfidence))
-                  : choices[i].confidence;
-    if (rule.distrust_eos && Contains(spec_.eos_ids, choices[i].token)) {
-      rank[i] = -std::numeric_limits<float>::infinity();
-    }
-  }
+absl::Span<const TokenId> Sequence::distrusted() const {
+  if (!spec_.decoding.distrust_eos) return {};
+  return spec_.eos_ids;
 }
 
 std::vector<uint8_t> Sequence::SelectRows(absl::Span<const RowChoice> choices) const {
-  const DecodingRule& rule = spec_.decoding;
+  const BlockRule block = rule();
+  const TokenList last = {distrusted().data(), static_cast<int32_t>(distrusted().size())};
   const int32_t rows = static_cast<int32_t>(choices.size());
   std::vector<float> rank(choices.size());
-  std::vector<uint8_t> commit(choices.size(), 0);
-  RankRows(choices, rank);
-  switch (rule.policy) {
-    case Policy::kStatic:
-      SelectBest(rank.data(), rows, ScheduledNow(), commit.data());
-      break;
-    case Policy::kDynamic:
-      SelectDynamic(rank.data(), rows, rule.threshold, ScheduledNow(), commit.data());
-      break;
-    case Policy::kSequential:
-      SelectFirst(rows, ScheduledNow(), commit.data());
-      break;
-    case Policy::kThreshold:
-      SelectThreshold(rank.data(), rows, rule.threshold, commit.data());
-      break;
+  int32_t above = 0;
+  for (size_t i = 0; i < choices.size(); ++i) {
+    rank[i] = RankOf(block, choices[i], PlaceOf(masked_[i]), last);
+    above += rank[i] > block.threshold ? 1 : 0;
+  }
+  const int32_t count = ScheduledNow(block, block_forwards_);
+  std::vector<uint8_t> commit(choices.size());
+  for (int32_t i = 0; i < rows; ++i) {
+    commit[i] = IsSelected(block.policy, rank.data(), rows, i, block.threshold, count, above) ? 1 : 0;
   }
   return commit;
 }
@@ -178,7 +166,7 @@ int32_t Sequence::AnswerEnd() const {
   for (int32_t p = final_before_; p < wanted; ++p) {
     const TokenId token = canvas_[static_cast<size_t>(p)];
     if (token == spec_.mask_id) break;
-    if (Contains(spec_.stop_ids, token)) return p;
+    if (std::binary_search(spec_.stop_ids.begin(), spec_.stop_ids.end(), token)) return p;
   }
   return wanted;
 }

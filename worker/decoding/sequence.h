@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "worker/decoding/candidates.h"
+#include "kernels/policy/open_block.h"
 #include "worker/decoding/decoding_rule.h"
 #include "worker/model/model_spec.h"
 
@@ -86,6 +86,10 @@ class Sequence {
 
   /// Masked positions of the open block, ascending: the rows whose choices a denoising step wants.
   absl::Span<const int32_t> masked() const { return masked_; }
+  /// How the rows of masked() are decided.
+  BlockRule rule() const;
+  /// Tokens that rank last.
+  absl::Span<const TokenId> distrusted() const;
   /// Where the draw of a position's token happens in the next denoising step.
   DrawPlace PlaceOf(int32_t position) const;
 
@@ -94,7 +98,8 @@ class Sequence {
   /// Takes the results of a denoising segment: choices[i] is for masked()[i]. Not after an end.
   StepOutcome ApplyDenoise(const Segment& segment, absl::Span<const RowChoice> choices);
 
-  int32_t forwards() const { return forwards_; }  ///< Denoising forwards so far.
+  int32_t forwards() const { return forwards_; }              ///< Denoising forwards so far.
+  int32_t block_forwards() const { return block_forwards_; }  ///< Those of the open block.
   int32_t block() const { return block_; }
   /// Positions below it are final: they never change and belong to prompt or answer.
   int32_t final_before() const { return final_before_; }
@@ -103,8 +108,6 @@ class Sequence {
   int32_t BlockStart(int32_t block) const;
   int32_t BlockEnd(int32_t block) const;
   void OpenBlock(int32_t block);
-  int32_t ScheduledNow() const;
-  void RankRows(absl::Span<const RowChoice> choices, std::vector<float>& rank) const;
   std::vector<uint8_t> SelectRows(absl::Span<const RowChoice> choices) const;
   int32_t AnswerEnd() const;
   SequenceEndReason CloseOrEnd(StepOutcome& outcome);

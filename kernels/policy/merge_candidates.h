@@ -1,14 +1,56 @@
-#include "worker/decoding/candidates.h"
+#pragma once
 
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
-#include "common/check.h"
+#include "common/philox.h"
+#include "kernels/candidate.h"
+#include "kernels/tensor.h"
 
 namespace quicksilver {
-namespace {
 
-constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+/// Most ranks whose records can be merged.
+inline constexpr int32_t kRanksMax = 64;
+
+/// How a token is drawn from a row's logits z: z / T, then top-k (ties with the k-th survive), then top-p (the token
+/// that crosses p is kept), then the arg-max of z / T + GumbelDraw over what is left.
+struct SamplingRule {
+  float temperature = 0.0f;  ///< 0 is greedy: top_p and top_k then have no effect.
+  float top_p = 1.0f;        ///< 1 is off.
+  int32_t top_k = 0;         ///< 0 is off, else at most kTopLogitsMax.
+  uint64_t seed = 0;
+  uint32_t choice = 0;
+};
+
+/// True when a draw needs the ranks' top lists besides their candidates.
+QS_HOST_DEVICE inline bool NeedsTopLogits(const SamplingRule& rule) {
+  return rule.temperature > 0.0f && (rule.top_k > 0 || rule.top_p < 1.0f);
+}
+
+/// What all ranks say about one row. Rank r's candidate is candidates[r * candidate_stride]; its top list, descending,
+/// starts at top[r * top_stride] and has top_count entries (0: no lists).
+struct GatheredRow {
+  const Candidate* candidates = nullptr;
+  int64_t candidate_stride = 0;
+  const TopLogit* top = nullptr;
+  int64_t top_stride = 0;
+  int32_t top_count = 0;
+  int32_t ranks = 0;
+};
+
+/// The token of one row. When not `finite` the other fields mean nothing.
+struct RowChoice {
+  TokenId token = -1;
+  float confidence = 0.0f;       ///< Probability of `token`: raw or processed, see MergeCandidates().
+  float log_probability = 0.0f;  ///< Natural log of its raw probability (before temperature, top-k and top-p).
+  float entropy = 0.0f;          ///< Of the raw distribution, in nats.
+  bool finite = false;
+};
+
+namespace merging {
+
+inline constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
 /// What the ranks' candidates say together.
 struct Merged {
@@ -23,7 +65,7 @@ struct Merged {
 };
 
 /// ln sum over ranks of e^field, in rank order; one rank's value comes out unchanged.
-double MergeLogSumExp(const GatheredRow& row, double Candidate::*field) {
+QS_HOST_DEVICE inline double MergeLogSumExp(const GatheredRow& row, double Candidate::*field) {
   double largest = kMinusInfinity;
   for (int32_t r = 0; r < row.ranks; ++r) {
     largest = std::fmax(largest, row.candidates[r * row.candidate_stride].*field);
@@ -37,7 +79,7 @@ double MergeLogSumExp(const GatheredRow& row, double Candidate::*field) {
 }
 
 /// False when some rank saw a NaN or +inf, or when no id is allowed.
-bool MergeRanks(const GatheredRow& row, Merged& out) {
+QS_HOST_DEVICE inline bool MergeRanks(const GatheredRow& row, Merged& out) {
   for (int32_t r = 0; r < row.ranks; ++r) {
     const Candidate& candidate = row.candidates[r * row.candidate_stride];
     if (candidate.finite == 0) return false;
@@ -64,7 +106,7 @@ bool MergeRanks(const GatheredRow& row, Merged& out) {
 }
 
 /// The kTopLogitsMax largest of all ranks' lists, descending, ties: smallest id. Returns how many there are.
-int32_t MergeTopLists(const GatheredRow& row, TopLogit* merged) {
+QS_HOST_DEVICE inline int32_t MergeTopLists(const GatheredRow& row, TopLogit* merged) {
   int32_t next[kRanksMax] = {};
   int32_t count = 0;
   for (; count < kTopLogitsMax; ++count) {
@@ -83,7 +125,7 @@ int32_t MergeTopLists(const GatheredRow& row, TopLogit* merged) {
 }
 
 /// How many of the `count` descending logits top-k leaves: those that are not below the k-th.
-int32_t KeepTopK(const TopLogit* top, int32_t count, int32_t k) {
+QS_HOST_DEVICE inline int32_t KeepTopK(const TopLogit* top, int32_t count, int32_t k) {
   if (k <= 0 || k >= count) return count;
   int32_t kept = k;
   while (kept < count && top[kept].logit == top[k - 1].logit) ++kept;
@@ -91,7 +133,8 @@ int32_t KeepTopK(const TopLogit* top, int32_t count, int32_t k) {
 }
 
 /// How many of the `count` descending logits top-p leaves. `log_total`: ln of what the probabilities are relative to.
-int32_t KeepTopP(const TopLogit* top, int32_t count, double temperature, double p, double log_total) {
+QS_HOST_DEVICE inline int32_t KeepTopP(const TopLogit* top, int32_t count, double temperature, double p,
+                                       double log_total) {
   double before = 0.0;
   for (int32_t i = 0; i < count; ++i) {
     if (before > p) return i;
@@ -100,7 +143,7 @@ int32_t KeepTopP(const TopLogit* top, int32_t count, double temperature, double 
   return count;
 }
 
-double LogSumExp(const TopLogit* top, int32_t count, double temperature) {
+QS_HOST_DEVICE inline double LogSumExp(const TopLogit* top, int32_t count, double temperature) {
   const double largest = top[0].logit / temperature;
   double sum = 0.0;
   for (int32_t i = 0; i < count; ++i) sum += std::exp(top[i].logit / temperature - largest);
@@ -108,11 +151,14 @@ double LogSumExp(const TopLogit* top, int32_t count, double temperature) {
 }
 
 /// Draws among the ids that top-k and top-p leave: overwrites the sampled fields and tempered_log_sum_exp.
-void DrawFromNucleus(const GatheredRow& row, const SamplingRule& rule, const DrawPlace& place, Merged& merged) {
-  CHECK(row.top_count == kTopLogitsMax);
+QS_HOST_DEVICE inline void DrawFromNucleus(const GatheredRow& row, const SamplingRule& rule, const DrawPlace& place,
+                                           Merged& merged) {
   TopLogit top[kTopLogitsMax];
   int32_t count = MergeTopLists(row, top);
-  CHECK(count > 0);
+  if (count == 0) {
+    merged.sampled_id = -1;
+    return;
+  }
   const double temperature = rule.temperature;
   count = KeepTopK(top, count, rule.top_k);
   if (rule.top_p < 1.0f) {
@@ -132,16 +178,22 @@ void DrawFromNucleus(const GatheredRow& row, const SamplingRule& rule, const Dra
   merged.tempered_log_sum_exp = LogSumExp(top, count, temperature);
 }
 
-}  // namespace
+}  // namespace merging
 
-RowChoice MergeCandidates(const GatheredRow& row, const SamplingRule& rule, bool raw_confidence,
-                          const DrawPlace& place) {
-  CHECK(row.ranks > 0 && row.ranks <= kRanksMax);
+/// Merges the ranks' records of one row in rank order; ties go to the smallest id. The confidence is the raw softmax
+/// probability when the row is greedy or `raw_confidence` is set (decoding.md §0.3), else the probability after
+/// temperature, top-k and top-p, renormalised over the ids that are left. Pure: equal records give equal bits.
+///
+/// With top-k or top-p the lists must be kTopLogitsMax long. Top-k (at most 256) is then exact, except that of more
+/// than 256 ids tied with the k-th only the 256 smallest survive. Top-p is exact when the 256 most likely ids hold the
+/// mass p or more; when they do not, the nucleus is those 256 ids.
+QS_HOST_DEVICE inline RowChoice MergeCandidates(const GatheredRow& row, const SamplingRule& rule, bool raw_confidence,
+                                                const DrawPlace& place) {
   RowChoice choice;
-  Merged merged;
-  if (!MergeRanks(row, merged)) return choice;
+  merging::Merged merged;
+  if (!merging::MergeRanks(row, merged)) return choice;
   const bool greedy = !(rule.temperature > 0.0f);
-  if (NeedsTopLogits(rule)) DrawFromNucleus(row, rule, place, merged);
+  if (NeedsTopLogits(rule)) merging::DrawFromNucleus(row, rule, place, merged);
   choice.token = greedy ? merged.best_id : merged.sampled_id;
   const double logit = greedy ? merged.best_logit : merged.sampled_logit;
   const double log_probability = logit - merged.log_sum_exp;

@@ -1,4 +1,4 @@
-#include "worker/decoding/candidates.h"
+#include "kernels/policy/merge_candidates.h"
 
 #include <algorithm>
 #include <cmath>

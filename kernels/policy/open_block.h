@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "common/philox.h"
+#include "kernels/policy/merge_candidates.h"
+#include "kernels/policy/selection.h"
+
+// One sequence's open block as a step sees it: written once, run by the CPU's Sequence and by the devices.
+
+namespace quicksilver {
+
+/// What rows of a block are ranked by.
+enum class Remasking : int32_t { kLowConfidence, kRandom };
+
+/// How the masked rows of an open block are decided. Plain data.
+struct BlockRule {
+  SamplingRule sampling;
+  bool raw_confidence = false;  ///< Confidence of the raw softmax even when a token was drawn with noise.
+  Policy policy = Policy::kStatic;
+  Remasking remasking = Remasking::kLowConfidence;
+  float threshold = 0.0f;
+  int32_t masks = 0;  ///< The schedule spreads this many tokens …
+  int32_t steps = 1;  ///< … over this many forwards of the block.
+};
+
+/// Ascending token ids.
+struct TokenList {
+  const TokenId* ids = nullptr;
+  int32_t count = 0;
+};
+
+QS_HOST_DEVICE inline bool Contains(const TokenList& ascending, TokenId id) {
+  int32_t low = 0, high = ascending.count;
+  while (low < high) {
+    const int32_t middle = (low + high) / 2;
+    if (ascending.ids[middle] < id) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low < ascending.count && ascending.ids[low] == id;
+}
+
+/// Tokens that the schedule asks for in the block's forward number `forwards`; at least 1.
+QS_HOST_DEVICE inline int32_t ScheduledNow(const BlockRule& rule, int32_t forwards) {
+  const int32_t count = ScheduledCount(rule.masks, rule.steps, forwards);
+  return count > 1 ? count : 1;
+}
+
+/// What a row ranks by. `distrusted`: tokens that rank last.
+QS_HOST_DEVICE inline float RankOf(const BlockRule& rule, const RowChoice& choice, const DrawPlace& place,
+                                   const TokenList& distrusted) {
+  if (Contains(distrusted, choice.token)) return -std::numeric_limits<float>::infinity();
+  if (rule.remasking == Remasking::kLowConfidence) return choice.confidence;
+  return static_cast<float>(UniformDraw(place, 0, DrawPurpose::kConfidence));
+}
+
+}  // namespace quicksilver
