@@ -33,6 +33,10 @@ class DeviceBuffer {
   size_t bytes_ = 0;
 };
 
+/// Where a weight stands in the model. An implementation with a reduced precision for layers keeps the head as it is: the
+/// differences between logits decide what is committed.
+enum class WeightRole : uint8_t { kLayer, kHead };
+
 /// A GEMM weight [out, in] in whatever layout the device likes best. Made once, at load.
 class GemmWeight {
  public:
@@ -137,8 +141,8 @@ class Ops {
   virtual void BeginStep(const StepLayout& layout) = 0;
 
   /// Takes a row-major HOST matrix [out, in], f32 or bf16 (stride may exceed cols), and keeps a copy in its own layout,
-  /// rounded to the activation type.
-  virtual absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host) = 0;
+  /// rounded to the activation type, or coarser where the implementation says so of `role`. Has read `host` on return.
+  virtual absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host, WeightRole role) = 0;
 
   /// out[n, :] = table[ids[n] - first_id, :], or zeros when the id is outside of [first_id, first_id + table.rows).
   /// ids: [N] device; table: [V/tp, H], f32 or bf16 device memory; out: [N, H].

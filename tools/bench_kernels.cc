@@ -55,7 +55,7 @@ DeviceBuffer Buffer(Ops& ops, int64_t elements, DType dtype) {
 std::unique_ptr<GemmWeight> Weight(Ops& ops, int64_t out, int64_t in) {
   std::vector<float> values(static_cast<size_t>(out * in));
   for (size_t i = 0; i < values.size(); ++i) values[i] = 0.001f * static_cast<float>(i % 97) - 0.048f;
-  auto weight = ops.PrepareWeight({values.data(), out, in, in, DType::kF32});
+  auto weight = ops.PrepareWeight({values.data(), out, in, in, DType::kF32}, WeightRole::kLayer);
   CHECK(weight.ok());
   return std::move(weight).value();
 }

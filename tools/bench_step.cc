@@ -48,7 +48,7 @@ class Products {
     size_t widest = 0;
     for (const auto& [out, in] : shapes) {
       const std::vector<float> values(static_cast<size_t>(out * in), 0.01f);
-      ASSIGN_OR_RETURN(auto weight, ops.PrepareWeight({values.data(), out, in, in, DType::kF32}));
+      ASSIGN_OR_RETURN(auto weight, ops.PrepareWeight({values.data(), out, in, in, DType::kF32}, WeightRole::kLayer));
       products.weights_.push_back(std::move(weight));
       widest = std::max({widest, static_cast<size_t>(out), static_cast<size_t>(in)});
     }

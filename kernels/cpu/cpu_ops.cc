@@ -89,7 +89,9 @@ class CpuOps final : public Ops {
   }
   void BeginStep(const StepLayout&) override {}
 
-  absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host) override { return gemm_.Prepare(host); }
+  absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host, WeightRole) override {
+    return gemm_.Prepare(host);
+  }
 
   void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override;
   void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) override;

@@ -52,7 +52,7 @@ void ReferenceOps::Download(const void* device, void* host, size_t bytes) {
   if (bytes > 0) std::memcpy(host, device, bytes);
 }
 
-absl::StatusOr<std::unique_ptr<GemmWeight>> ReferenceOps::PrepareWeight(ConstMatrix host) {
+absl::StatusOr<std::unique_ptr<GemmWeight>> ReferenceOps::PrepareWeight(ConstMatrix host, WeightRole) {
   return std::make_unique<ReferenceWeight>(host, activation_);
 }
 

@@ -47,7 +47,7 @@ class ReferenceOps final : public Ops {
     return std::make_unique<HostProgram>(enqueue, proceed);
   }
   void BeginStep(const StepLayout&) override {}
-  absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host) override;
+  absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host, WeightRole role) override;
   void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override;
   void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) override;
   void AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) override;

@@ -55,8 +55,8 @@ class TimedOps final : public Ops {
     return inner_->Record(enqueue, proceed);
   }
   void BeginStep(const StepLayout& layout) override { inner_->BeginStep(layout); }
-  absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host) override {
-    return inner_->PrepareWeight(host);
+  absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host, WeightRole role) override {
+    return inner_->PrepareWeight(host, role);
   }
   void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override {
     Time(kOther, [&] { inner_->Embed(ids, table, first_id, out); });

@@ -79,7 +79,7 @@ TEST_P(GemmTest, ReadsAWeightWithAStride) {
     for (int64_t i = 0; i < 9; ++i) weight.at(o, i) = wide.at(o, i);
   }
   absl::StatusOr<std::unique_ptr<GemmWeight>> prepared =
-      ops().PrepareWeight({wide.values.data(), 7, 9, /*stride=*/12, DType::kF32});
+      ops().PrepareWeight({wide.values.data(), 7, 9, /*stride=*/12, DType::kF32}, WeightRole::kLayer);
   ASSERT_TRUE(prepared.ok()) << prepared.status();
   const DeviceMatrix device_x = Put(x), result = Space(2, 7);
   ops().Gemm(device_x, **prepared, result);

@@ -57,7 +57,7 @@ TEST(CpuMemoryTest, WeightsCountToo) {
   const std::unique_ptr<Ops> ops = MakeCpuOps(DType::kF32, {.memory_bytes_max = 1 << 20});
   const HostMatrix weight = RandomMatrix(512, 640, 1);  // 1.25 MiB
   const ConstMatrix host(weight.values.data(), 512, 640, 640, DType::kF32);
-  EXPECT_EQ(ops->PrepareWeight(host).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ops->PrepareWeight(host, WeightRole::kLayer).status().code(), absl::StatusCode::kResourceExhausted);
 }
 
 }  // namespace

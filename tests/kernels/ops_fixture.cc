@@ -73,7 +73,8 @@ std::unique_ptr<GemmWeight> OpsTestBase::Prepare(const HostMatrix& m, DType dtyp
   std::vector<uint16_t> narrow;
   for (const float value : m.values) narrow.push_back(FloatToBf16(value));
   const void* data = dtype == DType::kF32 ? static_cast<const void*>(m.values.data()) : narrow.data();
-  absl::StatusOr<std::unique_ptr<GemmWeight>> weight = ops_->PrepareWeight({data, m.rows, m.cols, m.cols, dtype});
+  absl::StatusOr<std::unique_ptr<GemmWeight>> weight =
+      ops_->PrepareWeight({data, m.rows, m.cols, m.cols, dtype}, WeightRole::kLayer);
   EXPECT_TRUE(weight.ok()) << weight.status();
   return std::move(weight).value();
 }

@@ -28,7 +28,7 @@ class WeightLoader {
 
   absl::StatusOr<DeviceBuffer> LoadGain(const std::string& name);
   /// The bands, of equal width, one below the other, and then zeros up to `rows` rows.
-  absl::StatusOr<std::unique_ptr<GemmWeight>> LoadMatrix(const std::vector<Band>& bands, int64_t rows);
+  absl::StatusOr<std::unique_ptr<GemmWeight>> LoadMatrix(const std::vector<Band>& bands, int64_t rows, WeightRole role);
   absl::StatusOr<DeviceBuffer> LoadTable(const Band& band, int64_t rows, ConstMatrix* table);
   size_t device_bytes() const { return device_bytes_; }
   size_t staged_bytes() const { return staged_bytes_; }
@@ -106,9 +106,10 @@ absl::StatusOr<DeviceBuffer> WeightLoader::LoadGain(const std::string& name) {
   return buffer;
 }
 
-absl::StatusOr<std::unique_ptr<GemmWeight>> WeightLoader::LoadMatrix(const std::vector<Band>& bands, int64_t rows) {
+absl::StatusOr<std::unique_ptr<GemmWeight>> WeightLoader::LoadMatrix(const std::vector<Band>& bands, int64_t rows,
+                                                                     WeightRole role) {
   ASSIGN_OR_RETURN(const ConstMatrix staged, Stage(bands, rows));
-  ASSIGN_OR_RETURN(std::unique_ptr<GemmWeight> weight, ops_.PrepareWeight(staged));
+  ASSIGN_OR_RETURN(std::unique_ptr<GemmWeight> weight, ops_.PrepareWeight(staged, role));
   device_bytes_ += weight->bytes();
   staged_bytes_ += static_cast<size_t>(staged.rows * staged.cols) * ElementBytes(staged.dtype);
   RETURN_IF_ERROR(ops_.Synchronize());
@@ -139,15 +140,15 @@ absl::StatusOr<LayerWeights> LoadLayer(const ModelSpec& spec, const Shard& shard
   const Band down{names.down, 0, spec.hidden, shard.first_mlp, shard.mlp};
   LayerWeights layer;
   ASSIGN_OR_RETURN(layer.attention_norm, loader.LoadGain(names.attention_norm));
-  ASSIGN_OR_RETURN(layer.qkv, loader.LoadMatrix({q, k, v}, q.rows + k.rows + v.rows));
+  ASSIGN_OR_RETURN(layer.qkv, loader.LoadMatrix({q, k, v}, q.rows + k.rows + v.rows, WeightRole::kLayer));
   if (spec.head_norms) {
     ASSIGN_OR_RETURN(layer.q_norm, loader.LoadGain(names.q_norm));
     ASSIGN_OR_RETURN(layer.k_norm, loader.LoadGain(names.k_norm));
   }
-  ASSIGN_OR_RETURN(layer.out, loader.LoadMatrix({out}, out.rows));
+  ASSIGN_OR_RETURN(layer.out, loader.LoadMatrix({out}, out.rows, WeightRole::kLayer));
   ASSIGN_OR_RETURN(layer.mlp_norm, loader.LoadGain(names.mlp_norm));
-  ASSIGN_OR_RETURN(layer.gate_up, loader.LoadMatrix({gate, up}, gate.rows + up.rows));
-  ASSIGN_OR_RETURN(layer.down, loader.LoadMatrix({down}, down.rows));
+  ASSIGN_OR_RETURN(layer.gate_up, loader.LoadMatrix({gate, up}, gate.rows + up.rows, WeightRole::kLayer));
+  ASSIGN_OR_RETURN(layer.down, loader.LoadMatrix({down}, down.rows, WeightRole::kLayer));
   return layer;
 }
 
@@ -178,7 +179,7 @@ absl::StatusOr<ModelWeights> LoadWeights(const ModelSpec& spec, const Shard& sha
   }
   ASSIGN_OR_RETURN(weights.final_norm, loader.LoadGain(final_norm));
   const Band head{lm_head, shard.first_id, shard.stored_rows, 0, spec.hidden};
-  ASSIGN_OR_RETURN(weights.lm_head, loader.LoadMatrix({head}, shard.vocabulary_rows));
+  ASSIGN_OR_RETURN(weights.lm_head, loader.LoadMatrix({head}, shard.vocabulary_rows, WeightRole::kHead));
   weights.bytes = loader.device_bytes();
   report(loader.staged_bytes());
   return weights;
