@@ -12,14 +12,7 @@
 
 namespace quicksilver {
 
-/// What a conformance suite runs on: one thread a rank, each with its own contexts. An NCCL implementation adds its
-/// line.
-struct CommunicatorKind {
-  const char* name;
-  int ranks;
-  std::function<absl::StatusOr<std::unique_ptr<Communicator>>(int rank, int ranks, RendezvousStore&)> make;
-};
-
+/// Runs `body` once a rank, each in a thread of its own.
 inline void RunRanks(int ranks, const std::function<void(int rank)>& body) {
   std::vector<std::thread> threads;
   for (int rank = 0; rank < ranks; ++rank) threads.emplace_back([&body, rank] { body(rank); });

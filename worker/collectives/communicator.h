@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -24,14 +25,28 @@ class Communicator {
   /// bits do not depend on where it stands or on how many rows there are. x: [N, cols], dense (stride = cols).
   virtual void AllReduceSum(Matrix x) = 0;
 
+  /// False when the above does not hold, because a library adds in an order of its own: then a request's bytes depend
+  /// on what shares its batch, and the group's fingerprint has to say so.
+  virtual bool deterministic() const { return true; }
+
   /// out = the `bytes` of every rank, in rank order: [tp * bytes].
   virtual void AllGather(const void* in, void* out, size_t bytes) = 0;
 
-  /// Waits, bounded by the communicator's timeout, until all enqueued work is done.
+  /// Waits, bounded by the communicator's timeout, until all enqueued work is done: the rank's other work on the device
+  /// too. To be called before Ops::Synchronize(), whose wait for an operation that waits for a dead peer has no bound.
   virtual absl::Status Synchronize() = 0;
+
+  /// The first failure that is known by now. Does not wait: where operations run behind the host's back this must be
+  /// overridden.
+  virtual absl::Status status() { return Synchronize(); }
 
   /// Makes pending and later operations fail soon on this rank. From any thread.
   virtual void Abort() = 0;
+
+  /// `release` has to destroy every Program that has recorded operations of this communicator: they hold it, and an
+  /// abort would wait for them for ever. Called at most once, by the thread that aborts or notices a failure, at the
+  /// latest at this object's end; it must not call the communicator. nullptr takes it back, before its owner ends.
+  virtual void BeforeAbort(std::function<void()> release) { static_cast<void>(release); }
 };
 
 /// The control plane: small messages in host memory from the leader to all ranks. Followers wait in Broadcast; the
