@@ -1,0 +1,200 @@
+#include <cmath>
+
+#include "kernels/cpu/host_matrix.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/numeric.cuh"
+#include "kernels/cuda/ptx.h"
+#include "kernels/cuda/row_kernels.h"
+
+namespace quicksilver {
+namespace {
+
+constexpr int kWarps = 4;  // Of a block.
+
+/// By pair of a head. Travels with the launch: there is nowhere to upload it to while a step is recorded.
+struct RopeFrequencies {
+  float values[kRotatedHeadSizeMax / 2];
+};
+
+// One block a row. All layers of a step use its angles.
+__global__ void RopeAnglesKernel(const int32_t* positions, const __grid_constant__ RopeFrequencies frequencies,
+                                 int32_t half, bool round, float2* angles) {
+  DependencyWait();
+  DependencyLaunch();
+  const int64_t n = blockIdx.x;
+  const float position = static_cast<float>(positions[n]);
+  for (int i = static_cast<int>(threadIdx.x); i < half; i += static_cast<int>(blockDim.x)) {
+    float sine, cosine;
+    sincosf(__fmul_rn(position, frequencies.values[i]), &sine, &cosine);
+    if (round) {
+      sine = RoundedTo<__nv_bfloat16>(sine);
+      cosine = RoundedTo<__nv_bfloat16>(cosine);
+    }
+    angles[n * half + i] = make_float2(cosine, sine);
+  }
+}
+
+template <typename T>
+struct RotateCall {
+  T* qkv;
+  int64_t stride;
+  T* keys;
+  int64_t keys_stride;
+  T* values;
+  int64_t values_stride;
+  const float2* angles;
+  const int32_t* slots;
+  const float* q_gain;
+  const float* k_gain;
+  float epsilon;
+  int32_t heads;
+  int32_t kv_heads;
+  int32_t half;  // Of the head size.
+};
+
+/// A lane's pairs: 2 (lane + 32 k) and the next. low[k][j] belongs to high[k][j], half a head further.
+template <int kSteps>
+struct Pairs {
+  float low[kSteps][2];
+  float high[kSteps][2];
+};
+
+template <typename T, int kSteps>
+__device__ __forceinline__ void LoadPairs(const T* head, int32_t half, Pairs<kSteps>& pairs) {
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    const int32_t i = 2 * static_cast<int32_t>(threadIdx.x % 32 + 32 * k);
+    LoadRun(head + i, half - i, pairs.low[k]);
+    LoadRun(head + half + i, half - i, pairs.high[k]);
+  }
+}
+
+template <typename T, int kSteps>
+__device__ __forceinline__ void StorePairs(T* head, int32_t half, const Pairs<kSteps>& pairs) {
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    const int32_t i = 2 * static_cast<int32_t>(threadIdx.x % 32 + 32 * k);
+    StoreRun(head + i, half - i, pairs.low[k]);
+    StoreRun(head + half + i, half - i, pairs.high[k]);
+  }
+}
+
+template <typename T, int kSteps>
+__device__ __forceinline__ void NormPairs(const Pairs<kSteps>& gains, int32_t half, float epsilon,
+                                          Pairs<kSteps>& pairs) {
+  float squares = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      squares = __fmaf_rn(pairs.low[k][j], pairs.low[k][j], squares);
+      squares = __fmaf_rn(pairs.high[k][j], pairs.high[k][j], squares);
+    }
+  }
+  const float scale = NormScale(WarpSum(squares), static_cast<float>(2 * half), epsilon);
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      pairs.low[k][j] = RoundedTo<T>(__fmul_rn(RoundedTo<T>(__fmul_rn(pairs.low[k][j], scale)), gains.low[k][j]));
+      pairs.high[k][j] = RoundedTo<T>(__fmul_rn(RoundedTo<T>(__fmul_rn(pairs.high[k][j], scale)), gains.high[k][j]));
+    }
+  }
+}
+
+template <int kSteps>
+__device__ __forceinline__ void RotatePairs(const float2* angles, int32_t half, Pairs<kSteps>& pairs) {
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int32_t i = 2 * static_cast<int32_t>(threadIdx.x % 32 + 32 * k) + j;
+      if (i >= half) continue;
+      const float2 angle = angles[i];
+      const float low = pairs.low[k][j], high = pairs.high[k][j];
+      pairs.low[k][j] = __fmaf_rn(low, angle.x, -__fmul_rn(high, angle.y));
+      pairs.high[k][j] = __fmaf_rn(high, angle.x, __fmul_rn(low, angle.y));
+    }
+  }
+}
+
+// A row is blockIdx.x; a warp does one of its heads: queries, then keys, then values, which are only stored.
+template <typename T, int kSteps>
+__global__ void __launch_bounds__(kWarps * 32) RotateAndCacheKernel(RotateCall<T> call) {
+  const int64_t n = blockIdx.x;
+  const int32_t head = static_cast<int32_t>(blockIdx.y * kWarps + threadIdx.x / 32);
+  const int32_t rotated = call.heads + call.kv_heads, half = call.half;
+  const bool is_query = head < call.heads, is_value = head >= rotated;
+  const float* gain = is_value ? nullptr : is_query ? call.q_gain : call.k_gain;
+  Pairs<kSteps> gains = {};
+  // No kernel writes a gain, so it may be read before the kernels ahead are done.
+  if (gain != nullptr) LoadPairs(gain, half, gains);
+  DependencyWait();
+  DependencyLaunch();
+  if (head >= rotated + call.kv_heads) return;  // The whole warp.
+  T* const data = call.qkv + n * call.stride + int64_t{head} * 2 * half;
+  Pairs<kSteps> pairs;
+  LoadPairs(static_cast<const T*>(data), half, pairs);
+  if (!is_value) {
+    if (gain != nullptr) NormPairs<T>(gains, half, call.epsilon, pairs);
+    RotatePairs(call.angles + n * half, half, pairs);
+    StorePairs(data, half, pairs);
+  }
+  const int64_t slot = call.slots[n];
+  if (is_query || slot < 0) return;
+  if (is_value) {
+    StorePairs(call.values + slot * call.values_stride + int64_t{head - rotated} * 2 * half, half, pairs);
+  } else {
+    StorePairs(call.keys + slot * call.keys_stride + int64_t{head - call.heads} * 2 * half, half, pairs);
+  }
+}
+
+template <typename T>
+cudaError_t Rotate(const RotateArguments& a, cudaStream_t stream) {
+  const int32_t units = a.heads + 2 * a.kv_heads;
+  const int32_t half = static_cast<int32_t>(a.qkv.cols / units / 2);
+  const LaunchShape shape = {.grid = dim3(static_cast<unsigned int>(a.qkv.rows), (units + kWarps - 1) / kWarps),
+                             .block = dim3(kWarps * 32),
+                             .stream = stream,
+                             .overlap = true};
+  const RotateCall<T> call = {.qkv = static_cast<T*>(a.qkv.data),
+                              .stride = a.qkv.stride,
+                              .keys = static_cast<T*>(a.cache.keys.data),
+                              .keys_stride = a.cache.keys.stride,
+                              .values = static_cast<T*>(a.cache.values.data),
+                              .values_stride = a.cache.values.stride,
+                              .angles = a.angles,
+                              .slots = a.slots,
+                              .q_gain = a.q_gain,
+                              .k_gain = a.k_gain,
+                              .epsilon = a.epsilon,
+                              .heads = a.heads,
+                              .kv_heads = a.kv_heads,
+                              .half = half};
+  if (half <= 64) return Launch(RotateAndCacheKernel<T, 1>, shape, call);
+  if (half <= 128) return Launch(RotateAndCacheKernel<T, 2>, shape, call);
+  if (half <= 256) return Launch(RotateAndCacheKernel<T, 4>, shape, call);
+  return cudaErrorInvalidValue;  // Larger than kRotatedHeadSizeMax.
+}
+
+}  // namespace
+
+cudaError_t LaunchRopeAngles(const int32_t* positions, int32_t rows, double theta, int32_t head_size, DType rounding,
+                             float2* angles, cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  if (head_size > kRotatedHeadSizeMax) return cudaErrorInvalidValue;
+  const int32_t half = head_size / 2;
+  RopeFrequencies frequencies = {};
+  for (int32_t i = 0; i < half; ++i) frequencies.values[i] = RopeFrequency(theta, i, head_size);
+  const LaunchShape shape = {
+      .grid = dim3(static_cast<unsigned int>(rows)), .block = dim3(64), .stream = stream, .overlap = true};
+  return Launch(RopeAnglesKernel, shape, positions, frequencies, half, rounding == DType::kBf16, angles);
+}
+
+cudaError_t LaunchRotateAndCache(const RotateArguments& arguments, cudaStream_t stream) {
+  if (arguments.qkv.rows == 0) return cudaSuccess;
+  return arguments.qkv.dtype == DType::kF32 ? Rotate<float>(arguments, stream)
+                                            : Rotate<__nv_bfloat16>(arguments, stream);
+}
+
+}  // namespace quicksilver
