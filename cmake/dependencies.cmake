@@ -17,4 +17,5 @@ pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 find_library(DNNL_LIBRARY dnnl REQUIRED)  # its CMake config demands OpenCL headers
 if(QUICKSILVER_TESTS)
   find_package(GTest CONFIG REQUIRED)
+  find_package(Boost 1.81 CONFIG REQUIRED COMPONENTS context)
 endif()

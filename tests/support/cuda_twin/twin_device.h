@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "tests/support/cuda_twin/include/cuda_runtime_api.h"
+
+namespace quicksilver::cuda_twin {
+
+/// The pretended machine, for tests to set up. Thread-safe; what it sets holds for the whole process.
+class TwinControl {
+ public:
+  /// Back to the defaults: one H100-like device of 8 GiB, work done at once, threads in ascending order, nothing
+  /// failing, counters at zero. Allocations, streams and graphs stay.
+  void Reset();
+
+  void SetDeviceCount(int count);
+  void SetTotalMemory(size_t bytes);  ///< Of each device.
+  void SetComputeCapability(int major, int minor);
+
+  /// The order in which the threads and blocks of a kernel run: 0 ascending, 1 descending, others shuffled, and then up
+  /// to three blocks run interleaved. A kernel whose result depends on it has a race.
+  void SetThreadOrderSeed(uint64_t seed);
+
+  /// Whether work waits in its stream until somebody waits for it (or 64 more are enqueued), instead of being done when
+  /// it is enqueued. Shows results that are read too early and host memory that is reused too early.
+  void SetDeferred(bool deferred);
+
+  /// Backs cudaMalloc with memory that cudaIpcOpenMemHandle of another process can map. Also on where the environment
+  /// has QUICKSILVER_CUDA_TWIN_SHARED=1.
+  void SetSharedMemory(bool shared);
+
+  /// A kernel that polls memory in vain this long is reported as a deadlock.
+  void SetSpinSecondsMax(int seconds);
+
+  /// Makes the nth next call (from 1) of `function` (e.g. "cudaMalloc"; "" = any) return `error`. Errors that break a
+  /// context, such as cudaErrorIllegalAddress, come from all later calls too. "kernel" names the execution of a kernel:
+  /// its error comes out of a later call, as on a device.
+  void FailCall(const std::string& function, int nth, cudaError_t error);
+
+  uint64_t calls(const std::string& function) const;  ///< Since Reset(). "kernel": kernels run, those of graphs too.
+  size_t allocated_bytes() const;                     ///< Device memory, all devices.
+  size_t allocations() const;
+  size_t streams() const;  ///< Living ones, and so on.
+  size_t events() const;
+  size_t graphs() const;  ///< Not those that belong to a conditional node.
+  size_t graph_execs() const;
+};
+
+TwinControl& TwinDevice();
+
+}  // namespace quicksilver::cuda_twin
