@@ -108,6 +108,20 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorTimeout";
     case cudaErrorGraphExecUpdateFailure:
       return "cudaErrorGraphExecUpdateFailure";
+    case cudaErrorDevicesUnavailable:
+      return "cudaErrorDevicesUnavailable";
+    case cudaErrorNvlinkUncorrectable:
+      return "cudaErrorNvlinkUncorrectable";
+    case cudaErrorContained:
+      return "cudaErrorContained";
+    case cudaErrorTensorMemoryLeak:
+      return "cudaErrorTensorMemoryLeak";
+    case cudaErrorSystemDriverMismatch:
+      return "cudaErrorSystemDriverMismatch";
+    case cudaErrorMpsClientTerminated:
+      return "cudaErrorMpsClientTerminated";
+    case cudaErrorExternalDevice:
+      return "cudaErrorExternalDevice";
     case cudaErrorUnknown:
       return "cudaErrorUnknown";
   }

@@ -37,12 +37,6 @@ inline float Exp2Approximate(float x) {
   return result < 0x1p-126f ? 0.0f : result;  // A NaN stays one.
 }
 
-// To half a unit in the last place here, with the same flush of small results.
-inline float Exp2Approximate(float x) {
-  const float result = std::exp2(x);
-  return result < 0x1p-126f ? 0.0f : result;
-}
-
 inline uint32_t LoadAcquireSystem(const uint32_t* flag) { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
 inline void StoreReleaseSystem(uint32_t* flag, uint32_t value) { __atomic_store_n(flag, value, __ATOMIC_RELEASE); }
 inline uint32_t LoadAcquireDevice(const uint32_t* flag) { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
