@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/cuda/candidate_kernels.h"
+
+namespace quicksilver {
+
+/// A run of columns of one request's logits, guided. Columns count from the run's first.
+struct RowLogits {
+  const float* conditional;
+  const float* unconditional;  ///< nullptr without guidance.
+  float scale;                 ///< guidance + 1
+  int32_t columns;             ///< Real ids in the run.
+  int32_t first_id;            ///< Global id of column 0.
+  int32_t mask;                ///< Columns of the mask and of the suppressed id, which may lie outside of the run.
+  int32_t suppressed;
+
+  __device__ __forceinline__ bool Exists(int32_t column) const { return column < columns && column != suppressed; }
+  __device__ __forceinline__ bool MayChoose(int32_t column) const { return Exists(column) && column != mask; }
+
+  /// True when all of [0, count) may be chosen.
+  __device__ __forceinline__ bool AllMayBeChosen(int32_t count) const {
+    return columns >= count && static_cast<uint32_t>(mask) >= static_cast<uint32_t>(count) &&
+           static_cast<uint32_t>(suppressed) >= static_cast<uint32_t>(count);
+  }
+
+  // The sum and the product are rounded one by one, as on the CPU.
+  __device__ __forceinline__ float Guide(float c, float u) const { return __fadd_rn(u, __fmul_rn(scale, c - u)); }
+
+  __device__ __forceinline__ float At(int32_t column) const {
+    const float c = conditional[column];
+    return unconditional == nullptr ? c : Guide(c, unconditional[column]);
+  }
+
+  /// Columns [column, column + 4), which may reach beyond `columns` up to the next multiple of kPartIds.
+  __device__ __forceinline__ void Four(int32_t column, float (&z)[4]) const {
+    Load4(conditional + column, z);
+    if (unconditional == nullptr) return;
+    float u[4];
+    Load4(unconditional + column, u);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) z[i] = Guide(z[i], u[i]);
+  }
+
+  static __device__ __forceinline__ void Load4(const float* from, float (&z)[4]) {
+    const float4 four = *reinterpret_cast<const float4*>(from);
+    z[0] = four.x;
+    z[1] = four.y;
+    z[2] = four.z;
+    z[3] = four.w;
+  }
+};
+
+/// The columns of the tile from `first` on, as `request` (which is not padding) sees them.
+__device__ __forceinline__ RowLogits LogitsOf(const CandidateTile& tile, const CandidateRequest& request,
+                                              int32_t first) {
+  const float* const begin = tile.logits + first;
+  const int32_t first_id = tile.shard.first_id + tile.first + first;
+  return {.conditional = begin + request.row * tile.stride,
+          .unconditional = request.guide_row >= 0 ? begin + request.guide_row * tile.stride : nullptr,
+          .scale = request.guidance + 1.0f,
+          .columns = tile.columns - first,
+          .first_id = first_id,
+          .mask = tile.shard.mask_id - first_id,
+          .suppressed = request.suppressed_id - first_id};
+}
+
+}  // namespace quicksilver

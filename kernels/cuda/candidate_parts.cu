@@ -1,0 +1,240 @@
+#include <cfloat>
+
+#include "common/philox.h"
+#include "kernels/cuda/candidate_logits.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/numeric.cuh"
+#include "kernels/cuda/ptx.h"
+
+namespace quicksilver {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kWarpLanes = 32;
+constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
+constexpr int kLoads = kPartIds / (4 * kWarpLanes);  // Loads of four logits a lane.
+constexpr float kMinusInfinity = -INFINITY;
+
+/// No 1 - u of UniformDraw is smaller.
+constexpr float kSmallestTail = 0x1p-53f;
+
+/// First column of a lane's four neighbours.
+__device__ __forceinline__ int32_t ColumnOf(int32_t lane, int load) { return 4 * (load * kWarpLanes + lane); }
+
+__device__ __forceinline__ float WarpMax(float v) {
+  for (int gap = kWarpLanes / 2; gap > 0; gap /= 2) v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, gap));
+  return v;
+}
+
+__device__ __forceinline__ int32_t WarpMin(int32_t v) {
+  for (int gap = kWarpLanes / 2; gap > 0; gap /= 2) v = min(v, __shfl_xor_sync(kAllLanes, v, gap));
+  return v;
+}
+
+/// The best draw so far.
+struct Sample {
+  double score;
+  float logit;
+  int32_t id;  ///< -1: none.
+};
+
+__device__ __forceinline__ Sample Better(const Sample& a, const Sample& b) {
+  if (b.id < 0) return a;
+  if (a.id < 0) return b;
+  return b.score > a.score || (b.score == a.score && b.id < a.id) ? b : a;
+}
+
+__device__ __forceinline__ Sample WarpBest(Sample sample) {
+  for (int gap = kWarpLanes / 2; gap > 0; gap /= 2) {
+    sample =
+        Better(sample, {__shfl_xor_sync(kAllLanes, sample.score, gap), __shfl_xor_sync(kAllLanes, sample.logit, gap),
+                        __shfl_xor_sync(kAllLanes, sample.id, gap)});
+  }
+  return sample;
+}
+
+/// Finds the largest logit that may be chosen and the next one, and the mask's. False when the logit of a real id is
+/// NaN or +inf.
+__device__ __forceinline__ bool FindLargest(const RowLogits& row, int32_t lane, CandidatePart* part) {
+  const bool whole = row.AllMayBeChosen(kPartIds);
+  bool finite = true;
+  float largest = kMinusInfinity, second = kMinusInfinity;
+#pragma unroll 4
+  for (int load = 0; load < kLoads; ++load) {
+    const int32_t column = ColumnOf(lane, load);
+    float z[4];
+    row.Four(column, z);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (!whole && !row.Exists(column + i)) z[i] = kMinusInfinity;
+      finite = finite && z[i] < INFINITY;
+      if (!whole && column + i == row.mask) {
+        part->mask_logit = z[i];
+        z[i] = kMinusInfinity;
+      }
+      second = fmaxf(second, fminf(largest, z[i]));
+      largest = fmaxf(largest, z[i]);
+    }
+  }
+  if (!whole) part->mask_logit = WarpMax(part->mask_logit);
+  for (int gap = kWarpLanes / 2; gap > 0; gap /= 2) {
+    const float other = __shfl_xor_sync(kAllLanes, largest, gap);
+    second = fmaxf(fmaxf(second, __shfl_xor_sync(kAllLanes, second, gap)), fminf(largest, other));
+    largest = fmaxf(largest, other);
+  }
+  part->largest = largest;
+  part->second = second;
+  return __all_sync(kAllLanes, finite);
+}
+
+/// The first column that may be chosen, or kPartIds.
+__device__ __forceinline__ int32_t FirstAllowed(const RowLogits& row, int32_t lane) {
+  int32_t column = lane;
+  while (column < kPartIds && !row.MayChoose(column)) column += kWarpLanes;
+  return WarpMin(min(column, kPartIds));
+}
+
+/// Adds up the part without one of its largest logits, in ascending order a lane, then lanes as a tree. Returns the
+/// first column with the largest, which is above -inf.
+__device__ __forceinline__ int32_t SumLogits(const RowLogits& row, int32_t lane, CandidatePart* part) {
+  const bool whole = row.AllMayBeChosen(kPartIds);
+  float sum = 0.0f, weighted_sum = 0.0f;
+  int32_t best = kPartIds, ties = 0;
+#pragma unroll 4
+  for (int load = 0; load < kLoads; ++load) {
+    const int32_t column = ColumnOf(lane, load);
+    float z[4];
+    row.Four(column, z);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (!whole && !row.MayChoose(column + i)) z[i] = kMinusInfinity;
+      const bool is_largest = z[i] == part->largest;
+      const float below = fmaxf(z[i] - part->largest, -FLT_MAX);  // So that -inf weighs 0 and not NaN.
+      const float e = is_largest ? 0.0f : expf(below);
+      sum += e;
+      weighted_sum = __fmaf_rn(below, e, weighted_sum);
+      ties += is_largest ? 1 : 0;
+      best = is_largest ? min(best, column + i) : best;
+    }
+  }
+  for (int gap = kWarpLanes / 2; gap > 0; gap /= 2) ties += __shfl_xor_sync(kAllLanes, ties, gap);
+  part->sum = WarpSum(sum) + static_cast<float>(ties - 1);
+  part->weighted_sum = WarpSum(weighted_sum);
+  return WarpMin(best);
+}
+
+/// One part of a request with T > 0.
+struct Draws {
+  const RowLogits& row;
+  const DrawPlace& place;
+  double temperature;
+
+  __device__ __forceinline__ Sample Draw(int32_t column) const {
+    const int32_t id = row.first_id + column;
+    const float z = row.At(column);
+    return {static_cast<double>(z) / temperature + GumbelDraw(place, static_cast<uint32_t>(id)), z, id};
+  }
+
+  /// How far the largest z/T is above the score to beat, a little below which rounding may still make a tie.
+  __device__ __forceinline__ double Lead(float largest, double score) const {
+    return static_cast<double>(largest) / temperature - (score - fabs(score) * 0x1p-51);
+  }
+
+  /// 1 - u can only be at most this if the id is to beat score s: -ln u <= e^(z/T - s), and 1 - u <= -ln u. To be
+  /// multiplied by e^((z - largest)/T); the slack covers the floats.
+  __device__ __forceinline__ float TailMax(float largest, double score) const {
+    constexpr float kSlack = 1.001f;
+    return kSlack * expf(static_cast<float>(Lead(largest, score)));
+  }
+
+  /// The upper 32 bits of a draw are enough to tell that it cannot win: 1 - u is at least their complement.
+  __device__ __forceinline__ bool MayWin(int32_t column, float tail_max) const {
+    if (tail_max < kSmallestTail) return false;
+    const PhiloxWords words = Philox(place.seed, static_cast<uint32_t>(row.first_id + column), place.position,
+                                     place.step, (place.choice << 8) | static_cast<uint32_t>(DrawPurpose::kGumbel));
+    return static_cast<float>(~words.w[0]) * 0x1p-32f <= tail_max;
+  }
+};
+
+/// Sums e^((z - largest)/T) into `part` and betters `sample`. Two logarithms in double for every id would cost more
+/// than the LM head: an id is drawn only when the bound on its draw lets it win, so the arg-max stays exact, and
+/// whatever is known of other parts only saves work.
+__device__ __forceinline__ void SampleLogits(const Draws& draws, int32_t lane, int32_t best, CandidatePart* part,
+                                             Sample* sample) {
+  const RowLogits& row = draws.row;
+  const float largest = part->largest;
+  const bool hopeless = sample->id >= 0 && draws.Lead(largest, sample->score) < -kGumbelDrawMax;
+  if (!hopeless) *sample = Better(*sample, draws.Draw(best));
+  if (largest == kMinusInfinity) return;
+  const bool whole = row.AllMayBeChosen(kPartIds);
+  const float inverse = fminf(static_cast<float>(1.0 / draws.temperature), FLT_MAX);
+  float tail_max = hopeless ? 0.0f : draws.TailMax(largest, sample->score), sum = 0.0f;
+#pragma unroll 1
+  for (int32_t column = lane; column < kPartIds; column += kWarpLanes) {
+    const float z = whole || row.MayChoose(column) ? row.At(column) : kMinusInfinity;
+    const float e = column == best ? 0.0f : expf(fmaxf((z - largest) * inverse, -FLT_MAX));
+    sum += e;
+    const bool may_win = draws.MayWin(column, e * tail_max);
+    if (!__any_sync(kAllLanes, may_win)) continue;
+    if (may_win) *sample = Better(*sample, draws.Draw(column));
+    *sample = WarpBest(*sample);
+    tail_max = draws.TailMax(largest, sample->score);
+  }
+  part->tempered_sum = WarpSum(sum);
+}
+
+/// The best draw of the last parts before the tile, which know of those before them.
+__device__ __forceinline__ Sample SampleBefore(const CandidateTile& tile, const CandidatePart* row_parts,
+                                               int32_t lane) {
+  const int32_t p = tile.first / kPartIds - 1 - lane;
+  Sample sample = {kMinusInfinity, kMinusInfinity, -1};
+  if (p >= 0) sample = {row_parts[p].sampled_score, row_parts[p].sampled_logit, row_parts[p].sampled_id};
+  return WarpBest(sample);
+}
+
+/// One warp per part of a request: parts of a request lie side by side in the grid.
+__global__ void __launch_bounds__(kThreads)
+    CandidatePartsKernel(CandidateTile tile, CandidatePart* parts, int32_t row_parts) {
+  DependencyWait();
+  const int32_t tile_parts = (tile.columns + kPartIds - 1) / kPartIds;
+  const int32_t item = static_cast<int32_t>(blockIdx.x) * (kThreads / kWarpLanes) + threadIdx.x / kWarpLanes;
+  const int32_t lane = threadIdx.x % kWarpLanes, r = item / tile_parts;
+  if (r >= tile.requests_count) return;
+  const CandidateRequest request = tile.requests[r];
+  if (request.row < 0) return;
+  const int32_t first = item % tile_parts * kPartIds;
+  const RowLogits row = LogitsOf(tile, request, first);
+  CandidatePart* const all = parts + static_cast<int64_t>(r) * row_parts;
+  CandidatePart part = {.largest = kMinusInfinity, .second = kMinusInfinity, .mask_logit = kMinusInfinity};
+  Sample sample = {kMinusInfinity, kMinusInfinity, -1};
+  part.finite = FindLargest(row, lane, &part) ? 1 : 0;
+  if (part.finite != 0) {
+    const int32_t best = part.largest > kMinusInfinity ? SumLogits(row, lane, &part) : FirstAllowed(row, lane);
+    if (best < kPartIds) part.best_id = row.first_id + best;
+    if (request.temperature > 0.0f) {
+      sample = SampleBefore(tile, all, lane);
+      const Draws draws = {row, request.place, request.temperature};
+      if (best < kPartIds) SampleLogits(draws, lane, best, &part, &sample);
+    }
+  }
+  part.sampled_score = sample.score;
+  part.sampled_logit = sample.logit;
+  part.sampled_id = sample.id;
+  if (lane == 0) all[(tile.first + first) / kPartIds] = part;
+}
+
+}  // namespace
+
+cudaError_t LaunchCandidateParts(const CandidateTile& tile, CandidatePart* parts, int32_t row_parts,
+                                 cudaStream_t stream) {
+  const int64_t items = int64_t{tile.requests_count} * ((tile.columns + kPartIds - 1) / kPartIds);
+  constexpr int64_t kBlockItems = kThreads / kWarpLanes;
+  return Launch(CandidatePartsKernel,
+                {.grid = dim3(static_cast<uint32_t>((items + kBlockItems - 1) / kBlockItems)),
+                 .block = dim3(kThreads),
+                 .stream = stream,
+                 .overlap = true},
+                tile, parts, row_parts);
+}
+
+}  // namespace quicksilver
