@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/candidate.h"
+#include "kernels/policy/block_step.h"
 #include "kernels/tensor.h"
 
 namespace quicksilver {
@@ -125,8 +126,9 @@ class Ops {
   /// Zeroed memory that the host and the device both reach: what the device writes there the host may read after
   /// Synchronize(), or sooner behind a word that it Await()s.
   virtual absl::StatusOr<DeviceBuffer> AllocateShared(size_t bytes) = 0;
-  /// Waits until the word in shared memory is `value`, or until enqueued work has ended without it.
-  virtual absl::Status Await(const uint32_t* word, uint32_t value) = 0;
+  /// Waits, `milliseconds` at most, until the word in shared memory is at least `value`, or until all enqueued work has
+  /// ended. Returns status().
+  virtual absl::Status Await(const uint32_t* word, uint32_t value, int32_t milliseconds) = 0;
 
   // Programs.
   /// True when launches are dear: steps should be padded to few shapes, recorded and replayed.
@@ -136,6 +138,10 @@ class Ops {
   /// again for as long as the device finds *proceed (device memory) other than 0 after a pass; null: once.
   virtual absl::StatusOr<std::unique_ptr<Program>> Record(const std::function<void()>& enqueue,
                                                           const int32_t* proceed) = 0;
+
+  /// Decides one step of every open block from what the ranks answered, writes the chosen tokens to step.ids, and tells
+  /// the host in shared memory: choices, seals, and last the number of steps done. A step without blocks counts, too.
+  virtual void AdvanceBlocks(const BlockStep& step) = 0;
 
   /// Announces the layout of the operations up to the next BeginStep(). The first operation of every step.
   virtual void BeginStep(const StepLayout& layout) = 0;

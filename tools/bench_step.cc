@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "common/check.h"
 #include "common/clock.h"
 #include "common/exit_codes.h"
 #include "common/options.h"
@@ -97,25 +98,33 @@ RunningSequence MakeRunning(const ModelSpec& spec) {
   return running;
 }
 
+absl::Status RunOnce(StepRunner& runner, const PlannedSegment& planned) {
+  RETURN_IF_ERROR(runner.Launch({planned}, 0, 1));
+  while (true) {
+    ASSIGN_OR_RETURN(const bool stepped, runner.Next());
+    if (!stepped) return absl::OkStatus();
+  }
+}
+
 absl::Status Measure(const Options& options) {
   ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(options.model));
   ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(*checkpoint));
   const auto ops = MakeCpuOps(DType::kF32, {.threads = 1});
   const auto ranks = MakeLocalCommunicator();
   ASSIGN_OR_RETURN(const auto model, Transformer::Load(spec, *checkpoint, *ops, *ranks, 512, 16, kPageSize));
-  StepRunner runner(*model, *ops, *ranks, 512, 4);
+  StepRunner runner(*model, *ops, *ranks, {.rows_max = 512, .sequences_max = 4});
   RETURN_IF_ERROR(runner.Allocate());
   ASSIGN_OR_RETURN(const Products products, Products::Make(spec, *ops, spec.block_length));
 
   RunningSequence running = MakeRunning(spec);
   const Segment prefill = running.sequence.Next(kContext);
-  RETURN_IF_ERROR(runner.Run({{&running, prefill}}, 0));
+  RETURN_IF_ERROR(RunOnce(runner, {&running, prefill}));
   running.sequence.ApplyPrefill(prefill);
   const Segment denoise = running.sequence.Next(512);
   std::vector<double> steps, gemms;
   for (int i = 0; i < options.rounds; ++i) {
     const absl::Duration start = MonotonicNow();
-    RETURN_IF_ERROR(runner.Run({{&running, denoise}}, 0));
+    RETURN_IF_ERROR(RunOnce(runner, {&running, denoise}));
     steps.push_back(Microseconds(MonotonicNow() - start));
     gemms.push_back(products.RunMicroseconds(*ops));
   }

@@ -15,6 +15,7 @@
 #include "kernels/cpu/attention_kernel.h"
 #include "kernels/cpu/candidate_kernel.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/host_blocks.h"
 #include "kernels/cpu/host_matrix.h"
 #include "kernels/cpu/host_memory.h"
 #include "kernels/cpu/host_program.h"
@@ -81,12 +82,13 @@ class CpuOps final : public Ops {
   absl::Status Synchronize() override { return status_; }
   absl::Status status() const override { return status_; }
   absl::StatusOr<DeviceBuffer> AllocateShared(size_t bytes) override { return Allocate(bytes); }
-  absl::Status Await(const uint32_t*, uint32_t) override { return status_; }
+  absl::Status Await(const uint32_t*, uint32_t, int32_t) override { return status_; }
   bool prefers_programs() const override { return false; }
   absl::StatusOr<std::unique_ptr<Program>> Record(const std::function<void()>& enqueue,
                                                   const int32_t* proceed) override {
     return std::make_unique<HostProgram>(enqueue, proceed);
   }
+  void AdvanceBlocks(const BlockStep& step) override { AdvanceBlocksOnHost(step); }
   void BeginStep(const StepLayout&) override {}
 
   absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host, WeightRole) override {

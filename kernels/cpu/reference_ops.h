@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cpu/host_blocks.h"
 #include "kernels/cpu/host_memory.h"
 #include "kernels/cpu/host_program.h"
 #include "kernels/ops.h"
@@ -40,12 +41,13 @@ class ReferenceOps final : public Ops {
   absl::Status Synchronize() override { return absl::OkStatus(); }
   absl::Status status() const override { return absl::OkStatus(); }
   absl::StatusOr<DeviceBuffer> AllocateShared(size_t bytes) override { return Allocate(bytes); }
-  absl::Status Await(const uint32_t*, uint32_t) override { return absl::OkStatus(); }
+  absl::Status Await(const uint32_t*, uint32_t, int32_t) override { return absl::OkStatus(); }
   bool prefers_programs() const override { return false; }
   absl::StatusOr<std::unique_ptr<Program>> Record(const std::function<void()>& enqueue,
                                                   const int32_t* proceed) override {
     return std::make_unique<HostProgram>(enqueue, proceed);
   }
+  void AdvanceBlocks(const BlockStep& step) override { AdvanceBlocksOnHost(step); }
   void BeginStep(const StepLayout&) override {}
   absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host, WeightRole role) override;
   void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override;

@@ -98,9 +98,14 @@ TEST_P(EngineFamilyTest, SixteenConcurrentSequencesGiveTheBytesThatEachGivesAlon
   }
   EXPECT_GT(tokens, 100u) << "the answers are worth comparing";
   const int32_t rows_needed = std::string(GetParam()) == "llada" ? 160 : 2 * alone->spec().block_length;
-  for (const auto& [rows, sequences] : {std::pair{512, 64}, {rows_needed, 16}, {rows_needed + 9, 3}}) {
-    SCOPED_TRACE(absl::StrCat(rows, " rows, ", sequences, " sequences"));
+  struct Bounds {
+    int32_t rows, sequences, steps_per_launch;
+  };
+  for (const auto& [rows, sequences, steps] :
+       {Bounds{512, 64, 1}, {rows_needed, 16, 1}, {rows_needed + 9, 3, 1}, {512, 64, 8}, {512, 1, 3}}) {
+    SCOPED_TRACE(absl::StrCat(rows, " rows, ", sequences, " sequences, ", steps, " steps a launch"));
     EngineGroup::Options options = OptionsFor(GetParam(), 1);
+    options.engine.steps_per_launch_max = steps;
     options.engine.step_rows_max = rows;
     options.engine.sequences_max = sequences;
     const std::unique_ptr<EngineGroup> group = Start(options);
@@ -122,7 +127,9 @@ TEST_P(EngineFamilyTest, GroupsOfOneTwoAndFourRanksGiveTheSameTokens) {
   std::vector<std::vector<TokenId>> expected;
   for (const int ranks : {1, 2, 4}) {
     SCOPED_TRACE(absl::StrCat("tp = ", ranks));
-    const std::unique_ptr<EngineGroup> group = Start(OptionsFor(GetParam(), ranks));
+    EngineGroup::Options options = OptionsFor(GetParam(), ranks);
+    options.engine.steps_per_launch_max = ranks == 2 ? 6 : 1;
+    const std::unique_ptr<EngineGroup> group = Start(options);
     const absl::StatusOr<std::vector<Transcript>> transcripts = group->RunAll(submits);
     ASSERT_TRUE(transcripts.ok()) << transcripts.status();
     std::vector<std::vector<TokenId>> answers;

@@ -48,11 +48,16 @@ class TimedOps final : public Ops {
   absl::Status Synchronize() override { return inner_->Synchronize(); }
   absl::Status status() const override { return inner_->status(); }
   absl::StatusOr<DeviceBuffer> AllocateShared(size_t bytes) override { return inner_->AllocateShared(bytes); }
-  absl::Status Await(const uint32_t* word, uint32_t value) override { return inner_->Await(word, value); }
+  absl::Status Await(const uint32_t* word, uint32_t value, int32_t milliseconds) override {
+    return inner_->Await(word, value, milliseconds);
+  }
   bool prefers_programs() const override { return inner_->prefers_programs(); }
   absl::StatusOr<std::unique_ptr<Program>> Record(const std::function<void()>& enqueue,
                                                   const int32_t* proceed) override {
     return inner_->Record(enqueue, proceed);
+  }
+  void AdvanceBlocks(const BlockStep& step) override {
+    Time(kOther, [&] { inner_->AdvanceBlocks(step); });
   }
   void BeginStep(const StepLayout& layout) override { inner_->BeginStep(layout); }
   absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host, WeightRole role) override {

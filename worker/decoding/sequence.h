@@ -101,6 +101,7 @@ class Sequence {
   int32_t forwards() const { return forwards_; }              ///< Denoising forwards so far.
   int32_t block_forwards() const { return block_forwards_; }  ///< Those of the open block.
   int32_t block() const { return block_; }
+  int32_t open_block_start() const { return BlockStart(block_); }
   /// Positions below it are final: they never change and belong to prompt or answer.
   int32_t final_before() const { return final_before_; }
 

@@ -1,5 +1,6 @@
 #include "worker/engine/engine.h"
 
+#include <algorithm>
 #include <map>
 #include <utility>
 #include <vector>
@@ -44,7 +45,7 @@ class EngineImpl final : public Engine {
         options_(options),
         report_(std::move(report)),
         scheduler_({options.sequences_max, options.step_rows_max, model.pages(), model.page_size()}),
-        runner_(model, ops, ranks, options.step_rows_max, options.sequences_max),
+        runner_(model, ops, ranks, {options.step_rows_max, options.sequences_max, options.steps_per_launch_max}),
         reports_(epoch),
         mailbox_(options.waiting_max),
         pages_free_(static_cast<uint64_t>(model.pages())) {}
@@ -63,6 +64,9 @@ class EngineImpl final : public Engine {
   v1::LogEntry MakeEntry(uint64_t index);
   absl::Status Apply(const v1::LogEntry& entry, absl::Duration now);
   absl::Status Step();
+  int32_t StepsFor(const std::vector<PlannedSegment>& plan) const;
+  absl::Status RunPlan(const std::vector<PlannedSegment>& plan);
+  void NoteLoad(bool stepped);
   void ApplyChoices(const PlannedSegment& planned, size_t index, absl::Duration now);
   void SendReports();
 
@@ -175,28 +179,52 @@ absl::Status EngineImpl::Step() {
       seal_.Mix(static_cast<uint64_t>(planned.segment.first_position) << 32 | planned.segment.rows);
       if (leads()) reports_.OnPlanned(planned.running->id, planned.segment.denoise, entry_now_);
     }
-    RETURN_IF_ERROR(runner_.Run(plan, seal_.value()));
-    const absl::Duration now = MonotonicNow();  // For the leader's timings; decides nothing.
-    for (size_t i = 0; i < plan.size(); ++i) ApplyChoices(plan[i], i, now);
+    RETURN_IF_ERROR(RunPlan(plan));
   }
+  NoteLoad(/*stepped=*/false);
+  return absl::OkStatus();
+}
+
+void EngineImpl::NoteLoad(bool stepped) {
   {
     MutexLock lock(load_mutex_);
     running_ = static_cast<uint32_t>(scheduler_.running());
     pages_free_ = static_cast<uint64_t>(scheduler_.pages_free());
-    if (!plan.empty()) {
+    if (stepped) {
       ++steps_;
       last_step_ = absl::Now();
     }
   }
   // After the others: Load() may count a sequence twice that has just begun to run, never not at all.
   mailbox_.SetWaiting(scheduler_.waiting());
-  return absl::OkStatus();
+}
+
+// Several steps at a time pay only where they repeat little: rows in front of the open blocks run again in each.
+int32_t EngineImpl::StepsFor(const std::vector<PlannedSegment>& plan) const {
+  constexpr int32_t kCleanRowsMax = 64;
+  const bool denoises =
+      std::all_of(plan.begin(), plan.end(), [](const PlannedSegment& planned) { return planned.segment.denoise; });
+  return denoises && StepBatch::CleanRows(plan) <= kCleanRowsMax ? options_.steps_per_launch_max : 1;
+}
+
+absl::Status EngineImpl::RunPlan(const std::vector<PlannedSegment>& plan) {
+  RETURN_IF_ERROR(runner_.Launch(plan, seal_.value(), StepsFor(plan)));
+  const int32_t running = scheduler_.running();
+  while (true) {
+    ASSIGN_OR_RETURN(const bool stepped, runner_.Next());
+    if (!stepped) return absl::OkStatus();
+    if (scheduler_.running() != running) return absl::InternalError("device: ran on past the end of a sequence");
+    const absl::Duration now = MonotonicNow();  // For the leader's timings; decides nothing.
+    for (size_t i = 0; i < plan.size(); ++i) ApplyChoices(plan[i], i, now);
+    NoteLoad(/*stepped=*/true);  // Whoever sees an end finds its pages free.
+    if (leads()) SendReports();
+  }
 }
 
 void EngineImpl::ApplyChoices(const PlannedSegment& planned, size_t index, absl::Duration now) {
   Sequence& sequence = planned.running->sequence;
   if (!planned.segment.denoise) return sequence.ApplyPrefill(planned.segment);
-  const StepOutcome outcome = sequence.ApplyDenoise(planned.segment, runner_.choices(index));
+  const StepOutcome outcome = sequence.ApplyDenoise(planned.segment, runner_.Choices(index, sequence));
   for (const TokenCommit& commit : outcome.commits) {
     seal_.Mix(static_cast<uint64_t>(commit.position) << 32 | static_cast<uint32_t>(commit.token));
   }

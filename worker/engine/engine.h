@@ -16,9 +16,12 @@ namespace quicksilver {
 
 /// Bounds of one engine. Equal on all ranks of a group (part of what ranks agree on when they join).
 struct EngineOptions {
-  int32_t sequences_max = 64;                      ///< Running at once; more wait inside the engine.
-  int32_t waiting_max = 256;                       ///< Admitted and not yet running; more are refused.
-  int32_t step_rows_max = 512;                     ///< Token budget of a step (N).
+  int32_t sequences_max = 64;   ///< Running at once; more wait inside the engine.
+  int32_t waiting_max = 256;    ///< Admitted and not yet running; more are refused.
+  int32_t step_rows_max = 512;  ///< Token budget of a step (N).
+  /// Steps that may run before the host looks at the group again: hides the host's time where launches are dear, and
+  /// delays what arrives meanwhile. Changes no answer.
+  int32_t steps_per_launch_max = 1;
   absl::Duration idle_beat = absl::Seconds(1);     ///< The leader's log entry when there is nothing to do.
   absl::Duration peer_timeout = absl::Seconds(5);  ///< Silence after which a peer counts as lost.
   /// For comparisons with the reference procedures: denoise the block of a stop token to its end. The answer is the

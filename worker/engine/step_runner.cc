@@ -1,239 +1,285 @@
 #include "worker/engine/step_runner.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/log.h"
 #include "common/status_macros.h"
+#include "worker/engine/submission.h"
 
 namespace quicksilver {
 namespace {
 
-// The first record of a gather carries the seal in place of a candidate.
+// The first record of a rank carries its seal in place of a candidate.
 static_assert(sizeof(uint64_t) <= sizeof(Candidate));
 
-constexpr size_t kUploadSlack = 1024;  // Alignment of the arrays.
+// Programs that are kept; each holds some megabytes of the host's and the device's memory.
+constexpr size_t kProgramsMax = 96;
 
-uint64_t ReadSeal(const Candidate& record) {
-  uint64_t seal = 0;
-  std::memcpy(&seal, &record, sizeof seal);
-  return seal;
+// Where the results are in shared memory.
+constexpr size_t kSealsOffset = 64;
+constexpr size_t kChoicesOffset = kSealsOffset + kRanksMax * sizeof(uint64_t);
+
+StepResults MapResults(void* base) {
+  char* const bytes = static_cast<char*>(base);
+  StepResults results;
+  results.published = reinterpret_cast<uint32_t*>(bytes);
+  results.seals = reinterpret_cast<uint64_t*>(bytes + kSealsOffset);
+  results.choices = reinterpret_cast<RowChoice*>(bytes + kChoicesOffset);
+  return results;
+}
+
+uint32_t Published(const DeviceBuffer& results) {
+  return std::atomic_ref<uint32_t>(*MapResults(results.data()).published).load(std::memory_order_acquire);
+}
+
+absl::Status DeviceError(const absl::Status& status) {
+  return absl::InternalError(absl::StrCat("device: ", std::string(status.message())));
 }
 
 }  // namespace
 
-StepRunner::StepRunner(Transformer& model, Ops& ops, Communicator& ranks, int32_t rows_max, int32_t sequences_max)
-    : model_(model),
-      ops_(ops),
-      ranks_(ranks),
-      rows_max_(rows_max),
-      segments_max_(std::min(rows_max, 2 * sequences_max)),
-      seal_record_(1) {
-  CHECK(ranks.size() <= kRanksMax);
+StepRunner::StepRunner(Transformer& model, Ops& ops, Communicator& ranks, const Limits& limits)
+    : model_(model), ops_(ops), ranks_(ranks), limits_(limits), batch_(model.page_size()) {
+  CHECK(ranks.size() <= kRanksMax && limits.steps_per_launch_max >= 1);
+}
+
+StepShape StepRunner::ShapeMax() const {
+  const int32_t lists = limits_.sequences_max * (kStopIdsMax + static_cast<int32_t>(model_.spec().stop_ids.size()));
+  StepShape shape;
+  shape.rows = limits_.rows_max;
+  shape.segments = std::min(limits_.rows_max, 2 * limits_.sequences_max);
+  shape.blocks = std::min(limits_.rows_max, limits_.sequences_max);
+  // Each part alone may take all rows, and each is rounded up for itself.
+  shape.head_rows[0] = shape.head_rows[1] = limits_.rows_max;
+  shape.list_tokens = 2 * lists;
+  return shape;
 }
 
 absl::Status StepRunner::Allocate() {
-  const size_t rows = static_cast<size_t>(rows_max_);
-  const size_t ranks = static_cast<size_t>(ranks_.size());
-  // ids, positions, slots and the rows of the two parts; one request a row at most; every page at most once.
-  const size_t upload = rows * (4 * sizeof(int32_t) + sizeof(CandidateRequest)) +
-                        static_cast<size_t>(segments_max_) * sizeof(AttentionSegment) +
-                        static_cast<size_t>(model_.pages()) * sizeof(int32_t) + kUploadSlack;
-  staging_.resize(upload);
-  ASSIGN_OR_RETURN(uploaded_, ops_.Allocate(upload));
-  const size_t candidates = (rows + 1) * sizeof(Candidate);
-  const size_t top = rows * kTopLogitsMax * sizeof(TopLogit);
+  const StepShape most = ShapeMax();
+  const size_t ranks = static_cast<size_t>(ranks_.size()), requests = static_cast<size_t>(most.requests());
+  const size_t arrays =
+      MapStepArrays(nullptr, most).bytes_before_pages + static_cast<size_t>(model_.pages()) * sizeof(int32_t);
+  ASSIGN_OR_RETURN(staging_, ops_.AllocateShared(arrays));
+  ASSIGN_OR_RETURN(arrays_, ops_.Allocate(arrays));
+  ASSIGN_OR_RETURN(scratch_, ops_.Allocate(requests * (sizeof(float) + sizeof(uint8_t))));
+  const size_t choices = requests * static_cast<size_t>(limits_.steps_per_launch_max) * sizeof(RowChoice);
+  ASSIGN_OR_RETURN(results_, ops_.AllocateShared(kChoicesOffset + choices));
+  const size_t candidates = (requests + 1) * sizeof(Candidate);
+  const size_t top = static_cast<size_t>(limits_.rows_max) * kTopLogitsMax * sizeof(TopLogit);
   ASSIGN_OR_RETURN(candidates_, ops_.Allocate(candidates));
   ASSIGN_OR_RETURN(top_, ops_.Allocate(top));
-  if (ranks == 1) return absl::OkStatus();
-  ASSIGN_OR_RETURN(gathered_candidates_, ops_.Allocate(candidates * ranks));
-  ASSIGN_OR_RETURN(gathered_top_, ops_.Allocate(top * ranks));
+  if (ranks > 1) {
+    ASSIGN_OR_RETURN(gathered_candidates_, ops_.Allocate(candidates * ranks));
+    ASSIGN_OR_RETURN(gathered_top_, ops_.Allocate(top * ranks));
+  }
+  return ops_.prefers_programs() ? RecordCommonShapes() : absl::OkStatus();
+}
+
+// Steps that denoise 1, 2, 4, … whole blocks, without and with the rows that close the blocks before.
+absl::Status StepRunner::RecordCommonShapes() {
+  const int32_t block = std::max<int32_t>(1, static_cast<int32_t>(model_.spec().block_length));
+  for (int32_t blocks = 1; blocks <= limits_.sequences_max && 2 * blocks * block <= limits_.rows_max; blocks *= 2) {
+    for (const int32_t copies : {1, 2}) {
+      StepShape shape;
+      shape.rows = copies * blocks * block;
+      shape.segments = shape.blocks = blocks;
+      shape.head_rows[0] = blocks * block;
+      RETURN_IF_ERROR(ProgramOf(RoundUp(shape, limits_.rows_max, limits_.sequences_max)).status());
+    }
+    LogInfo("step recorded", {{"rows", 2 * blocks * block}, {"programs", programs_.size()}});
+  }
   return absl::OkStatus();
 }
 
-absl::Status StepRunner::Run(absl::Span<const PlannedSegment> plan, uint64_t seal) {
-  CHECK(!plan.empty());
-  LayOut(plan);
-  Launch();
-  RETURN_IF_ERROR(Gather(seal));
-  RETURN_IF_ERROR(ranks_.Synchronize());
-  if (const absl::Status device = ops_.Synchronize(); !device.ok()) {
-    return absl::InternalError(absl::StrCat("device: ", std::string(device.message())));
+// A shape runs once on padding alone before it is recorded: what libraries do at a first call is not recorded.
+absl::StatusOr<Program*> StepRunner::ProgramOf(const StepShape& shape) {
+  Recorded& recorded = programs_[shape];
+  recorded.last_use = ++uses_;
+  if (recorded.program != nullptr) return recorded.program.get();
+  const StepArrays host = MapStepArrays(static_cast<char*>(staging_.data()), shape);
+  batch_.LayOut({}, shape, host);
+  *host.control = {};
+  ops_.Upload(staging_.data(), arrays_.data(), host.bytes_before_pages);
+  const StepLayout layout = LayoutOf(shape, shape.rows, model_.pages() * model_.page_size());
+  const std::function<void()> enqueue = [this, shape, layout] { Enqueue(shape, layout); };
+  enqueue();
+  RETURN_IF_ERROR(Finish());
+  const StepArrays device = MapStepArrays(static_cast<char*>(arrays_.data()), shape);
+  absl::StatusOr<std::unique_ptr<Program>> program = ops_.Record(enqueue, &device.control->proceed);
+  if (!program.ok()) return DeviceError(program.status());
+  recorded.program = *std::move(program);
+  if (programs_.size() > kProgramsMax) {
+    programs_.erase(std::min_element(programs_.begin(), programs_.end(), [](const auto& a, const auto& b) {
+      return a.second.last_use < b.second.last_use;
+    }));
   }
-  RETURN_IF_ERROR(CheckSeals(seal));
-  Merge(plan);
-  return absl::OkStatus();
+  return recorded.program.get();
 }
 
-absl::Span<const RowChoice> StepRunner::choices(size_t index) const {
-  const Wanted& wanted = wanted_[index];
-  const size_t first = static_cast<size_t>(parts_[wanted.part].first_record + wanted.first_request);
-  return absl::MakeConstSpan(choices_).subspan(first, static_cast<size_t>(wanted.count));
-}
-
-void StepRunner::AddSegment(const RunningSequence& running, const Segment& segment, bool guide) {
-  const Sequence& sequence = running.sequence;
-  const std::vector<int32_t>& pages = guide ? running.guide_pages : running.pages;
-  const int32_t page_size = model_.page_size();
-  AttentionSegment out;
-  out.first_row = static_cast<int32_t>(ids_.size());
-  out.rows = segment.rows;
-  out.first_position = segment.first_position;
-  out.keys = segment.keys;
-  out.first_page = static_cast<int32_t>(page_table_.size());
-  segments_.push_back(out);
-  for (int32_t p = segment.first_position; p < segment.first_position + segment.rows; ++p) {
-    ids_.push_back(guide ? sequence.GuideTokenAt(p) : sequence.canvas()[static_cast<size_t>(p)]);
-    positions_.push_back(p);
-    slots_.push_back(pages[static_cast<size_t>(p / page_size)] * page_size + p % page_size);
-  }
-  const int32_t pages_seen = (segment.keys + page_size - 1) / page_size;
-  page_table_.insert(page_table_.end(), pages.begin(), pages.begin() + pages_seen);
-  layout_.rows_max = std::max(layout_.rows_max, segment.rows);
-  layout_.keys_max = std::max(layout_.keys_max, segment.keys);
-}
-
-void StepRunner::AddRequests(const RunningSequence& running, int32_t first_row, int32_t guide_first_row,
-                             const Segment& segment) {
-  const Sequence& sequence = running.sequence;
-  const SequenceSpec& spec = sequence.spec();
-  const int32_t part_index = NeedsTopLogits(spec.sampling) ? 1 : 0;
-  Part& part = parts_[part_index];
-  wanted_.push_back(
-      {part_index, static_cast<int32_t>(part.requests.size()), static_cast<int32_t>(sequence.masked().size())});
-  for (const int32_t position : sequence.masked()) {
-    CandidateRequest request;
-    request.row = static_cast<int32_t>(part.rows.size());
-    part.rows.push_back(first_row + position - segment.first_position);
-    if (guide_first_row >= 0) {
-      request.guide_row = static_cast<int32_t>(part.rows.size());
-      part.rows.push_back(guide_first_row + position - segment.first_position);
-      request.guidance = spec.decoding.guidance_scale;
-    }
-    request.temperature = spec.sampling.temperature;
-    request.suppressed_id = spec.decoding.suppressed_id;
-    request.place = sequence.PlaceOf(position);
-    part.requests.push_back(request);
-  }
-}
-
-void StepRunner::LayOut(absl::Span<const PlannedSegment> plan) {
-  ids_.clear();
-  positions_.clear();
-  slots_.clear();
-  page_table_.clear();
-  segments_.clear();
-  wanted_.clear();
-  layout_ = StepLayout();
-  for (Part& part : parts_) {
-    part.rows.clear();
-    part.requests.clear();
-  }
-  for (const PlannedSegment& planned : plan) {
-    const int32_t first_row = static_cast<int32_t>(ids_.size());
-    AddSegment(*planned.running, planned.segment, /*guide=*/false);
-    int32_t guide_first_row = -1;
-    if (planned.running->sequence.guided()) {
-      guide_first_row = static_cast<int32_t>(ids_.size());
-      AddSegment(*planned.running, planned.segment, /*guide=*/true);
-    }
-    if (planned.segment.denoise) {
-      AddRequests(*planned.running, first_row, guide_first_row, planned.segment);
-    } else {
-      wanted_.push_back({});
-    }
-  }
-  parts_[0].first_record = 1;
-  parts_[1].first_record = 1 + static_cast<int32_t>(parts_[0].requests.size());
-  CHECK(static_cast<int32_t>(ids_.size()) <= rows_max_ && static_cast<int32_t>(segments_.size()) <= segments_max_);
-}
-
-void StepRunner::Launch() {
-  staged_ = 0;
-  const int32_t* ids = Place(ids_);
-  layout_.rows = static_cast<int32_t>(ids_.size());
-  layout_.positions = Place(positions_);
-  layout_.slots = Place(slots_);
-  layout_.segments = Place(segments_);
-  layout_.segments_count = static_cast<int32_t>(segments_.size());
-  layout_.page_table = Place(page_table_);
-  layout_.page_size = model_.page_size();
+StepLayout StepRunner::LayoutOf(const StepShape& shape, int32_t rows_max, int32_t keys_max) const {
+  const StepArrays arrays = MapStepArrays(static_cast<char*>(arrays_.data()), shape);
   const ModelSpec& spec = model_.spec();
-  layout_.block_length = spec.grid == BlockGrid::kAbsolute ? spec.block_length : kBidirectional;
-  const int32_t* rows[2] = {Place(parts_[0].rows), Place(parts_[1].rows)};
-  const CandidateRequest* requests[2] = {Place(parts_[0].requests), Place(parts_[1].requests)};
-  ops_.Upload(staging_.data(), uploaded_.data(), staged_);
+  StepLayout layout;
+  layout.rows = shape.rows;
+  layout.positions = arrays.positions;
+  layout.slots = arrays.slots;
+  layout.segments = arrays.segments;
+  layout.segments_count = shape.segments;
+  layout.page_table = arrays.page_table;
+  layout.page_size = model_.page_size();
+  layout.block_length = spec.grid == BlockGrid::kAbsolute ? spec.block_length : kBidirectional;
+  layout.rows_max = rows_max;
+  layout.keys_max = keys_max;
+  return layout;
+}
 
-  model_.Forward(ids, layout_);
-  for (int32_t i = 0; i < 2; ++i) {
-    const Part& part = parts_[i];
-    if (part.requests.empty()) continue;
-    model_.Candidates(rows[i], static_cast<int32_t>(part.rows.size()), requests[i],
-                      static_cast<int32_t>(part.requests.size()), i == 0 ? 0 : kTopLogitsMax,
-                      static_cast<Candidate*>(candidates_.data()) + part.first_record,
+absl::Status StepRunner::Launch(absl::Span<const PlannedSegment> plan, uint64_t seal, int32_t steps_max) {
+  CHECK(!plan.empty() && !running_ && steps_max >= 1 && steps_max <= limits_.steps_per_launch_max);
+  const StepShape exact = StepBatch::ShapeOf(plan);
+  const bool programs = ops_.prefers_programs();
+  shape_ = programs ? RoundUp(exact, limits_.rows_max, limits_.sequences_max) : exact;
+  Program* program = nullptr;
+  if (programs) {
+    ASSIGN_OR_RETURN(program, ProgramOf(shape_));
+  }
+  const StepArrays host = MapStepArrays(static_cast<char*>(staging_.data()), shape_);
+  const size_t bytes = host.bytes_before_pages + static_cast<size_t>(batch_.PagesOf(plan)) * sizeof(int32_t);
+  CHECK(exact.rows <= limits_.rows_max && bytes <= staging_.bytes());
+  batch_.LayOut(plan, shape_, host);
+  *host.control = {};
+  host.control->steps_max = steps_max;
+  seal_ = seal;
+  steps_read_ = 0;
+  *MapResults(results_.data()).published = 0;
+  running_ = true;
+  ops_.Upload(staging_.data(), arrays_.data(), bytes);
+  ops_.Upload(&seal_, candidates_.data(), sizeof seal_);
+  if (program != nullptr) {
+    program->Launch();
+    return absl::OkStatus();
+  }
+  int32_t rows_max = 0, keys_max = 0;
+  for (const PlannedSegment& planned : plan) {
+    rows_max = std::max(rows_max, planned.segment.rows);
+    keys_max = std::max(keys_max, planned.segment.keys);
+  }
+  const StepLayout layout = LayoutOf(shape_, rows_max, keys_max);
+  const StepArrays device = MapStepArrays(static_cast<char*>(arrays_.data()), shape_);
+  ASSIGN_OR_RETURN(const std::unique_ptr<Program> once,
+                   ops_.Record([&] { Enqueue(shape_, layout); }, &device.control->proceed));
+  once->Launch();
+  return absl::OkStatus();
+}
+
+void StepRunner::Enqueue(const StepShape& shape, const StepLayout& layout) {
+  const StepArrays arrays = MapStepArrays(static_cast<char*>(arrays_.data()), shape);
+  model_.Forward(arrays.ids, layout);
+  RunCandidates(shape, arrays);
+  Gather(shape);
+  ops_.AdvanceBlocks(BlockStepOf(shape, arrays));
+}
+
+void StepRunner::RunCandidates(const StepShape& shape, const StepArrays& arrays) {
+  Candidate* const records = static_cast<Candidate*>(candidates_.data()) + 1;
+  for (int i = 0; i < 2; ++i) {
+    if (shape.head_rows[i] == 0) continue;
+    const int32_t first = i == 0 ? 0 : shape.head_rows[0];
+    model_.Candidates(arrays.head_rows[i], shape.head_rows[i], arrays.requests + first, shape.head_rows[i],
+                      i == 0 ? 0 : kTopLogitsMax, records + first,
                       i == 0 ? nullptr : static_cast<TopLogit*>(top_.data()));
   }
 }
 
-absl::Status StepRunner::Gather(uint64_t seal) {
-  const size_t ranks = static_cast<size_t>(ranks_.size());
-  const size_t candidates = static_cast<size_t>(records());
-  const size_t top = parts_[1].requests.size() * kTopLogitsMax;
-  std::memcpy(static_cast<void*>(seal_record_.data()), &seal, sizeof seal);
-  ops_.Upload(seal_record_.data(), candidates_.data(), sizeof(Candidate));
-  const void* from = candidates_.data();
-  const void* from_top = top_.data();
-  if (ranks > 1) {
-    // A rank whose device failed must not hand its numbers to the others, who would decide on them.
-    if (const absl::Status device = ops_.Synchronize(); !device.ok()) {
-      ranks_.Abort();
-      return absl::InternalError(absl::StrCat("device: ", std::string(device.message())));
+void StepRunner::Gather(const StepShape& shape) {
+  if (ranks_.size() == 1) return;
+  // A rank whose device failed must not hand its numbers to the others, who would decide on them.
+  if (!ops_.status().ok()) ranks_.Abort();
+  const size_t records = static_cast<size_t>(shape.requests()) + 1;
+  ranks_.AllGather(candidates_.data(), gathered_candidates_.data(), records * sizeof(Candidate));
+  if (shape.head_rows[1] == 0) return;
+  const size_t top = static_cast<size_t>(shape.head_rows[1]) * kTopLogitsMax;
+  ranks_.AllGather(top_.data(), gathered_top_.data(), top * sizeof(TopLogit));
+}
+
+BlockStep StepRunner::BlockStepOf(const StepShape& shape, const StepArrays& arrays) const {
+  const bool alone = ranks_.size() == 1;
+  BlockStep step;
+  step.candidates = static_cast<const Candidate*>((alone ? candidates_ : gathered_candidates_).data());
+  step.top = static_cast<const TopLogit*>((alone ? top_ : gathered_top_).data());
+  step.first_top_row = shape.head_rows[0];
+  step.ranks = ranks_.size();
+  step.blocks = arrays.blocks;
+  step.blocks_count = shape.blocks;
+  step.rows = arrays.block_rows;
+  step.rows_count = shape.requests();
+  step.requests = arrays.requests;
+  step.live = arrays.live;
+  step.ranking = static_cast<float*>(scratch_.data());
+  step.selected = reinterpret_cast<uint8_t*>(step.ranking + shape.requests());
+  step.token_lists = arrays.token_lists;
+  step.ids = arrays.ids;
+  step.control = arrays.control;
+  step.results = MapResults(results_.data());
+  return step;
+}
+
+absl::StatusOr<bool> StepRunner::Next() {
+  CHECK(running_);
+  const uint32_t wanted = steps_read_ + 1;
+  // A longer wait is the communicator's, which notices a peer that has gone.
+  constexpr int32_t kPatienceMilliseconds = 50;
+  ops_.Await(MapResults(results_.data()).published, wanted, kPatienceMilliseconds).IgnoreError();
+  if (Published(results_) < wanted) {
+    RETURN_IF_ERROR(Finish());
+    // The work has ended: the last step may have been published in between.
+    if (Published(results_) < wanted) {
+      running_ = false;
+      if (steps_read_ == 0) return absl::InternalError("device: a launch ended without a step");
+      return false;
     }
-    ranks_.AllGather(candidates_.data(), gathered_candidates_.data(), candidates * sizeof(Candidate));
-    from = gathered_candidates_.data();
-    if (top > 0) ranks_.AllGather(top_.data(), gathered_top_.data(), top * sizeof(TopLogit));
-    from_top = gathered_top_.data();
   }
-  host_candidates_.resize(ranks * candidates);
-  ops_.Download(from, host_candidates_.data(), host_candidates_.size() * sizeof(Candidate));
-  host_top_.resize(ranks * top);
-  if (top > 0) ops_.Download(from_top, host_top_.data(), host_top_.size() * sizeof(TopLogit));
+  // A step may have been decided on what a failed collective or device left behind.
+  RETURN_IF_ERROR(ranks_.status());
+  if (const absl::Status device = ops_.status(); !device.ok()) return DeviceError(device);
+  if (steps_read_ == 0) RETURN_IF_ERROR(CheckSeals());
+  ++steps_read_;
+  return true;
+}
+
+absl::Status StepRunner::Finish() {
+  RETURN_IF_ERROR(ranks_.Synchronize());
+  if (const absl::Status device = ops_.Synchronize(); !device.ok()) return DeviceError(device);
   return absl::OkStatus();
 }
 
-absl::Status StepRunner::CheckSeals(uint64_t seal) const {
-  for (size_t rank = 0; rank < static_cast<size_t>(ranks_.size()); ++rank) {
-    const uint64_t other = ReadSeal(host_candidates_[rank * static_cast<size_t>(records())]);
-    if (other != seal) {
-      return absl::InternalError(absl::StrCat("ranks disagree: the decisions of rank ", rank, " hash to ", other,
-                                              ", those of rank ", ranks_.rank(), " to ", seal));
-    }
+absl::Span<const RowChoice> StepRunner::Choices(size_t index, const Sequence& sequence) {
+  const OpenRows& open = batch_.open_rows(index);
+  const RowChoice* const of_step =
+      MapResults(results_.data()).choices + int64_t{steps_read_ - 1} * shape_.requests() + open.first_row;
+  choices_.clear();
+  if (open.positions.empty()) return choices_;
+  size_t i = 0;
+  for (const int32_t position : sequence.masked()) {
+    while (open.positions[i] != position) CHECK(++i < open.positions.size());
+    choices_.push_back(of_step[i]);
   }
-  return absl::OkStatus();
+  return choices_;
 }
 
-void StepRunner::Merge(absl::Span<const PlannedSegment> plan) {
-  const int32_t stride = records();
-  choices_.resize(static_cast<size_t>(stride));
-  for (size_t i = 0; i < plan.size(); ++i) {
-    const Sequence& sequence = plan[i].running->sequence;
-    const Wanted& wanted = wanted_[i];
-    const Part& part = parts_[wanted.part];
-    for (int32_t k = 0; k < wanted.count; ++k) {
-      const int32_t request = wanted.first_request + k;
-      const size_t record = static_cast<size_t>(part.first_record + request);
-      GatheredRow row;
-      row.candidates = host_candidates_.data() + record;
-      row.candidate_stride = stride;
-      row.ranks = ranks_.size();
-      if (wanted.part == 1) {
-        row.top = host_top_.data() + static_cast<size_t>(request) * kTopLogitsMax;
-        row.top_stride = static_cast<int64_t>(part.requests.size()) * kTopLogitsMax;
-        row.top_count = kTopLogitsMax;
-      }
-      choices_[record] = MergeCandidates(row, sequence.spec().sampling, sequence.spec().decoding.raw_confidence,
-                                         part.requests[static_cast<size_t>(request)].place);
-    }
+absl::Status StepRunner::CheckSeals() const {
+  const uint64_t* const seals = MapResults(results_.data()).seals;
+  for (int32_t rank = 0; rank < ranks_.size(); ++rank) {
+    if (seals[rank] == seal_) continue;
+    return absl::InternalError(absl::StrCat("ranks disagree: the decisions of rank ", rank, " hash to ", seals[rank],
+                                            ", those of rank ", ranks_.rank(), " to ", seal_));
   }
+  return absl::OkStatus();
 }
 
 }  // namespace quicksilver

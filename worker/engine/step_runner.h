@@ -1,101 +1,93 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
+#include <map>
+#include <memory>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "common/check.h"
 #include "kernels/ops.h"
 #include "worker/collectives/communicator.h"
 #include "worker/engine/scheduler.h"
+#include "worker/engine/step_batch.h"
 #include "worker/model/transformer.h"
 
 namespace quicksilver {
 
-/// Runs planned steps on one rank's device: lays out the ragged batch, one upload, one forward, candidates of the rows
-/// that are wanted, one gather, one download, and merges what the ranks say. Buffers are made once. All ranks run the
-/// same plans. Not thread-safe.
+/// Runs planned steps on one rank's device: one upload, then one or several times forward, candidates of the rows that
+/// are wanted, one gather, and the decision about every open block, all without the host, which only reads what was
+/// decided. Where launches are dear the work of a shape is recorded once and replayed. Buffers are made once. All ranks
+/// run the same plans. Not thread-safe.
 class StepRunner {
  public:
-  /// All references outlive it. A step has at most `rows_max` rows and `sequences_max` sequences.
-  StepRunner(Transformer& model, Ops& ops, Communicator& ranks, int32_t rows_max, int32_t sequences_max);
+  struct Limits {
+    int32_t rows_max = 0;       ///< Of a step.
+    int32_t sequences_max = 0;  ///< Of a step.
+    int32_t steps_per_launch_max = 1;
+  };
+  /// All references outlive it.
+  StepRunner(Transformer& model, Ops& ops, Communicator& ranks, const Limits& limits);
 
-  /// Makes the device buffers. ResourceExhausted: they do not fit.
+  /// Makes the device buffers and, where programs are preferred, records those of common shapes. ResourceExhausted:
+  /// they do not fit.
   absl::Status Allocate();
 
-  /// Runs `plan`, which is not empty. `seal` stands for every decision so far. Internal: the ranks' seals differ, or
-  /// the device failed; Unavailable: a rank is gone.
-  absl::Status Run(absl::Span<const PlannedSegment> plan, uint64_t seal);
+  /// Starts `plan`, which is not empty: up to `steps_max` steps (at most Limits::steps_per_launch_max) that denoise the
+  /// same open blocks, until a block needs the host (BlockStep). `seal` stands for every decision so far. The steps of
+  /// an earlier Launch() are over. A plan that prefills takes steps_max = 1.
+  absl::Status Launch(absl::Span<const PlannedSegment> plan, uint64_t seal, int32_t steps_max);
 
-  /// After Run(): what the masked rows of plan[index] chose, in the order of Sequence::masked(). Empty for prefill.
-  absl::Span<const RowChoice> choices(size_t index) const;
+  /// Waits for the next step of the launch. False when there is none left. Internal: the ranks' seals differ, or the
+  /// device failed; Unavailable: a rank is gone.
+  absl::StatusOr<bool> Next();
+
+  /// After Next(): what the masked rows of plan[index] chose, in the order of Sequence::masked(), which the caller has
+  /// brought up to date with the steps before. Empty for prefill. Good until the next call.
+  absl::Span<const RowChoice> Choices(size_t index, const Sequence& sequence);
 
  private:
-  /// Rows of one call of Transformer::Candidates; only draws with top-k or top-p pay for top lists.
-  struct Part {
-    std::vector<int32_t> rows;
-    std::vector<CandidateRequest> requests;
-    int32_t first_record = 0;  // Of its first request among the step's records.
+  struct Recorded {
+    std::unique_ptr<Program> program;
+    uint64_t last_use = 0;
   };
 
-  /// Where the choices of one planned segment are.
-  struct Wanted {
-    int32_t part = 0;
-    int32_t first_request = 0;
-    int32_t count = 0;
-  };
-
-  void AddSegment(const RunningSequence& running, const Segment& segment, bool guide);
-  void AddRequests(const RunningSequence& running, int32_t first_row, int32_t guide_first_row, const Segment& segment);
-  void LayOut(absl::Span<const PlannedSegment> plan);
-  void Launch();
-  absl::Status Gather(uint64_t seal);
-  absl::Status CheckSeals(uint64_t seal) const;
-  void Merge(absl::Span<const PlannedSegment> plan);
-  int32_t records() const { return 1 + static_cast<int32_t>(parts_[0].requests.size() + parts_[1].requests.size()); }
-
-  /// Copies `values` into the step's upload and returns where they will be on the device.
-  template <typename T>
-  const T* Place(const std::vector<T>& values) {
-    constexpr size_t kAlignment = 64;
-    staged_ = (staged_ + kAlignment - 1) / kAlignment * kAlignment;
-    const size_t bytes = values.size() * sizeof(T);
-    CHECK(staged_ + bytes <= staging_.size());
-    if (bytes > 0) std::memcpy(staging_.data() + staged_, values.data(), bytes);
-    const char* device = static_cast<const char*>(uploaded_.data()) + staged_;
-    staged_ += bytes;
-    return reinterpret_cast<const T*>(device);
-  }
+  StepShape ShapeMax() const;
+  absl::Status RecordCommonShapes();
+  absl::StatusOr<Program*> ProgramOf(const StepShape& shape);
+  StepLayout LayoutOf(const StepShape& shape, int32_t rows_max, int32_t keys_max) const;
+  void Enqueue(const StepShape& shape, const StepLayout& layout);
+  void RunCandidates(const StepShape& shape, const StepArrays& arrays);
+  void Gather(const StepShape& shape);
+  BlockStep BlockStepOf(const StepShape& shape, const StepArrays& arrays) const;
+  absl::Status CheckSeals() const;
+  absl::Status Finish();
 
   Transformer& model_;
   Ops& ops_;
   Communicator& ranks_;
-  const int32_t rows_max_;
-  const int32_t segments_max_;
+  const Limits limits_;
 
-  // The step on the host, reused from step to step.
-  std::vector<int32_t> ids_;
-  std::vector<int32_t> positions_;
-  std::vector<int32_t> slots_;
-  std::vector<int32_t> page_table_;
-  std::vector<AttentionSegment> segments_;
-  StepLayout layout_;
-  Part parts_[2];  // Without and with top lists.
-  std::vector<Wanted> wanted_;
-  std::vector<RowChoice> choices_;  // By record, from 1.
-  std::vector<char> staging_;
-  size_t staged_ = 0;
-  std::vector<Candidate> seal_record_;
-  std::vector<Candidate> host_candidates_;  // [tp, records]
-  std::vector<TopLogit> host_top_;          // [tp, requests of part 1, kTopLogitsMax]
+  StepBatch batch_;
+  std::map<StepShape, Recorded> programs_;
+  uint64_t uses_ = 0;
 
-  DeviceBuffer uploaded_;
-  DeviceBuffer candidates_;  // [records]: the seal, then one a request.
+  // The launch that runs.
+  StepShape shape_;
+  uint64_t seal_ = 0;
+  uint32_t steps_read_ = 0;
+  bool running_ = false;
+  std::vector<RowChoice> choices_;
+
+  DeviceBuffer staging_;  // Shared: what the host lays out.
+  DeviceBuffer arrays_;   // Its copy on the device, which a launch changes.
+  DeviceBuffer scratch_;  // BlockStep's.
+  DeviceBuffer candidates_;
   DeviceBuffer gathered_candidates_;
   DeviceBuffer top_;
   DeviceBuffer gathered_top_;
+  DeviceBuffer results_;  // Shared: what the host reads.
 };
 
 }  // namespace quicksilver
