@@ -67,6 +67,13 @@ __device__ __forceinline__ void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kGroups) : "memory");
 }
 
+/// 2^x to 2 units in the last place; exactly 1 at 0, and 0 at -inf. Results below 2^-126 are 0.
+__device__ __forceinline__ float Exp2Approximate(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+  return result;
+}
+
 /// Flags between ranks (System: other devices and the host see them) and between blocks (Device). What was written
 /// before the store-release is visible to whoever load-acquires its value.
 __device__ __forceinline__ uint32_t LoadAcquireSystem(const uint32_t* flag) {
@@ -99,6 +106,13 @@ __device__ __forceinline__ void DependencyLaunch() { asm volatile("griddepcontro
 /// Says whether the WHILE (or IF) node of a graph that owns `handle` runs its body (again).
 __device__ __forceinline__ void SetLoopContinues(cudaGraphConditionalHandle handle, bool continues) {
   cudaGraphSetConditional(handle, continues ? 1u : 0u);
+}
+
+/// A clock of the device, for the bounds of waits: about a microsecond fine.
+__device__ __forceinline__ uint64_t GlobalNanoseconds() {
+  uint64_t nanoseconds;
+  asm volatile("mov.u64 %0, %globaltimer;\n" : "=l"(nanoseconds)::"memory");
+  return nanoseconds;
 }
 
 /// To be called in every loop that polls memory.
