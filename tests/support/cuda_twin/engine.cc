@@ -28,6 +28,9 @@ constexpr size_t kSharedArea = 232 * 1024;  // >= what a block may ask for, in p
 constexpr unsigned char kPoison = 0xFF;     // NaN in every float type.
 constexpr size_t kResidentBlocksMax = 132;  // As many as the processors of the device: one each is always possible.
 constexpr int kRoundsBeforeSleep = 200;
+// Most that polls waits for another OS thread, as a rank for another: the fibers of many blocks, one after the other
+// started in vain, would use up the process's memory mappings.
+constexpr int kRoundsBeforeBlock = 400;
 
 constexpr uint64_t kForward = 0;
 constexpr uint64_t kBackward = 1;
@@ -297,11 +300,13 @@ bool Engine::WakeSpinning() {
 }
 
 void Engine::WaitForOthers() {
-  if (blocks_started_ < blocks_total_ && resident_.size() < kResidentBlocksMax) {
+  ++fruitless_rounds_;
+  if (fruitless_rounds_ % kRoundsBeforeBlock == 0 && blocks_started_ < blocks_total_ &&
+      resident_.size() < kResidentBlocksMax) {
     StartBlock();
     return;
   }
-  if (++fruitless_rounds_ < kRoundsBeforeSleep) {
+  if (fruitless_rounds_ % kRoundsBeforeBlock < kRoundsBeforeSleep) {
     sched_yield();
     return;
   }
