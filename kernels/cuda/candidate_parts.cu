@@ -135,12 +135,12 @@ struct Draws {
     return {static_cast<double>(z) / temperature + GumbelDraw(place, static_cast<uint32_t>(id)), z, id};
   }
 
-  /// How far the largest z/T is above the score to beat, a little below which rounding may still make a tie.
+  /// How far the largest z/T is above the score to beat.
   __device__ __forceinline__ double Lead(float largest, double score) const {
-    return static_cast<double>(largest) / temperature - (score - fabs(score) * 0x1p-51);
+    return static_cast<double>(largest) / temperature - score;
   }
 
-  /// 1 - u can only be at most this if the id is to beat score s: -ln u <= e^(z/T - s), and 1 - u <= -ln u. To be
+  /// 1 - u can only be at most this if the id is to beat the score s: -ln u <= e^(z/T - s), and 1 - u <= -ln u. To be
   /// multiplied by e^((z - largest)/T); the slack covers the floats.
   __device__ __forceinline__ float TailMax(float largest, double score) const {
     constexpr float kSlack = 1.001f;
