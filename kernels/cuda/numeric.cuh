@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace quicksilver {
 
@@ -95,7 +96,7 @@ __device__ __forceinline__ void StoreRun(T* p, int64_t count, const float (&v)[V
         raw.words[i] = __float_as_uint(v[i]);
       } else {
         const __nv_bfloat162 pair = __floats2bfloat162_rn(v[i], v[i + 1]);
-        raw.words[i / 2] = *reinterpret_cast<const uint32_t*>(&pair);
+        memcpy(&raw.words[i / 2], &pair, sizeof pair);
       }
     }
     // An assignment the compiler might cut into words, to merge them with those below.
