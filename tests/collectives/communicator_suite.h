@@ -53,7 +53,7 @@ class RankArray {
     const auto cols = static_cast<int64_t>(size_);
     return {data_, 1, cols, cols, dtype};
   }
-  void Set(const std::vector<T>& values) { memory_.Write(values.data(), data_, size_ * sizeof(T)); }
+  void Set(const std::vector<T>& values) const { memory_.Write(values.data(), data_, size_ * sizeof(T)); }
   std::vector<T> Get() const {
     std::vector<T> values(size_);
     memory_.Read(data_, values.data(), size_ * sizeof(T));
