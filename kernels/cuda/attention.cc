@@ -160,11 +160,11 @@ cudaError_t CudaAttention::Run(cudaStream_t stream, const StepLayout& layout, Co
   Arguments arguments = ArgumentsOf(layout, q, heads, kv_heads, cache, out);
   arguments.plan = PlanFor(head_size);
   arguments.scale = (tensor_core ? kBinaryUnit : 1.0f) / std::sqrt(static_cast<float>(head_size));
-  const int64_t items_max = TilesMax(layout, group, variant.tile_queries) * kv_heads *
-                            (attention::ChunkOf(std::max(layout.keys_max, 1) - 1) + 1);
+  const int32_t chunks_max = attention::ChunkOf(std::max(layout.keys_max, 1) - 1) + 1;
+  const int64_t items_max = TilesMax(layout, group, variant.tile_queries) * kv_heads * chunks_max;
   const cudaError_t launched =
       variant.launch(stream, static_cast<int32_t>(std::min<int64_t>(room, items_max)), arguments);
-  if (launched != cudaSuccess || options_.split == attention::Split::kNever) return launched;
+  if (launched != cudaSuccess || chunks_max == 1 || options_.split == attention::Split::kNever) return launched;
   return attention::LaunchMerge(stream, q.dtype, tensor_core, int64_t{layout.rows} * heads, options_.multiprocessors,
                                 arguments);
 }

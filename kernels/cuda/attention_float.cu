@@ -229,7 +229,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) FloatKernel(const __grid_co
   const Counts counts = *a.plan.counts;
   const int32_t items = (counts.whole + counts.pieces) * a.kv_heads.divisor;
   WarpState<kSlices> state;
-  for (int32_t item = static_cast<int32_t>(blockIdx.x); item < items; item += static_cast<int32_t>(gridDim.x)) {
+  for (int32_t turn = 0; ItemOf(turn) < items; ++turn) {
+    const int32_t item = ItemOf(turn);
     const Job& job = JobOf(a, counts.whole, item);
     const int32_t kv_head = KeyHeadOf(a, item);
     __syncthreads();  // Nobody still reads the queries of the item before.

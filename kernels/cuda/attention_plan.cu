@@ -96,7 +96,8 @@ __device__ __forceinline__ int32_t CountCosts(const PlanRequest& request, const 
 __device__ __forceinline__ bool WantsSplit(const PlanRequest& request, const Plan& plan, int32_t tile, int32_t cost,
                                            int32_t total_cost) {
   if (request.split != Split::kAuto) return request.split == Split::kAlways;
-  const int32_t turn_start = tile * request.kv_heads / request.blocks * request.blocks / request.kv_heads;
+  const int32_t last_item = (tile + 1) * request.kv_heads - 1;
+  const int32_t turn_start = last_item / request.blocks * request.blocks / request.kv_heads;
   const int64_t before = int64_t{plan.costs_before[turn_start]} * request.kv_heads;
   const int64_t end = before + int64_t{cost} * request.blocks;
   return 2 * end > 3 * int64_t{total_cost} * request.kv_heads;

@@ -17,20 +17,21 @@ template <typename S>
 class Loader {
  public:
   __device__ __forceinline__ Loader(const Arguments& a, int32_t whole, int32_t items)
-      : a_(a), whole_(whole), items_(items), item_(static_cast<int32_t>(blockIdx.x)) {
-    if (item_ < items_) tile_ = JobOf(a_, whole_, item_).first_tile;
+      : a_(a), whole_(whole), items_(items) {
+    Open();
   }
 
   /// Starts to load the next tile, if there is one, and closes a group of copies.
   __device__ __forceinline__ void LoadNext(unsigned char* stage) {
-    if (item_ < items_) {
-      const Job& job = JobOf(a_, whole_, item_);
-      const Tile tile = {job.first_page, tile_ * kTileKeys, job.visible, KeyHeadOf(a_, item_) * S::kHeadSize};
+    const int32_t item = ItemOf(turn_);
+    if (item < items_) {
+      const Job& job = JobOf(a_, whole_, item);
+      const Tile tile = {job.first_page, tile_ * kTileKeys, job.visible, KeyHeadOf(a_, item) * S::kHeadSize};
       const int32_t end_tile = job.end_tile;
       a_.aligned_keys ? Load(tile, stage) : LoadElements(tile, stage);
       if (++tile_ == end_tile) {
-        item_ += static_cast<int32_t>(gridDim.x);
-        if (item_ < items_) tile_ = JobOf(a_, whole_, item_).first_tile;
+        ++turn_;
+        Open();
       }
     }
     CopyAsyncCommit();
@@ -40,6 +41,11 @@ class Loader {
   static constexpr int32_t kPieces = S::kHeadSize / 8;  // Of 16 bytes, a row.
   static constexpr int32_t kRowsAtOnce = S::kThreads / kPieces;
   static constexpr int32_t kPasses = kTileKeys / kRowsAtOnce;
+
+  __device__ __forceinline__ void Open() {
+    const int32_t item = ItemOf(turn_);
+    if (item < items_) tile_ = JobOf(a_, whole_, item).first_tile;
+  }
 
   struct Tile {
     int32_t first_page;  // Of the segment, in the page table.
@@ -95,7 +101,7 @@ class Loader {
   const Arguments& a_;
   const int32_t whole_;
   const int32_t items_;
-  int32_t item_;
+  int32_t turn_ = 0;
   int32_t tile_ = 0;
 };
 
@@ -265,12 +271,13 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) TensorCoreKernel(cons
 
   // Few queries leave warps without work. Blocks that share a multiprocessor begin with different warps, because a
   // warp's number decides which of the four schedulers it runs on.
-  const int32_t turn = static_cast<int32_t>(blockIdx.x) * S::kBlocks / static_cast<int32_t>(gridDim.x);
+  const int32_t rank = static_cast<int32_t>(blockIdx.x) * S::kBlocks / static_cast<int32_t>(gridDim.x);
   const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
-  const int32_t group = (warp / S::kParts + turn * (S::kWarpGroups / S::kBlocks)) % S::kWarpGroups;
+  const int32_t group = (warp / S::kParts + rank * (S::kWarpGroups / S::kBlocks)) % S::kWarpGroups;
   WarpState<S> state;
   int32_t stage = 0;
-  for (int32_t item = static_cast<int32_t>(blockIdx.x); item < items; item += static_cast<int32_t>(gridDim.x)) {
+  for (int32_t turn = 0; ItemOf(turn) < items; ++turn) {
+    const int32_t item = ItemOf(turn);
     const Job& job = JobOf(a, counts.whole, item);  // Read again where it is used: registers are dear here.
     const Place place = {KeyHeadOf(a, item), group * kWarpQueries, warp % S::kParts * (S::kColumns / 8)};
     BeginItem(a, job, place, state);

@@ -8,6 +8,13 @@
 // their keys are neighbours in memory.
 namespace quicksilver::attention {
 
+/// The item that this block does in its turn number `turn`. Every other turn goes backwards, so that blocks which have
+/// had the shorter items of a turn get the longer ones of the next: in a prefill, items grow with the position.
+__device__ __forceinline__ int32_t ItemOf(int32_t turn) {
+  const int32_t block = static_cast<int32_t>(blockIdx.x), blocks = static_cast<int32_t>(gridDim.x);
+  return turn * blocks + (turn % 2 == 0 ? block : blocks - 1 - block);
+}
+
 /// The job of item `item`. `whole`: how many jobs over all keys there are; they come first.
 __device__ __forceinline__ const Job& JobOf(const Arguments& a, int32_t whole, int32_t item) {
   const int32_t job = a.kv_heads.Quotient(item);

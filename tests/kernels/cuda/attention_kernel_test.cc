@@ -112,57 +112,104 @@ Step LayOut(const AttentionShape& shape, const std::vector<TestSequence>& sequen
   return step;
 }
 
-/// Runs the kernels over all sequences at once; returns the rows of all, in order.
+/// The kernels over all sequences at once, on memory of its own.
+class KernelRun {
+ public:
+  KernelRun(const AttentionShape& shape, const std::vector<TestSequence>& sequences, DType dtype,
+            const RunSettings& settings)
+      : shape_(shape),
+        dtype_(dtype),
+        settings_(settings),
+        step_(LayOut(shape, sequences, settings.page_seed)),
+        rows_(step_.q.rows + settings.padding_rows),
+        q_(Put(WithPadding(step_.q, rows_), dtype, settings.row_gap)),
+        out_(Put(WithPadding(HostMatrix(0, step_.q.cols), rows_), dtype, settings.row_gap)),
+        keys_(Put(step_.keys, dtype, settings.cache_gap)),
+        values_(Put(step_.values, dtype, settings.cache_gap)),
+        page_table_(step_.page_table),
+        segments_(Segments()),
+        workspace_(CudaAttention::WorkspaceBytes(Options())),
+        attention_(Options(), workspace_.As<void>()) {}
+
+  void Enqueue(cudaStream_t stream) {
+    const StepLayout layout = {.rows = static_cast<int32_t>(rows_),
+                               .segments = segments_.As<AttentionSegment>(),
+                               .segments_count = static_cast<int32_t>(Segments().size()),
+                               .page_table = page_table_.As<int32_t>(),
+                               .page_size = shape_.page_size,
+                               .block_length = shape_.block_length,
+                               .rows_max = std::max(step_.rows_max, settings_.rows_max),
+                               .keys_max = step_.keys_max};
+    const int64_t cols = step_.q.cols, kv_cols = step_.keys.cols;
+    const KvLayer cache = {{keys_.As<void>(), step_.keys.rows, kv_cols, kv_cols + settings_.cache_gap, dtype_},
+                           {values_.As<void>(), step_.keys.rows, kv_cols, kv_cols + settings_.cache_gap, dtype_}};
+    EXPECT_EQ(
+        attention_.Run(stream, layout, {q_.As<void>(), rows_, cols, cols + settings_.row_gap, dtype_}, shape_.heads,
+                       shape_.kv_heads, cache, {out_.As<void>(), rows_, cols, cols + settings_.row_gap, dtype_}),
+        cudaSuccess);
+  }
+
+  /// The rows of all sequences, in order. Fails where anything else was written.
+  HostMatrix Result() const {
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    const int64_t stride = step_.q.cols + settings_.row_gap;
+    std::vector<float> wide(static_cast<size_t>(rows_ * stride));
+    if (dtype_ == DType::kF32) {
+      wide = out_.Values<float>(wide.size());
+    } else {
+      const std::vector<uint16_t> narrow = out_.Values<uint16_t>(wide.size());
+      std::transform(narrow.begin(), narrow.end(), wide.begin(), Bf16ToFloat);
+    }
+    HostMatrix result(step_.q.rows, step_.q.cols);
+    for (int64_t i = 0; i < rows_ * stride; ++i) {
+      if (i / stride < result.rows && i % stride < result.cols) {
+        result.at(i / stride, i % stride) = wide[i];
+      } else {
+        EXPECT_EQ(wide[i], kUntouched) << "written at row " << i / stride << ", column " << i % stride;
+      }
+    }
+    return result;
+  }
+
+  /// Lets segment `s` end `rows` earlier, on the device alone.
+  void DropRows(size_t s, int32_t rows) {
+    std::vector<AttentionSegment> segments = Segments();
+    segments[s].rows -= rows;
+    segments[s].keys -= rows;
+    segments_.Fill(segments);
+  }
+
+ private:
+  CudaAttentionOptions Options() const {
+    return {.multiprocessors = settings_.multiprocessors,
+            .partial_bytes = settings_.partial_bytes,
+            .split = settings_.split};
+  }
+  std::vector<AttentionSegment> Segments() const {
+    std::vector<AttentionSegment> segments = step_.segments;
+    if (settings_.padding_rows > 0) segments.resize(segments.size() + 2);
+    return segments;
+  }
+  static HostMatrix WithPadding(const HostMatrix& m, int64_t rows) {
+    HostMatrix padded(rows, m.cols, std::vector<float>(static_cast<size_t>(rows * m.cols), kUntouched));
+    std::copy(m.values.begin(), m.values.end(), padded.values.begin());
+    return padded;
+  }
+
+  AttentionShape shape_;
+  DType dtype_;
+  RunSettings settings_;
+  Step step_;
+  int64_t rows_;
+  DeviceBytes q_, out_, keys_, values_, page_table_, segments_, workspace_;
+  CudaAttention attention_;
+};
+
 HostMatrix RunKernels(const AttentionShape& shape, const std::vector<TestSequence>& sequences, DType dtype,
                       const RunSettings& settings) {
-  const Step step = LayOut(shape, sequences, settings.page_seed);
-  HostMatrix q(step.q.rows + settings.padding_rows, step.q.cols);
-  std::copy(step.q.values.begin(), step.q.values.end(), q.values.begin());
-  HostMatrix out(q.rows, q.cols);
-  std::fill(out.values.begin(), out.values.end(), kUntouched);
-  std::vector<AttentionSegment> segments = step.segments;
-  if (settings.padding_rows > 0) segments.resize(segments.size() + 2);
-
-  const DeviceBytes q_device = Put(q, dtype, settings.row_gap), out_device = Put(out, dtype, settings.row_gap);
-  const DeviceBytes keys = Put(step.keys, dtype, settings.cache_gap);
-  const DeviceBytes values = Put(step.values, dtype, settings.cache_gap);
-  const DeviceBytes page_table(step.page_table), segments_device(segments);
-  const StepLayout layout = {.rows = static_cast<int32_t>(q.rows),
-                             .segments = segments_device.As<AttentionSegment>(),
-                             .segments_count = static_cast<int32_t>(segments.size()),
-                             .page_table = page_table.As<int32_t>(),
-                             .page_size = shape.page_size,
-                             .block_length = shape.block_length,
-                             .rows_max = std::max(step.rows_max, settings.rows_max),
-                             .keys_max = step.keys_max};
-  const CudaAttentionOptions options = {
-      .multiprocessors = settings.multiprocessors, .partial_bytes = settings.partial_bytes, .split = settings.split};
-  const DeviceBytes workspace(CudaAttention::WorkspaceBytes(options));
-  CudaAttention attention(options, workspace.As<void>());
-  const auto view = [dtype](const DeviceBytes& data, const HostMatrix& m, int64_t gap) {
-    return Matrix{data.As<void>(), m.rows, m.cols, m.cols + gap, dtype};
-  };
-  EXPECT_EQ(attention.Run(nullptr, layout, view(q_device, q, settings.row_gap), shape.heads, shape.kv_heads,
-                          {view(keys, step.keys, settings.cache_gap), view(values, step.values, settings.cache_gap)},
-                          view(out_device, out, settings.row_gap)),
-            cudaSuccess);
-  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-
-  const int64_t stride = out.cols + settings.row_gap;
-  const size_t elements = static_cast<size_t>(out.rows * stride);
-  HostMatrix result(step.q.rows, out.cols);
-  const std::vector<float> wide = dtype == DType::kF32 ? out_device.Values<float>(elements) : std::vector<float>();
-  const std::vector<uint16_t> narrow =
-      dtype == DType::kF32 ? std::vector<uint16_t>() : out_device.Values<uint16_t>(elements);
-  for (int64_t i = 0; i < out.rows * stride; ++i) {
-    const float value = dtype == DType::kF32 ? wide[i] : Bf16ToFloat(narrow[i]);
-    if (i / stride < result.rows && i % stride < out.cols) {
-      result.at(i / stride, i % stride) = value;
-    } else {
-      EXPECT_EQ(value, kUntouched) << "written at row " << i / stride << ", column " << i % stride;
-    }
-  }
-  return result;
+  KernelRun run(shape, sequences, dtype, settings);
+  run.Enqueue(nullptr);
+  return run.Result();
 }
 
 class AttentionKernelTest : public ::testing::Test {
@@ -281,6 +328,41 @@ TEST_F(AttentionKernelTest, NoBitDependsOnTheOrderOfThreads) {
       ExpectSameBits(RunKernels(shape, sequences, dtype, {.split = Split::kAlways}), expected);
     }
   }
+}
+
+// A recorded step is replayed with other segments: what was launched may not depend on them.
+TEST_F(AttentionKernelTest, AReplayFollowsTheSegmentsOnTheDevice) {
+  const AttentionShape shape = {2, 1, 64, 16, kBidirectional};
+  std::vector<TestSequence> sequences = {RandomSequence(shape, 8, 300, 308, 1), RandomSequence(shape, 20, 0, 20, 2)};
+  KernelRun run(shape, sequences, DType::kBf16, {});
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  run.Enqueue(stream);
+  cudaGraph_t graph = nullptr;
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  cudaGraphExec_t program = nullptr;
+  ASSERT_EQ(cudaGraphInstantiate(&program, graph, 0), cudaSuccess);
+  ASSERT_EQ(cudaGraphLaunch(program, stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  const HostMatrix first = run.Result();
+  ExpectSameBits(first, RunKernels(shape, sequences, DType::kBf16, {}));
+
+  run.DropRows(0, 8);
+  run.DropRows(1, 5);
+  ASSERT_EQ(cudaGraphLaunch(program, stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  const TestSequence& s = sequences[1];
+  std::vector<int32_t> kept(15), dropped = {0, 1, 2, 3, 4, 5, 6, 7, 23, 24, 25, 26, 27};
+  std::iota(kept.begin(), kept.end(), 0);
+  const TestSequence shorter = {0, SelectRows(s.queries, kept), SelectRows(s.keys, kept), SelectRows(s.values, kept)};
+  const HostMatrix expected = RunKernels(shape, {shorter}, DType::kBf16, {}), second = run.Result();
+  std::iota(kept.begin(), kept.end(), 8);
+  ExpectSameBits(SelectRows(second, kept), expected);
+  ExpectSameBits(SelectRows(second, dropped), SelectRows(first, dropped));
+  EXPECT_EQ(cudaGraphExecDestroy(program), cudaSuccess);
+  EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
 }
 
 TEST_F(AttentionKernelTest, LargeScoresDoNotOverflow) {
