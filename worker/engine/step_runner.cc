@@ -48,6 +48,8 @@ StepRunner::StepRunner(Transformer& model, Ops& ops, Communicator& ranks, const 
   CHECK(ranks.size() <= kRanksMax && limits.steps_per_launch_max >= 1);
 }
 
+StepRunner::~StepRunner() { ranks_.BeforeAbort(nullptr); }
+
 StepShape StepRunner::ShapeMax() const {
   const int32_t lists = limits_.sequences_max * (kStopIdsMax + static_cast<int32_t>(model_.spec().stop_ids.size()));
   StepShape shape;
@@ -78,7 +80,7 @@ absl::Status StepRunner::Allocate() {
     ASSIGN_OR_RETURN(gathered_candidates_, ops_.Allocate(candidates * ranks));
     ASSIGN_OR_RETURN(gathered_top_, ops_.Allocate(top * ranks));
   }
-  return ops_.prefers_programs() ? RecordCommonShapes() : absl::OkStatus();
+  return ops_.prefers_programs() && limits_.record_common_shapes ? RecordCommonShapes() : absl::OkStatus();
 }
 
 // Steps that denoise 1, 2, 4, … whole blocks, without and with the rows that close the blocks before.

@@ -26,12 +26,14 @@ class StepRunner {
     int32_t rows_max = 0;       ///< Of a step.
     int32_t sequences_max = 0;  ///< Of a step.
     int32_t steps_per_launch_max = 1;
+    bool record_common_shapes = true;  ///< In Allocate(), where programs are preferred. Else each with its first step.
   };
   /// All references outlive it.
   StepRunner(Transformer& model, Ops& ops, Communicator& ranks, const Limits& limits);
+  ~StepRunner();
 
-  /// Makes the device buffers and, where programs are preferred, records those of common shapes. ResourceExhausted:
-  /// they do not fit.
+  /// Makes the device buffers and, where programs are preferred, records those of common shapes (see Limits).
+  /// ResourceExhausted: they do not fit.
   absl::Status Allocate();
 
   /// Starts `plan`, which is not empty: up to `steps_max` steps (at most Limits::steps_per_launch_max) that denoise the
