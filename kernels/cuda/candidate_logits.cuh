@@ -39,7 +39,10 @@ struct RowLogits {
   /// Columns [column, column + 4), which may reach beyond `columns` up to the next multiple of kPartIds.
   __device__ __forceinline__ void Four(int32_t column, float (&z)[4]) const {
     Load4(conditional + column, z);
-    if (unconditional == nullptr) return;
+    if (unconditional != nullptr) Guide4(column, z);
+  }
+
+  __device__ __forceinline__ void Guide4(int32_t column, float (&z)[4]) const {
     float u[4];
     Load4(unconditional + column, u);
 #pragma unroll

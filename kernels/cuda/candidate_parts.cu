@@ -14,6 +14,7 @@ constexpr int kWarpLanes = 32;
 constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
 constexpr int kLoads = kPartIds / (4 * kWarpLanes);  // Loads of four logits a lane.
 constexpr float kMinusInfinity = -INFINITY;
+constexpr float kLog2E = 1.44269504f;
 
 /// No 1 - u of UniformDraw is smaller.
 constexpr float kSmallestTail = 0x1p-53f;
@@ -53,38 +54,56 @@ __device__ __forceinline__ Sample WarpBest(Sample sample) {
   return sample;
 }
 
-/// Finds the largest logit that may be chosen and the next one, and the mask's. False when the logit of a real id is
-/// NaN or +inf.
-__device__ __forceinline__ bool FindLargest(const RowLogits& row, int32_t lane, CandidatePart* part) {
-  const bool whole = row.AllMayBeChosen(kPartIds);
+/// Reads a lane's logits and leaves -inf for what may not be chosen. Says the mask's logit, which every lane gets, and
+/// whether those of all real ids are below +inf and numbers.
+__device__ __forceinline__ bool ReadLogits(const RowLogits& row, int32_t lane, float (&z)[kLoads][4],
+                                           float* mask_logit) {
+#pragma unroll
+  for (int load = 0; load < kLoads; ++load) RowLogits::Load4(row.conditional + ColumnOf(lane, load), z[load]);
+  if (row.unconditional != nullptr) {
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) row.Guide4(ColumnOf(lane, load), z[load]);
+  }
   bool finite = true;
-  float largest = kMinusInfinity, second = kMinusInfinity;
-#pragma unroll 4
+  if (row.AllMayBeChosen(kPartIds)) {
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) finite = finite && z[load][i] < INFINITY;
+    }
+  } else {
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int32_t column = ColumnOf(lane, load) + i;
+        if (!row.Exists(column)) z[load][i] = kMinusInfinity;
+        finite = finite && z[load][i] < INFINITY;
+        if (column != row.mask) continue;
+        *mask_logit = z[load][i];
+        z[load][i] = kMinusInfinity;
+      }
+    }
+    *mask_logit = WarpMax(*mask_logit);
+  }
+  return __all_sync(kAllLanes, finite);
+}
+
+/// The largest logit of the part, and the first column with it: kPartIds when all are -inf.
+__device__ __forceinline__ int32_t FindLargest(int32_t lane, const float (&z)[kLoads][4], float* largest) {
+  float mine = kMinusInfinity;
+  int32_t column = kPartIds;
+#pragma unroll
   for (int load = 0; load < kLoads; ++load) {
-    const int32_t column = ColumnOf(lane, load);
-    float z[4];
-    row.Four(column, z);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (!whole && !row.Exists(column + i)) z[i] = kMinusInfinity;
-      finite = finite && z[i] < INFINITY;
-      if (!whole && column + i == row.mask) {
-        part->mask_logit = z[i];
-        z[i] = kMinusInfinity;
-      }
-      second = fmaxf(second, fminf(largest, z[i]));
-      largest = fmaxf(largest, z[i]);
+      const bool larger = z[load][i] > mine;
+      mine = larger ? z[load][i] : mine;
+      column = larger ? ColumnOf(lane, load) + i : column;
     }
   }
-  if (!whole) part->mask_logit = WarpMax(part->mask_logit);
-  for (int gap = kWarpLanes / 2; gap > 0; gap /= 2) {
-    const float other = __shfl_xor_sync(kAllLanes, largest, gap);
-    second = fmaxf(fmaxf(second, __shfl_xor_sync(kAllLanes, second, gap)), fminf(largest, other));
-    largest = fmaxf(largest, other);
-  }
-  part->largest = largest;
-  part->second = second;
-  return __all_sync(kAllLanes, finite);
+  *largest = WarpMax(mine);
+  return WarpMin(mine == *largest ? column : kPartIds);
 }
 
 /// The first column that may be chosen, or kPartIds.
@@ -94,33 +113,26 @@ __device__ __forceinline__ int32_t FirstAllowed(const RowLogits& row, int32_t la
   return WarpMin(min(column, kPartIds));
 }
 
-/// Adds up the part without one of its largest logits, in ascending order a lane, then lanes as a tree. Returns the
-/// first column with the largest, which is above -inf.
-__device__ __forceinline__ int32_t SumLogits(const RowLogits& row, int32_t lane, CandidatePart* part) {
-  const bool whole = row.AllMayBeChosen(kPartIds);
-  float sum = 0.0f, weighted_sum = 0.0f;
-  int32_t best = kPartIds, ties = 0;
-#pragma unroll 4
+/// Looks at the part without column `best`, which has the largest logit (above -inf). Adds up in ascending order a
+/// lane, then lanes as a tree.
+__device__ __forceinline__ void SumLogits(int32_t lane, const float (&z)[kLoads][4], int32_t best,
+                                          CandidatePart* part) {
+  float sum = 0.0f, weighted_sum = 0.0f, second = kMinusInfinity;
+#pragma unroll
   for (int load = 0; load < kLoads; ++load) {
-    const int32_t column = ColumnOf(lane, load);
-    float z[4];
-    row.Four(column, z);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (!whole && !row.MayChoose(column + i)) z[i] = kMinusInfinity;
-      const bool is_largest = z[i] == part->largest;
-      const float below = fmaxf(z[i] - part->largest, -FLT_MAX);  // So that -inf weighs 0 and not NaN.
-      const float e = is_largest ? 0.0f : expf(below);
+      const float other = ColumnOf(lane, load) + i == best ? kMinusInfinity : z[load][i];
+      second = fmaxf(second, other);
+      const float below = fmaxf(other - part->largest, -FLT_MAX);  // So that -inf weighs 0 and not NaN.
+      const float e = Exp2Approximate(below * kLog2E);
       sum += e;
       weighted_sum = __fmaf_rn(below, e, weighted_sum);
-      ties += is_largest ? 1 : 0;
-      best = is_largest ? min(best, column + i) : best;
     }
   }
-  for (int gap = kWarpLanes / 2; gap > 0; gap /= 2) ties += __shfl_xor_sync(kAllLanes, ties, gap);
-  part->sum = WarpSum(sum) + static_cast<float>(ties - 1);
+  part->second = WarpMax(second);
+  part->sum = WarpSum(sum);
   part->weighted_sum = WarpSum(weighted_sum);
-  return WarpMin(best);
 }
 
 /// One part of a request with T > 0.
@@ -167,12 +179,12 @@ __device__ __forceinline__ void SampleLogits(const Draws& draws, int32_t lane, i
   if (!hopeless) *sample = Better(*sample, draws.Draw(best));
   if (largest == kMinusInfinity) return;
   const bool whole = row.AllMayBeChosen(kPartIds);
-  const float inverse = fminf(static_cast<float>(1.0 / draws.temperature), FLT_MAX);
+  const float inverse = fminf(static_cast<float>(double{kLog2E} / draws.temperature), FLT_MAX);
   float tail_max = hopeless ? 0.0f : draws.TailMax(largest, sample->score), sum = 0.0f;
 #pragma unroll 1
   for (int32_t column = lane; column < kPartIds; column += kWarpLanes) {
     const float z = whole || row.MayChoose(column) ? row.At(column) : kMinusInfinity;
-    const float e = column == best ? 0.0f : expf(fmaxf((z - largest) * inverse, -FLT_MAX));
+    const float e = column == best ? 0.0f : Exp2Approximate((z - largest) * inverse);
     sum += e;
     const bool may_win = draws.MayWin(column, e * tail_max);
     if (!__any_sync(kAllLanes, may_win)) continue;
@@ -207,9 +219,15 @@ __global__ void __launch_bounds__(kThreads)
   CandidatePart* const all = parts + static_cast<int64_t>(r) * row_parts;
   CandidatePart part = {.largest = kMinusInfinity, .second = kMinusInfinity, .mask_logit = kMinusInfinity};
   Sample sample = {kMinusInfinity, kMinusInfinity, -1};
-  part.finite = FindLargest(row, lane, &part) ? 1 : 0;
+  float z[kLoads][4];
+  part.finite = ReadLogits(row, lane, z, &part.mask_logit) ? 1 : 0;
   if (part.finite != 0) {
-    const int32_t best = part.largest > kMinusInfinity ? SumLogits(row, lane, &part) : FirstAllowed(row, lane);
+    int32_t best = FindLargest(lane, z, &part.largest);
+    if (best < kPartIds) {
+      SumLogits(lane, z, best, &part);
+    } else {
+      best = FirstAllowed(row, lane);
+    }
     if (best < kPartIds) part.best_id = row.first_id + best;
     if (request.temperature > 0.0f) {
       sample = SampleBefore(tile, all, lane);
