@@ -7,7 +7,7 @@ enum ExitCode : int {
   kExitOk = 0,         ///< Done, or drained in order.
   kExitInternal = 1,   ///< A bug: an invariant is broken.
   kExitUsage = 2,      ///< Flags, environment or configuration file.
-  kExitModel = 3,      ///< The checkpoint, the tokenizer, or ranks that disagree about them.
+  kExitModel = 3,      ///< The checkpoint, the tokenizer, ranks that disagree, or a device that is missing or too small.
   kExitGroupLost = 4,  ///< A rank is missing, died or hangs; a sticky device error.
   kExitBind = 5,       ///< A port is in use or may not be bound.
 };

@@ -8,6 +8,7 @@
 #include "worker/service/exit_code.h"
 #include "worker/service/group_plan.h"
 #include "worker/service/launcher.h"
+#include "worker/service/machine.h"
 #include "worker/service/rank.h"
 
 namespace quicksilver {
@@ -17,7 +18,9 @@ namespace {
 absl::Status CheckModel(const WorkerOptions& options) {
   const absl::StatusOr<OpenModel> model = OpenModelForServing(options);
   if (!model.ok()) return model.status();
-  return MakeGroupPlan(options, *model, CoresOfProcess()).status();
+  const absl::StatusOr<Machine> machine = InspectMachine(options);
+  if (!machine.ok()) return machine.status();
+  return MakeGroupPlan(options, *model, *machine).status();
 }
 
 int Main(int argc, char** argv) {

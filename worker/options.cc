@@ -23,11 +23,7 @@ void AddModel(CLI::App& app, WorkerOptions& o) {
       ->capture_default_str()
       ->check(CLI::Range(1, kRanksMax))
       ->group(group);
-  app.add_option("--device", o.device, "Where the ranks compute; only cpu in this build")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"cpu"}))
-      ->group(group);
-  app.add_option("--dtype", o.dtype, "Of activations and KV cache; auto is f32 on a CPU")
+  app.add_option("--dtype", o.dtype, "Of activations and KV cache; auto is f32 on a processor and bf16 on a GPU")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))
       ->group(group);
@@ -39,11 +35,49 @@ void AddModel(CLI::App& app, WorkerOptions& o) {
       ->group(group);
 }
 
+void AddDevice(CLI::App& app, WorkerOptions& o) {
+  const char* group = "Device";
+  app.add_option("--device", o.device,
+                 "Where the ranks compute: cpu, cuda (one H100 or H200 a rank), or auto: cuda where every rank finds a "
+                 "usable device")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->group(group);
+  app.add_option(
+         "--devices", o.devices,
+         "CUDA devices of the ranks, in turn, e.g. 4,5,6,7; ranks may share one; default: rank r takes device r")
+      ->delimiter(',')
+      ->check(CLI::Range(0, 1023))
+      ->group(group);
+  app.add_option("--quantization", o.quantization,
+                 "fp8: keep the layers' weights as e4m3 with a scale a channel, and multiply in fp8; cuda only")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"none", "fp8"}))
+      ->group(group);
+  app.add_option(
+         "--deterministic", o.deterministic,
+         "on: the bytes of an answer do not depend on what shares its batch; auto: on for a processor, where it "
+         "is the only mode, off for a GPU, where it costs speed")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->group(group);
+  app.add_option("--device-memory-fraction", o.device_memory_fraction,
+                 "Share of a GPU's memory for weights, KV pages and workspaces together")
+      ->capture_default_str()
+      ->check(CLI::Range(0.05, 1.0))
+      ->group(group);
+  app.add_option("--steps-per-launch", o.steps_per_launch,
+                 "Steps that a device may run before the host looks at the group again: hides the host's time and "
+                 "delays what arrives meanwhile; default 0: 8 on a GPU, 1 on a processor")
+      ->check(CLI::Range(0, 64))
+      ->group(group);
+}
+
 void AddCapacity(CLI::App& app, WorkerOptions& o) {
   const char* group = "Capacity";
   app.add_option("--kv-pages", o.kv_pages,
-                 "KV pages of a rank; default 0: --sequences-max times the model's length or 4096 positions, "
-                 "whichever is less, but at most 1 GiB a rank")
+                 "KV pages of a rank; default 0: on a GPU what the weights leave of its share, on a processor "
+                 "--sequences-max times the model's length or 4096 positions, whichever is less, but at most 1 GiB")
       ->check(CLI::Range(0, 1 << 28))
       ->group(group);
   app.add_option("--kv-tokens", o.kv_tokens, "The same in positions, rounded up to whole pages")
@@ -62,8 +96,8 @@ void AddCapacity(CLI::App& app, WorkerOptions& o) {
       ->check(CLI::Range(1, 100000))
       ->group(group);
   app.add_option("--step-rows-max", o.step_rows_max,
-                 "Rows (tokens) of one step; default 0: 512, or the model's length up to 4096 where every step "
-                 "computes whole sequences")
+                 "Rows (tokens) of one step; default 0: 512, on a GPU 2048, or the model's length up to 4096 where "
+                 "every step computes whole sequences")
       ->check(CLI::Range(0, 1 << 20))
       ->group(group);
 }
@@ -98,6 +132,12 @@ void AddGroup(CLI::App& app, WorkerOptions& o) {
                  "this host has a core of its own")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "spin", "block"}));
+  app.add_option("--collectives", o.collectives,
+                 "Between GPUs. ipc: our kernels in each other's memory, on one host; nccl: sums in rank order; "
+                 "nccl-fast: NCCL's own order, not deterministic; auto: ipc where every rank reaches every other one")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "ipc", "nccl", "nccl-fast"}));
+  app.add_option("--nccl-library", o.nccl_library, "Path of NCCL; default: libnccl.so.2 where the loader finds it");
   app.add_option("--log-level", o.log_level, "Least level that is logged")
       ->capture_default_str()
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}));
@@ -147,6 +187,7 @@ std::optional<int> ReadOptions(int argc, const char* const* argv, WorkerOptions&
       "--config.",
       "quicksilver-worker");
   AddModel(app, options);
+  AddDevice(app, options);
   AddCapacity(app, options);
   AddGroup(app, options);
   AddRank(app, options);

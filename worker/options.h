@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace quicksilver {
 
@@ -15,8 +16,12 @@ struct WorkerOptions {
   int tensor_parallel_size = 1;
   std::string listen = "127.0.0.1:7070";
   std::string metrics_listen = "127.0.0.1:9092";
-  std::string device = "cpu";
+  std::string device = "auto";
+  std::vector<int32_t> devices;  ///< CUDA device of each rank, in turn. Empty: rank r takes device r.
   std::string dtype = "auto";
+  std::string quantization = "none";
+  std::string deterministic = "auto";
+  double device_memory_fraction = 0.9;
   int threads = 0;
   int32_t kv_pages = 0;
   int64_t kv_tokens = 0;
@@ -25,12 +30,15 @@ struct WorkerOptions {
   int32_t waiting_max = 256;
   int32_t step_rows_max = 0;
   int32_t block_length = 0;
+  int32_t steps_per_launch = 0;
   double formation_timeout_seconds = 120;
   double peer_timeout_seconds = 5;
   double drain_timeout_seconds = 120;
   std::string collective_hostname;
   std::string collective_interface;
   std::string collective_wait = "auto";
+  std::string collectives = "auto";
+  std::string nccl_library;
   std::string log_level = "info";
 
   // Set by the launcher for the ranks that it starts; by hand when the ranks of a group run on several hosts.

@@ -33,7 +33,7 @@ absl::StatusOr<int> Attribute(cudaDeviceAttr attribute, int device) {
 
 }  // namespace
 
-absl::StatusOr<CudaDevice> OpenCudaDevice(int32_t ordinal) {
+absl::StatusOr<CudaDevice> DescribeCudaDevice(int32_t ordinal) {
   RETURN_IF_ERROR(CheckDriver());
   int count = 0;
   const cudaError_t counted = cudaGetDeviceCount(&count);
@@ -55,8 +55,14 @@ absl::StatusOr<CudaDevice> OpenCudaDevice(int32_t ordinal) {
                                                       ") has compute capability ", major, ".", minor,
                                                       ", the kernels are built for ", kMajor, ".", kMinor));
   }
+  return CudaDevice{ordinal, properties.name, properties.multiProcessorCount,
+                    static_cast<int64_t>(properties.totalGlobalMem)};
+}
+
+absl::StatusOr<CudaDevice> OpenCudaDevice(int32_t ordinal) {
+  ASSIGN_OR_RETURN(CudaDevice device, DescribeCudaDevice(ordinal));
   RETURN_IF_ERROR(CudaStatus(cudaSetDevice(ordinal), "cudaSetDevice"));
-  return CudaDevice{ordinal, properties.name, properties.multiProcessorCount};
+  return device;
 }
 
 absl::StatusOr<CudaStream> MakeCudaStream() {

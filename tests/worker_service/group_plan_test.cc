@@ -14,7 +14,9 @@ class GroupPlanTest : public ::testing::Test {
     options_.model = "models/demo";
     model_ = *OpenModelForServing(options_);
   }
-  GroupPlan Plan(int cores = 2) { return *MakeGroupPlan(options_, model_, cores); }
+  GroupPlan Plan(int cores = 2) { return *MakeGroupPlan(options_, model_, Processor(cores)); }
+  static Machine Processor(int cores) { return {.cores = cores, .device_name = "cpu"}; }
+  static Machine Gpu(int64_t bytes) { return {.cuda = true, .cores = 8, .device_name = "H100", .device_bytes = bytes}; }
 
   WorkerOptions options_;
   OpenModel model_;
@@ -52,12 +54,12 @@ TEST_F(GroupPlanTest, CoresAreSharedByTheRanks) {
 
 TEST_F(GroupPlanTest, SizesThatDoNotFitTheBlockNameFlagValueAndBound) {
   options_.page_size = model_.spec.block_length + 1;
-  const absl::Status page = MakeGroupPlan(options_, model_, 2).status();
+  const absl::Status page = MakeGroupPlan(options_, model_, Processor(2)).status();
   EXPECT_TRUE(absl::IsOutOfRange(page));
   EXPECT_THAT(std::string(page.message()), HasSubstr("--page-size: " + std::to_string(options_.page_size)));
   options_.page_size = 0;
   options_.step_rows_max = model_.spec.block_length - 1;
-  const absl::Status rows = MakeGroupPlan(options_, model_, 2).status();
+  const absl::Status rows = MakeGroupPlan(options_, model_, Processor(2)).status();
   EXPECT_TRUE(absl::IsOutOfRange(rows));
   EXPECT_THAT(std::string(rows.message()), HasSubstr("--step-rows-max"));
 }
@@ -94,6 +96,53 @@ TEST_F(GroupPlanTest, RanksAgreeOnEverythingThatTheSchedulerSees) {
   other = plan;
   other.threads += 1;  // Each host has its own.
   EXPECT_EQ(AgreementOf(options_, other), agreement);
+}
+
+TEST_F(GroupPlanTest, OnAGpuThePagesTakeWhatTheWeightsAndWorkspacesLeave) {
+  const int64_t memory = int64_t{8} << 30;
+  const GroupPlan plan = *MakeGroupPlan(options_, model_, Gpu(memory));
+  EXPECT_EQ(plan.precision.activations, DType::kBf16);
+  EXPECT_FALSE(plan.precision.deterministic);
+  EXPECT_LE(plan.memory.total(), static_cast<int64_t>(0.9 * memory));
+  EXPECT_GT(plan.memory.total() + plan.memory.kv_page, static_cast<int64_t>(0.9 * memory));
+  EXPECT_EQ(plan.pages, plan.memory.pages);
+  EXPECT_GT(plan.engine.steps_per_launch_max, 1);
+}
+
+TEST_F(GroupPlanTest, AModelThatDoesNotFitItsGpuIsRefusedWithEveryNumber) {
+  const absl::Status status = MakeGroupPlan(options_, model_, Gpu(int64_t{1} << 30)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  for (const char* part : {"weights 0.01 GiB", "workspaces 2.0", "KV pages", "a rank has 0.90 GiB", "0.9 of 1.00 GiB",
+                           "--tensor-parallel-size"}) {
+    EXPECT_THAT(std::string(status.message()), HasSubstr(part));
+  }
+  options_.kv_pages = 1 << 20;
+  EXPECT_EQ(MakeGroupPlan(options_, model_, Gpu(int64_t{8} << 30)).status().code(),
+            absl::StatusCode::kResourceExhausted)
+      << "pages that were asked for are not cut down in silence";
+}
+
+TEST_F(GroupPlanTest, ModesThatTheProcessorHasNotAreRefusedByName) {
+  options_.quantization = "fp8";
+  EXPECT_THAT(std::string(MakeGroupPlan(options_, model_, Processor(2)).status().message()),
+              HasSubstr("--quantization"));
+  options_.quantization = "none";
+  options_.deterministic = "off";
+  const absl::Status status = MakeGroupPlan(options_, model_, Processor(2)).status();
+  EXPECT_TRUE(absl::IsOutOfRange(status));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("--deterministic"));
+}
+
+TEST_F(GroupPlanTest, Fp8LayersHalveWhatTheLayersTake) {
+  const GroupPlan wide = *MakeGroupPlan(options_, model_, Gpu(int64_t{8} << 30));
+  options_.quantization = "fp8";
+  const GroupPlan narrow = *MakeGroupPlan(options_, model_, Gpu(int64_t{8} << 30));
+  const ModelSpec& spec = model_.spec;
+  const int64_t head_and_table = 2 * spec.vocabulary * spec.hidden * 2;
+  EXPECT_LT(narrow.memory.weights - head_and_table, (wide.memory.weights - head_and_table) * 11 / 20);
+  const std::string fingerprint = DescribeGroup(options_, narrow, "kernels").fingerprint();
+  options_.quantization = "none";
+  EXPECT_NE(DescribeGroup(options_, wide, "kernels").fingerprint(), fingerprint);
 }
 
 }  // namespace

@@ -125,7 +125,9 @@ TEST(WorkerFaultsTest, WrongSettingsEndWithTwoInASecondAndNameFlagValueAndBound)
        std::vector<Case>{{{kModel, "--tensor-parallel-size=0"}, "--tensor-parallel-size", "0"},
                          {{kModel, "--tensor-parallel-size=65"}, "--tensor-parallel-size", "64"},
                          {{kModel, "--dtype=f8"}, "--dtype", "f8"},
-                         {{kModel, "--device=cuda"}, "--device", "cuda"},
+                         {{kModel, "--device=tpu"}, "--device", "tpu"},
+                         {{kModel, "--device=cpu", "--quantization=fp8"}, "--quantization", "fp8"},
+                         {{kModel, "--device=cpu", "--deterministic=off"}, "--deterministic", "off"},
                          {{kModel, "--page-size=5"}, "--page-size", "5"},
                          {{kModel, "--step-rows-max=1"}, "--step-rows-max", "1"},
                          {{kModel, "--kv-pages=4", "--kv-tokens=64"}, "--kv-pages", "64"},
@@ -138,6 +140,12 @@ TEST(WorkerFaultsTest, WrongSettingsEndWithTwoInASecondAndNameFlagValueAndBound)
     EXPECT_EQ(ended.code, 2) << wrong.flag << ": " << ended.output;
     EXPECT_THAT(ended.output, AllOf(HasSubstr(wrong.flag), HasSubstr(wrong.value)));
   }
+}
+
+TEST(WorkerFaultsTest, ADeviceThatIsNotThereEndsWithThreeAndIsNamed) {
+  const Ended none = RunToEnd({kModel, "--device=cuda", "--devices=999"});
+  EXPECT_EQ(none.code, 3) << none.output;
+  EXPECT_THAT(none.output, AllOf(HasSubstr("CUDA device 999"), HasSubstr("--device=cpu")));
 }
 
 TEST(WorkerFaultsTest, FilesThatCannotServeEndWithThreeAndAreNamed) {

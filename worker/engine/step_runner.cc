@@ -38,7 +38,7 @@ uint32_t Published(const DeviceBuffer& results) {
 }
 
 absl::Status DeviceError(const absl::Status& status) {
-  return absl::InternalError(absl::StrCat("device: ", std::string(status.message())));
+  return absl::Status(status.code(), absl::StrCat("device: ", std::string(status.message())));
 }
 
 }  // namespace

@@ -67,4 +67,18 @@ RankBudget BudgetOf(const ModelSpec& spec, const Shard& shard, DType activations
   return budget;
 }
 
+int64_t DeviceWeightBytes(const ModelSpec& spec, const Shard& shard, DType activations, bool fp8_layers) {
+  const int64_t stored = static_cast<int64_t>(ElementBytes(spec.checkpoint_dtype));
+  const int64_t active = static_cast<int64_t>(ElementBytes(activations));
+  const int64_t qkv_width = (shard.heads + 2 * shard.kv_heads) * spec.head_size;
+  const int64_t layer_elements = spec.hidden * (qkv_width + shard.heads * spec.head_size + 3 * shard.mlp);
+  const int64_t layer_channels = qkv_width + 2 * spec.hidden + 2 * shard.mlp;
+  const int64_t layer =
+      fp8_layers ? layer_elements + layer_channels * static_cast<int64_t>(sizeof(float)) : layer_elements * active;
+  const int64_t gains = (2 * spec.layers + 1) * spec.hidden + (spec.head_norms ? 2 * spec.layers * spec.head_size : 0);
+  const int64_t table_rows = shard.embedding_replicated ? spec.vocabulary : shard.vocabulary_rows;
+  return spec.layers * layer + shard.vocabulary_rows * spec.hidden * active + table_rows * spec.hidden * stored +
+         gains * static_cast<int64_t>(sizeof(float));
+}
+
 }  // namespace quicksilver

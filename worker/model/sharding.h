@@ -46,4 +46,8 @@ struct RankBudget {
 /// `activations`: dtype of activations and KV cache.
 RankBudget BudgetOf(const ModelSpec& spec, const Shard& shard, DType activations);
 
+/// Weights of a rank on a device that keeps matrices in the activation type (or, the layers', in fp8 with a float a
+/// channel) and the embedding as stored.
+int64_t DeviceWeightBytes(const ModelSpec& spec, const Shard& shard, DType activations, bool fp8_layers);
+
 }  // namespace quicksilver

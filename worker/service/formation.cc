@@ -6,6 +6,7 @@
 #include "worker/collectives/gloo_communicator.h"
 #include "worker/collectives/gloo_control.h"
 #include "worker/collectives/local_communicator.h"
+#include "worker/service/cuda_backend.h"
 
 namespace quicksilver {
 namespace {
@@ -22,25 +23,29 @@ GlooOptions CollectiveOptions(const WorkerOptions& options) {
   return gloo;
 }
 
-absl::StatusOr<Links> Connect(const WorkerOptions& options, RendezvousStore& store) {
+absl::StatusOr<Links> Connect(const WorkerOptions& options, Ops* cuda, RendezvousStore& store) {
   const absl::Duration timeout = absl::Seconds(options.formation_timeout_seconds);
   const GlooOptions gloo = CollectiveOptions(options);
   Links links;
-  ASSIGN_OR_RETURN(links.ranks, MakeGlooCommunicator(gloo, store, timeout));
   ASSIGN_OR_RETURN(links.control, MakeGlooControlChannel(gloo, store, timeout));
+  if (cuda == nullptr) {
+    ASSIGN_OR_RETURN(links.ranks, MakeGlooCommunicator(gloo, store, timeout));
+  } else {
+    ASSIGN_OR_RETURN(links.ranks, MakeCudaCommunicator(options, *cuda, *links.control, store));
+  }
   // The store may close when this is over: everybody is connected.
   RETURN_IF_ERROR(links.control->Barrier(timeout));
   return links;
 }
 
-absl::StatusOr<Links> Lead(const WorkerOptions& options, const Agreement& agreement) {
+absl::StatusOr<Links> Lead(const WorkerOptions& options, const Agreement& agreement, Ops* cuda) {
   const absl::Duration timeout = absl::Seconds(options.formation_timeout_seconds);
   JoinTable table(options.tensor_parallel_size, options.epoch);
   MemoryRendezvous store;
   ASSIGN_OR_RETURN(const std::unique_ptr<GroupServer> server,
                    GroupServer::Start(options.group_address, table, store, timeout));
   const absl::Status joined = table.Join(options.rank, options.epoch, agreement, timeout);
-  absl::StatusOr<Links> links = joined.ok() ? Connect(options, store) : joined;
+  absl::StatusOr<Links> links = joined.ok() ? Connect(options, cuda, store) : joined;
   if (!links.ok()) {
     // The others are to learn the reason, those that come a moment later too.
     if (absl::IsFailedPrecondition(links.status())) table.WaitAllAnswered(absl::Seconds(3));
@@ -49,18 +54,18 @@ absl::StatusOr<Links> Lead(const WorkerOptions& options, const Agreement& agreem
   return links;
 }
 
-absl::StatusOr<Links> Follow(const WorkerOptions& options, const Agreement& agreement) {
+absl::StatusOr<Links> Follow(const WorkerOptions& options, const Agreement& agreement, Ops* cuda) {
   const std::unique_ptr<GroupClient> client = GroupClient::Make(options.group_address);
   RETURN_IF_ERROR(
       client->Join(options.rank, options.epoch, agreement, absl::Seconds(options.formation_timeout_seconds)));
-  return Connect(options, *client);
+  return Connect(options, cuda, *client);
 }
 
 }  // namespace
 
-absl::StatusOr<Links> FormGroup(const WorkerOptions& options, const Agreement& agreement) {
+absl::StatusOr<Links> FormGroup(const WorkerOptions& options, const Agreement& agreement, Ops* cuda) {
   if (options.tensor_parallel_size == 1) return Links{MakeLocalCommunicator(), MakeLocalControlChannel()};
-  return options.rank == 0 ? Lead(options, agreement) : Follow(options, agreement);
+  return options.rank == 0 ? Lead(options, agreement, cuda) : Follow(options, agreement, cuda);
 }
 
 }  // namespace quicksilver

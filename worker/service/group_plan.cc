@@ -23,6 +23,8 @@ constexpr int64_t kDefaultKvBytesMax = int64_t{1} << 30;
 constexpr int64_t kDefaultLengthMax = 4096;
 constexpr int32_t kDefaultPageMin = 16;
 constexpr int32_t kDefaultStepRows = 512;
+constexpr int32_t kDefaultStepRowsCuda = 2048;
+constexpr int32_t kDefaultStepsPerLaunchCuda = 8;
 constexpr uint64_t kTokenizerBytesMax = 256 << 20;
 
 std::string Sha256Hex(const std::string& text) {
@@ -57,22 +59,42 @@ absl::StatusOr<int32_t> PageSize(const WorkerOptions& options, const ModelSpec& 
   return options.page_size;
 }
 
-int32_t Pages(const WorkerOptions& options, const ModelSpec& spec, const RankBudget& budget, int32_t page_size) {
+// 0: what the device has left.
+int64_t Pages(const WorkerOptions& options, const ModelSpec& spec, const RankBudget& budget, const Machine& machine,
+              int32_t page_size) {
   if (options.kv_pages > 0) return options.kv_pages;
   int64_t positions = options.kv_tokens;
   if (positions == 0) {
+    if (machine.cuda) return 0;
     positions = options.sequences_max * std::min(spec.positions_max, kDefaultLengthMax);
     positions = std::min(positions, kDefaultKvBytesMax / std::max<int64_t>(budget.kv_position_bytes, 1));
   }
-  return static_cast<int32_t>(std::max<int64_t>((positions + page_size - 1) / page_size, 1));
+  return std::max<int64_t>((positions + page_size - 1) / page_size, 1);
 }
 
-absl::StatusOr<int32_t> StepRows(const WorkerOptions& options, const ModelSpec& spec) {
+absl::StatusOr<Precision> ChoosePrecision(const WorkerOptions& options, const Machine& machine) {
+  Precision precision;
+  const bool narrow = options.dtype == "bf16" || (options.dtype == "auto" && machine.cuda);
+  precision.activations = narrow ? DType::kBf16 : DType::kF32;
+  precision.fp8_layers = options.quantization == "fp8";
+  precision.deterministic = options.deterministic == "on" || (options.deterministic == "auto" && !machine.cuda);
+  if (!machine.cuda && precision.fp8_layers) {
+    return absl::OutOfRangeError("--quantization: fp8 needs a GPU, and the ranks compute on the processor");
+  }
+  if (!machine.cuda && !precision.deterministic) {
+    return absl::OutOfRangeError("--deterministic: off, but a processor has no other mode");
+  }
+  if (precision.fp8_layers && !narrow) return absl::OutOfRangeError("--dtype: f32 does not go with --quantization=fp8");
+  return precision;
+}
+
+absl::StatusOr<int32_t> StepRows(const WorkerOptions& options, const ModelSpec& spec, const Machine& machine) {
+  const int32_t usual = machine.cuda ? kDefaultStepRowsCuda : kDefaultStepRows;
   // A closed block is written by the forward that first denoises the next one (worker/decoding/sequence.h).
   const int32_t least = Bidirectional(spec) ? 1 : 2 * spec.block_length;
   if (options.step_rows_max == 0) {
-    if (!Bidirectional(spec)) return std::max(kDefaultStepRows, least);
-    return static_cast<int32_t>(std::clamp<int64_t>(spec.positions_max, kDefaultStepRows, kDefaultLengthMax));
+    if (!Bidirectional(spec)) return std::max(usual, least);
+    return static_cast<int32_t>(std::clamp<int64_t>(spec.positions_max, usual, kDefaultLengthMax));
   }
   if (options.step_rows_max < least) {
     return absl::OutOfRangeError(absl::StrCat("--step-rows-max: ", options.step_rows_max, " is less than ", least,
@@ -95,21 +117,31 @@ absl::StatusOr<OpenModel> OpenModelForServing(const WorkerOptions& options) {
   return model;
 }
 
-absl::StatusOr<GroupPlan> MakeGroupPlan(const WorkerOptions& options, const OpenModel& model, int cores) {
+absl::StatusOr<GroupPlan> MakeGroupPlan(const WorkerOptions& options, const OpenModel& model, const Machine& machine) {
   GroupPlan plan;
   plan.spec = model.spec;
-  plan.activations = options.dtype == "bf16" ? DType::kBf16 : DType::kF32;
-  plan.threads = options.threads > 0 ? options.threads : std::max(1, cores / options.tensor_parallel_size);
+  plan.machine = machine;
+  ASSIGN_OR_RETURN(plan.precision, ChoosePrecision(options, machine));
+  plan.threads = options.threads > 0 ? options.threads : std::max(1, machine.cores / options.tensor_parallel_size);
   ASSIGN_OR_RETURN(const Shard shard, MakeShard(plan.spec, std::max(options.rank, 0), options.tensor_parallel_size));
-  plan.budget = BudgetOf(plan.spec, shard, plan.activations);
+  plan.budget = BudgetOf(plan.spec, shard, plan.precision.activations);
   ASSIGN_OR_RETURN(plan.page_size, PageSize(options, plan.spec));
-  plan.pages = Pages(options, plan.spec, plan.budget, plan.page_size);
-  ASSIGN_OR_RETURN(plan.engine.step_rows_max, StepRows(options, plan.spec));
+  ASSIGN_OR_RETURN(plan.engine.step_rows_max, StepRows(options, plan.spec, machine));
+  plan.memory =
+      PlanMemory(plan.spec, shard, plan.precision, machine, options.device_memory_fraction, plan.engine.step_rows_max,
+                 plan.page_size, Pages(options, plan.spec, plan.budget, machine, plan.page_size));
+  // Positions are counted in 32 bits.
+  plan.memory.pages = std::min<int64_t>(plan.memory.pages, INT32_MAX / plan.page_size);
+  plan.pages = static_cast<int32_t>(plan.memory.pages);
+  RETURN_IF_ERROR(CheckMemory(plan.memory, machine, options.device_memory_fraction));
   int64_t length = std::min<int64_t>(plan.spec.positions_max, int64_t{plan.pages} * plan.page_size);
   if (Bidirectional(plan.spec)) length = std::min<int64_t>(length, plan.engine.step_rows_max);
   plan.model_length = static_cast<int32_t>(length);
   plan.engine.sequences_max = options.sequences_max;
   plan.engine.waiting_max = options.waiting_max;
+  plan.engine.steps_per_launch_max = options.steps_per_launch > 0 ? options.steps_per_launch
+                                     : machine.cuda               ? kDefaultStepsPerLaunchCuda
+                                                                  : 1;
   plan.engine.peer_timeout = absl::Seconds(options.peer_timeout_seconds);
   // The leader's beat must come well before its followers give it up.
   plan.engine.idle_beat = std::min(absl::Seconds(1), plan.engine.peer_timeout / 3);
@@ -129,8 +161,12 @@ std::map<std::string, std::string> AgreementOf(const WorkerOptions& options, con
           {"build", VersionString()},
           {"served model name", options.served_model_name},
           {"tensor parallel size", absl::StrCat(options.tensor_parallel_size)},
-          {"device", options.device},
-          {"dtype", DTypeName(plan.activations)},
+          {"device", plan.machine.device_name},
+          {"dtype", DTypeName(plan.precision.activations)},
+          {"quantization", options.quantization},
+          {"deterministic", plan.precision.deterministic ? "on" : "off"},
+          {"collectives", options.collectives},
+          {"steps per launch", absl::StrCat(plan.engine.steps_per_launch_max)},
           {"block length", absl::StrCat(plan.spec.block_length)},
           {"page size", absl::StrCat(plan.page_size)},
           {"KV pages", absl::StrCat(plan.pages)},
@@ -143,12 +179,13 @@ v1::GroupInfo DescribeGroup(const WorkerOptions& options, const GroupPlan& plan,
   v1::GroupInfo info;
   info.set_group(options.group_name);
   info.set_epoch(options.epoch);
-  // Page counts and bounds change no byte of an answer and are left out. Threads do: they share the LM head in panels
-  // whose sums are added panel by panel. Deterministic is the only mode.
-  info.set_fingerprint(Sha256Hex(
-      absl::StrCat("model=", plan.model_digest, "\nbuild=", VersionString(), "\ntp=", options.tensor_parallel_size,
-                   "\ndtype=", DTypeName(plan.activations), "\nkernels=", kernels, "\nthreads=", plan.threads,
-                   "\nblock=", plan.spec.block_length, "\ndeterministic=1\n")));
+  // Page counts and bounds change no byte of an answer and are left out. Threads do on a processor: they share the LM
+  // head in panels whose sums are added panel by panel.
+  info.set_fingerprint(Sha256Hex(absl::StrCat(
+      "model=", plan.model_digest, "\nbuild=", VersionString(), "\ntp=", options.tensor_parallel_size,
+      "\ndevice=", plan.machine.device_name, "\ndtype=", DTypeName(plan.precision.activations), "\nquantization=",
+      options.quantization, "\nkernels=", kernels, "\nthreads=", plan.machine.cuda ? 0 : plan.threads,
+      "\nblock=", plan.spec.block_length, "\ndeterministic=", plan.precision.deterministic ? 1 : 0, "\n")));
   info.set_model(options.served_model_name);
   info.set_architecture(plan.spec.architecture);
   info.set_tokenizer_digest(plan.tokenizer_digest);
@@ -165,18 +202,16 @@ v1::GroupInfo DescribeGroup(const WorkerOptions& options, const GroupPlan& plan,
 }
 
 void LogMemoryPlan(const WorkerOptions& options, const GroupPlan& plan) {
+  const MemoryPlan& memory = plan.memory;
   const int64_t positions = int64_t{plan.pages} * plan.page_size;
-  // Hidden states, q/k/v, gate and up, normed and partial copies: an upper bound of what a step touches at once.
-  const int64_t row_elements =
-      4 * plan.spec.hidden + (plan.spec.heads + 2 * plan.spec.kv_heads) * plan.spec.head_size + 3 * plan.spec.mlp;
-  const int64_t workspace =
-      plan.engine.step_rows_max * row_elements * static_cast<int64_t>(ElementBytes(plan.activations));
   LogInfo("memory plan", {{"rank", options.rank},
-                          {"weights", Mebibytes(plan.budget.weight_bytes)},
-                          {"kv_cache", Mebibytes(positions * plan.budget.kv_position_bytes)},
+                          {"device", plan.machine.device_name},
+                          {"weights", Mebibytes(memory.weights)},
+                          {"kv_cache", Mebibytes(memory.kv())},
                           {"kv_pages", plan.pages},
                           {"page_size", plan.page_size},
-                          {"workspace_at_most", Mebibytes(workspace)},
+                          {"workspace_at_most", Mebibytes(memory.workspace)},
+                          {"budget", memory.budget == 0 ? "not bounded" : Mebibytes(memory.budget)},
                           {"threads", plan.threads},
                           {"model_length", plan.model_length},
                           {"maximum_concurrency",

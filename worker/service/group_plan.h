@@ -13,19 +13,23 @@
 #include "worker/model/model_spec.h"
 #include "worker/model/sharding.h"
 #include "worker/options.h"
+#include "worker/service/machine.h"
+#include "worker/service/memory_plan.h"
 
 namespace quicksilver {
 
 /// Everything that a rank decides before it forms its group: sizes from the options, the model and the machine.
 struct GroupPlan {
   ModelSpec spec;
-  DType activations = DType::kF32;
+  Machine machine;
+  Precision precision;
   int threads = 1;
   int32_t page_size = 0;
   int32_t pages = 0;
   int32_t model_length = 0;  ///< Positions of the longest sequence.
   EngineOptions engine;
   RankBudget budget;
+  MemoryPlan memory;
   std::string model_digest;
   std::string tokenizer_digest;  ///< Hex SHA-256 of tokenizer.json; empty without one.
 };
@@ -39,9 +43,9 @@ struct OpenModel {
 /// expected and found.
 absl::StatusOr<OpenModel> OpenModelForServing(const WorkerOptions& options);
 
-/// `cores`: of this machine. OutOfRange, naming flag, value and bound: a setting that does not fit the model. The
-/// digests are left out.
-absl::StatusOr<GroupPlan> MakeGroupPlan(const WorkerOptions& options, const OpenModel& model, int cores);
+/// OutOfRange, naming flag, value and bound: a setting that does not fit the model or the machine. ResourceExhausted,
+/// with the numbers: the memory of a device does not suffice. The digests are left out.
+absl::StatusOr<GroupPlan> MakeGroupPlan(const WorkerOptions& options, const OpenModel& model, const Machine& machine);
 
 /// Fills in the digests: reads tokenizer.json and, of checkpoints up to kWholeDigestBytesMax, all weights.
 absl::Status ReadDigests(const OpenModel& model, GroupPlan& plan);

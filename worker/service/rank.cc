@@ -1,6 +1,5 @@
 #include "worker/service/rank.h"
 
-#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -18,12 +17,12 @@
 #include "common/metrics.h"
 #include "common/mutex.h"
 #include "common/status_macros.h"
-#include "kernels/cpu/cpu_ops.h"
 #include "worker/engine/engine.h"
 #include "worker/service/exit_code.h"
 #include "worker/service/formation.h"
 #include "worker/service/group_plan.h"
 #include "worker/service/health_pages.h"
+#include "worker/service/machine.h"
 #include "worker/service/worker_server.h"
 
 namespace quicksilver {
@@ -137,14 +136,12 @@ class Rank {
 
   absl::Status Prepare() {
     ASSIGN_OR_RETURN(model_, OpenModelForServing(options_));
-    ASSIGN_OR_RETURN(plan_, MakeGroupPlan(options_, model_, CoresOfProcess()));
-    RETURN_IF_ERROR(ReadDigests(model_, plan_));
+    ASSIGN_OR_RETURN(const Machine machine, InspectMachine(options_));
+    ASSIGN_OR_RETURN(plan_, MakeGroupPlan(options_, model_, machine));
     LogMemoryPlan(options_, plan_);
-    CpuOpsOptions cpu;
-    cpu.threads = plan_.threads;
-    kernels_ = absl::StrCat("tile=", cpu.tile_rows);
-    ops_ = MakeCpuOps(plan_.activations, cpu);
-    kernels_ = absl::StrCat(ops_->name(), " ", kernels_);
+    ASSIGN_OR_RETURN(ops_, OpenRankDevice(options_, machine, plan_.precision, plan_.threads));
+    RETURN_IF_ERROR(ReadDigests(model_, plan_));
+    kernels_ = ops_->name();
     return absl::OkStatus();
   }
 
@@ -157,7 +154,7 @@ class Rank {
   absl::Status Form() {
     Agreement agreement = AgreementOf(options_, plan_);
     agreement["kernels"] = kernels_;
-    ASSIGN_OR_RETURN(links_, FormGroup(options_, agreement));
+    ASSIGN_OR_RETURN(links_, FormGroup(options_, agreement, plan_.machine.cuda ? ops_.get() : nullptr));
     prctl(PR_SET_DUMPABLE, 0);  // Prompts live in this process's memory. Forming needs /proc/self/fd.
     ASSIGN_OR_RETURN(transformer_, Transformer::Load(plan_.spec, *model_.checkpoint, *ops_, *links_.ranks,
                                                      plan_.engine.step_rows_max, plan_.pages, plan_.page_size));
@@ -209,13 +206,6 @@ class Rank {
 };
 
 }  // namespace
-
-int CoresOfProcess() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
-  return std::max(1, CPU_COUNT(&set));
-}
 
 int RunRank(const WorkerOptions& options) { return Rank(options).Run(); }
 

@@ -8,7 +8,4 @@ namespace quicksilver {
 /// signal ends the process at once.
 int RunRank(const WorkerOptions& options);
 
-/// Cores that this process may use.
-int CoresOfProcess();
-
 }  // namespace quicksilver

@@ -1,0 +1,85 @@
+#include "worker/service/machine.h"
+
+#include <sched.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "worker/service/cuda_backend.h"
+
+namespace quicksilver {
+namespace {
+
+int CoresOfProcess() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return std::max(1, CPU_COUNT(&set));
+}
+
+int32_t DeviceOfRank(const WorkerOptions& options, int rank) {
+  if (options.devices.empty()) return rank;
+  return options.devices[static_cast<size_t>(rank) % options.devices.size()];
+}
+
+// The ranks that this process is responsible for: all of them as the launcher, else its own.
+absl::Status InspectCuda(const WorkerOptions& options, Machine& machine) {
+  const bool launcher = options.rank < 0;
+  const int first = launcher ? 0 : options.rank, end = launcher ? options.tensor_parallel_size : options.rank + 1;
+  for (int rank = first; rank < end; ++rank) {
+    const int32_t ordinal = DeviceOfRank(options, rank);
+    const absl::StatusOr<CudaDeviceFacts> device = InspectCudaDevice(ordinal);
+    if (!device.ok()) {
+      return absl::Status(device.status().code(),
+                          absl::StrCat("rank ", rank, " of ", options.tensor_parallel_size, " on CUDA device ", ordinal,
+                                       ": ", std::string(device.status().message()),
+                                       "; choose with --devices, --tensor-parallel-size or --device=cpu"));
+    }
+    int sharers = 0;
+    for (int other = 0; other < options.tensor_parallel_size; ++other) {
+      sharers += DeviceOfRank(options, other) == ordinal ? 1 : 0;
+    }
+    const int64_t share = device->memory_bytes / sharers;
+    machine.device_name = device->name;
+    machine.device_bytes = rank == first ? share : std::min(machine.device_bytes, share);
+  }
+  machine.cuda = true;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Machine> InspectMachine(const WorkerOptions& options) {
+  Machine machine;
+  machine.cores = CoresOfProcess();
+  machine.device_name = "cpu";
+  if (options.device == "cpu") return machine;
+  if (options.device == "auto" && !HasCudaBackend()) return machine;
+  const absl::Status cuda = InspectCuda(options, machine);
+  if (cuda.ok() || options.device == "cuda") {
+    RETURN_IF_ERROR(cuda);
+    return machine;
+  }
+  if (options.rank <= 0) LogInfo("computing on the processor", {{"reason", std::string(cuda.message())}});
+  machine.device_name = "cpu";
+  machine.device_bytes = 0;
+  return machine;
+}
+
+absl::StatusOr<std::unique_ptr<Ops>> OpenRankDevice(const WorkerOptions& options, const Machine& machine,
+                                                    const Precision& precision, int threads) {
+  if (!machine.cuda) {
+    CpuOpsOptions cpu;
+    cpu.threads = threads;
+    return MakeCpuOps(precision.activations, cpu);
+  }
+  return OpenCudaRank({.device = DeviceOfRank(options, std::max(options.rank, 0)),
+                       .activations = precision.activations,
+                       .fp8_layers = precision.fp8_layers,
+                       .deterministic = precision.deterministic});
+}
+
+}  // namespace quicksilver

@@ -1,0 +1,49 @@
+#include "worker/service/memory_plan.h"
+
+#include <algorithm>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace quicksilver {
+namespace {
+
+// Of a GPU, besides what grows with the step: the driver's context and modules, matrix product workspaces, logits and
+// partial attention results, pinned staging's device side, recorded programs, and what NCCL takes.
+constexpr int64_t kCudaFixedBytes = int64_t{2} << 30;
+
+std::string Gibibytes(int64_t bytes) { return absl::StrFormat("%.2f GiB", static_cast<double>(bytes) / (1 << 30)); }
+
+}  // namespace
+
+MemoryPlan PlanMemory(const ModelSpec& spec, const Shard& shard, const Precision& precision, const Machine& machine,
+                      double fraction, int32_t step_rows_max, int32_t page_size, int64_t pages) {
+  const RankBudget budget = BudgetOf(spec, shard, precision.activations);
+  const int64_t width = static_cast<int64_t>(ElementBytes(precision.activations));
+  MemoryPlan plan;
+  plan.weights =
+      machine.cuda ? DeviceWeightBytes(spec, shard, precision.activations, precision.fp8_layers) : budget.weight_bytes;
+  // Hidden states, q/k/v, gate and up, normed and partial copies: an upper bound of what a step touches at once.
+  const int64_t row_elements =
+      5 * spec.hidden + (2 * shard.heads + 2 * shard.kv_heads) * spec.head_size + 3 * shard.mlp;
+  plan.workspace = step_rows_max * row_elements * width + (machine.cuda ? kCudaFixedBytes : 0);
+  plan.kv_page = page_size * budget.kv_position_bytes;
+  plan.budget = static_cast<int64_t>(static_cast<double>(machine.device_bytes) * fraction);
+  plan.pages = pages;
+  if (pages == 0) plan.pages = std::max<int64_t>(1, (plan.budget - plan.weights - plan.workspace) / plan.kv_page);
+  return plan;
+}
+
+absl::Status CheckMemory(const MemoryPlan& plan, const Machine& machine, double fraction) {
+  if (plan.budget == 0 || plan.total() <= plan.budget) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the model does not fit ", machine.device_name, ": weights ", Gibibytes(plan.weights), ", workspaces ",
+      Gibibytes(plan.workspace), " and ", plan.pages, " KV pages ", Gibibytes(plan.kv()), " need ",
+      Gibibytes(plan.total()), ", a rank has ", Gibibytes(plan.budget), " (", absl::StrFormat("%g", fraction), " of ",
+      Gibibytes(machine.device_bytes),
+      "); raise --tensor-parallel-size or --device-memory-fraction, lower --kv-pages or --step-rows-max, or take "
+      "--quantization=fp8"));
+}
+
+}  // namespace quicksilver
