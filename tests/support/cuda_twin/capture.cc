@@ -85,7 +85,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mo
     if (!stream) return cudaErrorInvalidResourceHandle;
     if (stream->is_default) return cudaErrorStreamCaptureUnsupported;
     if (CaptureOf(stream)) return cudaErrorIllegalState;
-    return Begin(stream, new CUgraph_st, true, {}, mode);
+    return Begin(stream, NewCapturedGraph(), true, {}, mode);
   });
 }
 
@@ -115,7 +115,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
     const bool joined = AllBefore(capture->graph, capture->first_node, stream->frontier, capture->dropped);
     EndCapture(capture);
     if (capture->invalidated || !joined) {
-      if (capture->owns_graph) delete capture->graph;
+      if (capture->owns_graph) DropGraph(capture->graph);
       return capture->invalidated ? cudaErrorStreamCaptureInvalidated : cudaErrorStreamCaptureUnjoined;
     }
     if (capture->owns_graph) AdoptGraph(capture->graph);

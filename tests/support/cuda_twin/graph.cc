@@ -39,7 +39,7 @@ namespace {
 struct Registry {
   std::mutex mu;
   std::set<cudaGraph_t> graphs;  // Of the user.
-  std::set<cudaGraph_t> body_graphs;
+  std::set<cudaGraph_t> body_graphs;  // And those of captures under way.
   std::set<cudaGraphExec_t> execs;
   std::map<cudaGraphConditionalHandle, std::weak_ptr<Condition>> conditions;
   cudaGraphConditionalHandle next_handle = 1;
@@ -166,7 +166,6 @@ cudaError_t AddConditional(cudaGraphNode_t* node, cudaGraph_t graph, const std::
   std::lock_guard lock(registry.mu);
   for (unsigned i = 0; i < size; ++i) {
     added->bodies.push_back(std::make_unique<CUgraph_st>());
-    added->bodies.back()->of_node = true;
     added->body_handles.push_back(added->bodies.back().get());
     registry.body_graphs.insert(added->bodies.back().get());
   }
@@ -188,9 +187,24 @@ cudaGraphNode_t AddGraphNode(cudaGraph_t graph, cudaGraphNodeType type, std::fun
   return graph->nodes.back().get();
 }
 
+cudaGraph_t NewCapturedGraph() {
+  auto* graph = new CUgraph_st;
+  std::lock_guard lock(State().mu);
+  State().body_graphs.insert(graph);
+  return graph;
+}
+
 void AdoptGraph(cudaGraph_t graph) {
   std::lock_guard lock(State().mu);
+  State().body_graphs.erase(graph);
   State().graphs.insert(graph);
+}
+
+void DropGraph(cudaGraph_t graph) {
+  std::lock_guard lock(State().mu);
+  State().body_graphs.erase(graph);
+  ForgetBodies(*graph);
+  delete graph;
 }
 
 bool AllBefore(cudaGraph_t graph, size_t first, const std::vector<cudaGraphNode_t>& frontier,

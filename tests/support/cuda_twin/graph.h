@@ -24,8 +24,12 @@ cudaGraphNode_t AddGraphNode(cudaGraph_t graph, cudaGraphNodeType type, std::fun
 bool AllBefore(cudaGraph_t graph, size_t first, const std::vector<cudaGraphNode_t>& frontier,
                const std::vector<cudaGraphNode_t>& dropped);
 
-/// Makes a captured graph one that the API knows.
+/// A graph that a capture fills: the API knows it, but it is not the user's yet.
+cudaGraph_t NewCapturedGraph();
+/// Makes it the user's.
 void AdoptGraph(cudaGraph_t graph);
+/// Deletes it instead.
+void DropGraph(cudaGraph_t graph);
 
 size_t GraphsCount();
 size_t GraphExecsCount();
@@ -47,5 +51,4 @@ struct CUgraphNode_st {
 struct CUgraph_st {
   std::vector<std::unique_ptr<CUgraphNode_st>> nodes;
   std::vector<std::shared_ptr<quicksilver::cuda_twin::Condition>> conditions;
-  bool of_node = false;  // Belongs to a conditional node.
 };

@@ -200,7 +200,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle) {
     if (!stream || stream->is_default) return cudaErrorInvalidResourceHandle;
     if (const auto capture = CaptureOf(stream)) {
       capture->invalidated = true;
-      if (capture->origin == stream.get()) EndCapture(capture);
+      if (capture->origin == stream.get()) {
+        EndCapture(capture);
+        if (capture->owns_graph) DropGraph(capture->graph);
+      }
     }
     DrainUpTo(*stream, stream->enqueued);
     std::lock_guard lock(State().mu);
