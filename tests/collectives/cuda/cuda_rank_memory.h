@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "tests/collectives/communicator_suite.h"
+#include "tests/collectives/rank_memory.h"
 
 namespace quicksilver {
 

@@ -11,7 +11,9 @@
 #include "kernels/cuda/all_reduce.h"
 #include "kernels/cuda/cuda_error.h"
 #include "worker/collectives/cuda/ipc_communicator.h"
+#ifdef QUICKSILVER_NCCL
 #include "worker/collectives/cuda/nccl_communicator.h"
+#endif
 
 namespace quicksilver {
 namespace {
@@ -79,6 +81,7 @@ absl::StatusOr<std::string> WhyNoIpc(const DeviceCommunicatorOptions& options, R
   return std::string();
 }
 
+#ifdef QUICKSILVER_NCCL
 absl::StatusOr<std::unique_ptr<Communicator>> MakeNccl(const DeviceCommunicatorOptions& options, cudaStream_t stream,
                                                        ControlChannel& control) {
   NcclOptions nccl;
@@ -90,6 +93,12 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeNccl(const DeviceCommunicatorO
   nccl.step_timeout = 4 * options.timeout;  // A launch of several steps, not one collective.
   return MakeNcclCommunicator(nccl, stream, control);
 }
+#else
+absl::StatusOr<std::unique_ptr<Communicator>> MakeNccl(const DeviceCommunicatorOptions&, cudaStream_t,
+                                                       ControlChannel&) {
+  return absl::FailedPreconditionError("collectives: this build has no NCCL: its header was missing");
+}
+#endif
 
 }  // namespace
 
