@@ -302,18 +302,23 @@ TEST_F(AttentionKernelTest, APrefillMayBeCutAnywhere) {
   }
 }
 
-// Where a key of a later block is NaN, earlier blocks keep their bits, and its own block shows it.
+// Where a key or a value of a later block is NaN, earlier blocks keep their bits, and who sees it shows it.
 TEST_F(AttentionKernelTest, HiddenGarbageDoesNotReachEarlierBlocks) {
   for (const int32_t head_size : {64, 256, 24}) {
-    SCOPED_TRACE(absl::StrCat("hd ", head_size));
-    const AttentionShape shape = {2, 1, head_size, 8, 8};
-    TestSequence sequence = RandomSequence(shape, 24, 0, 24, 1);
-    const HostMatrix expected = RunKernels(shape, {sequence}, DType::kBf16, {});
-    for (int64_t c = 0; c < head_size; ++c) sequence.keys.at(13, c) = sequence.values.at(14, c) = NAN;
-    const HostMatrix actual = RunKernels(shape, {sequence}, DType::kBf16, {});
-    const std::vector<int32_t> first_block = {0, 1, 2, 3, 4, 5, 6, 7};
-    ExpectSameBits(SelectRows(actual, first_block), SelectRows(expected, first_block));
-    for (int64_t r = 8; r < 24; ++r) EXPECT_TRUE(std::isnan(actual.at(r, r))) << "row " << r;
+    for (const bool in_key : {false, true}) {
+      SCOPED_TRACE(absl::StrCat("hd ", head_size, in_key ? " key" : " value"));
+      const AttentionShape shape = {2, 1, head_size, 8, 8};
+      TestSequence sequence = RandomSequence(shape, 24, 0, 24, 1);
+      const HostMatrix expected = RunKernels(shape, {sequence}, DType::kBf16, {});
+      HostMatrix& spoiled = in_key ? sequence.keys : sequence.values;
+      std::fill_n(&spoiled.at(13, 0), 2 * spoiled.cols, NAN);  // An odd key and an even one.
+      const HostMatrix actual = RunKernels(shape, {sequence}, DType::kBf16, {});
+      const std::vector<int32_t> first_block = {0, 1, 2, 3, 4, 5, 6, 7};
+      ExpectSameBits(SelectRows(actual, first_block), SelectRows(expected, first_block));
+      for (int64_t r = 8; r < 24; ++r) {
+        for (int64_t c = 0; c < actual.cols; ++c) ASSERT_TRUE(std::isnan(actual.at(r, c))) << "row " << r;
+      }
+    }
   }
 }
 
