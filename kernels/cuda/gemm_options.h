@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/tensor.h"
+
+namespace quicksilver {
+
+/// How algorithms of products are chosen.
+struct GemmPlansOptions {
+  /// Every row of a product, and every output feature, has the same bits whatever the batch, its place in it, and the
+  /// slice of the weight.
+  bool deterministic = true;
+  size_t workspace_bytes = size_t{32} << 20;  ///< For the library.
+  /// Batches at which the choice of what all others must agree with is made.
+  int64_t small_rows = 32;
+  int64_t large_rows = 1024;
+  /// How algorithms are timed: the best of so many runs after so many others, each with nothing in the second-level
+  /// cache, as in a step that reads all weights. 0 timed runs: not at all, the library's order decides.
+  int32_t timed_runs = 5;
+  int32_t warm_ups = 2;
+  bool cold_cache = true;
+};
+
+struct CudaGemmOptions {
+  DType activation = DType::kBf16;
+  /// Keeps layer weights as e4m3 with a scale an output feature, and rounds every row of x to e4m3 with a scale of its
+  /// own. Needs kBf16.
+  bool fp8_layers = false;
+  GemmPlansOptions plans;
+  size_t staging_bytes_max = size_t{128} << 20;  ///< For quantised and for unaligned rows; taken when needed.
+  /// Ascending batches of work that is not recorded: other batches are cut and padded to them. Recorded products get
+  /// plans for their own number of rows, up to the last of these. plans.small_rows is one of them.
+  std::vector<int64_t> row_buckets = {8, 16, 32, 64, 128, 256, 512, 1024, 2048};
+};
+
+}  // namespace quicksilver

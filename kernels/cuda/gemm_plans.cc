@@ -1,0 +1,397 @@
+#include "kernels/cuda/gemm_plans.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/check.h"
+#include "common/status_macros.h"
+#include "kernels/cuda/device_workspace.h"
+#include "kernels/cuda/gemm_kernels.h"
+
+namespace quicksilver {
+namespace {
+
+constexpr int kAdvisedMax = 16;
+constexpr int kRounds = 2;  // Of probing, with other numbers, places and strides.
+/// Another class must be this much faster to be preferred to one that the library advises earlier: far above what two
+/// measurements on idle devices differ by, so that processes agree.
+constexpr float kMuchFaster = 0.85f;
+/// Different rows of x, at most; and rows of the weight, over and over.
+constexpr int64_t kSourcesMax = 32;
+constexpr int64_t kColumnSources = kGemmOutUnit;
+/// A probe multiplies by no more of a weight than this, and writes no more outputs: more would only be more blocks.
+constexpr int64_t kProbeWeightBytesMax = int64_t{256} << 20;
+constexpr int64_t kProbeOutputsMax = int64_t{64} << 20;
+/// Strides of the second round are longer by this: 16-byte aligned in every type.
+constexpr int64_t kStrideGap = 64;
+
+ProbeType ProbeTypeOf(GemmArithmetic arithmetic) {
+  switch (arithmetic) {
+    case GemmArithmetic::kF32:
+      return ProbeType::kF32;
+    case GemmArithmetic::kBf16:
+      return ProbeType::kBf16;
+    default:
+      return ProbeType::kE4m3;
+  }
+}
+
+/// Of at most kProbeWeightBytesMax and kProbeOutputsMax, divided by `divisor`.
+GemmShape Probed(GemmShape shape, int64_t rows, int64_t divisor) {
+  const int64_t by_weight = kProbeWeightBytesMax / divisor / (shape.in * GemmElementBytes(shape.arithmetic));
+  const int64_t fitting = std::min(by_weight, kProbeOutputsMax / divisor / rows) / kGemmOutUnit * kGemmOutUnit;
+  shape.out = std::min(shape.out, std::max(fitting, kGemmOutUnit));
+  return shape;
+}
+
+void Fold(uint64_t value, uint64_t& digest) {
+  digest = (digest ^ value) * 0x9E3779B97F4A7C15u;
+  digest ^= digest >> 29;
+}
+
+/// While it lives, this thread may allocate and wait although a stream is being captured.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+}  // namespace
+
+/// Memory of probes.
+struct GemmPlans::Scratch {
+  DeviceWorkspace memory{"trying out matrix products"};
+  // Where things are, of the last Reserve().
+  char* weight = nullptr;
+  char* x = nullptr;
+  char* out = nullptr;
+  float* weight_scales = nullptr;
+  float* x_scales = nullptr;
+  RowDigest* digests = nullptr;
+  char* workspace = nullptr;
+  char* flush = nullptr;
+  size_t out_bytes = 0;
+};
+
+/// What one algorithm did with one number of rows.
+struct GemmPlans::Trial {
+  GemmAlgorithm algorithm;
+  bool ran = true;                            // The library accepts it.
+  bool consistent = true;                     // Equal rows gave equal bits in all places and every time.
+  std::vector<std::optional<uint64_t>> bits;  // [kRounds * sources]; none: that row was not in the batch.
+  float microseconds = std::numeric_limits<float>::infinity();
+
+  bool Agrees(const std::vector<std::optional<uint64_t>>& other) const {
+    for (size_t i = 0; i < bits.size(); ++i) {
+      if (bits[i] && other[i] && *bits[i] != *other[i]) return false;
+    }
+    return ran && consistent;
+  }
+};
+
+/// Products that have to agree: of slices of weights of one size, in batches of any size.
+struct GemmPlans::Family {
+  std::vector<std::optional<uint64_t>> bits;  // Of every source row.
+  std::vector<GemmAlgorithm> algorithms;      // Known to give them somewhere.
+};
+
+GemmPlans::GemmPlans(const GemmLibrary& library, const GemmPlansOptions& options)
+    : library_(library), options_(options), sources_(std::min(kSourcesMax, options.small_rows)) {
+  CHECK(sources_ % 5 != 0);  // The probe walks the sources in steps of five.
+}
+
+GemmPlans::~GemmPlans() {
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+absl::StatusOr<std::unique_ptr<GemmPlans>> GemmPlans::Make(const GemmLibrary& library,
+                                                           const GemmPlansOptions& options) {
+  std::unique_ptr<GemmPlans> plans(new GemmPlans(library, options));
+  int device = 0, l2_bytes = 0;
+  RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "cudaGetDevice"));
+  RETURN_IF_ERROR(
+      CudaStatus(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device), "cudaDeviceGetAttribute"));
+  if (options.cold_cache) plans->flush_bytes_ = 2 * static_cast<size_t>(l2_bytes);
+  RETURN_IF_ERROR(
+      CudaStatus(cudaStreamCreateWithFlags(&plans->stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"));
+  ASSIGN_OR_RETURN(plans->begin_, MakeCudaEvent(cudaEventDefault));
+  ASSIGN_OR_RETURN(plans->end_, MakeCudaEvent(cudaEventDefault));
+  return plans;
+}
+
+void GemmPlans::ReleaseProbeMemory() { scratch_.reset(); }
+
+bool GemmPlans::Has(const GemmShape& shape, int64_t whole_out, int64_t rows) const {
+  return plans_.contains({shape, whole_out, rows});
+}
+
+GemmPlansReport GemmPlans::report() const {
+  GemmPlansReport report = report_;
+  for (const auto& [key, family] : families_) {
+    for (const auto& bits : family->bits) Fold(bits.value_or(0), report.digest);
+  }
+  return report;
+}
+
+absl::StatusOr<const GemmPlan*> GemmPlans::Plan(const GemmShape& shape, int64_t whole_out, int64_t rows) {
+  CHECK(rows > 0 && shape.out % kGemmOutUnit == 0 &&
+        shape.in * GemmElementBytes(shape.arithmetic) % kGemmAlignmentBytes == 0);
+  const PlanKey key(shape, whole_out, rows);
+  if (const auto it = plans_.find(key); it != plans_.end()) return it->second.get();
+  const RelaxedCapture relaxed;
+  ASSIGN_OR_RETURN(Family* const family, FamilyOf(shape, whole_out));
+  ASSIGN_OR_RETURN(GemmPlan* const chosen, Choose(shape, rows, family));
+  std::unique_ptr<GemmPlan>& plan = plans_[key];
+  plan.reset(chosen);
+  (plan == nullptr ? report_.rows_refused : report_.plans) += 1;
+  absl::StrAppend(&report_.choices, rows, " x ", shape.in, " to ", shape.out, ": ",
+                  plan == nullptr
+                      ? "in parts"
+                      : absl::StrFormat("%.1f us, %s", plan->microseconds, library_.Describe(plan->algorithm)),
+                  "\n");
+  return plan.get();
+}
+
+std::vector<GemmAlgorithm> GemmPlans::Advise(const GemmShape& shape, int64_t rows) const {
+  return library_.Advise(shape, rows, options_.workspace_bytes, kAdvisedMax);
+}
+
+absl::StatusOr<GemmPlans::Family*> GemmPlans::FamilyOf(const GemmShape& shape, int64_t whole_out) {
+  if (!options_.deterministic) return nullptr;
+  GemmShape any_slice = shape;
+  any_slice.out = 0;
+  std::unique_ptr<Family>& family = families_[{any_slice, whole_out}];
+  if (family == nullptr) {
+    GemmShape whole = shape;
+    whole.out = RoundUpTo(whole_out, kGemmOutUnit);
+    ASSIGN_OR_RETURN(family, Judge(whole));
+    ++report_.families;
+  }
+  return family.get();
+}
+
+namespace {
+
+void AddNew(const std::vector<GemmAlgorithm>& from, std::vector<GemmAlgorithm>& to) {
+  for (const GemmAlgorithm& algorithm : from) {
+    if (std::find(to.begin(), to.end(), algorithm) == to.end()) to.push_back(algorithm);
+  }
+}
+
+/// The least time of those that agree with `bits`; infinity: none.
+template <typename Trial, typename Bits>
+float FastestThatAgrees(const std::vector<Trial>& trials, const Bits& bits) {
+  float fastest = std::numeric_limits<float>::infinity();
+  for (const Trial& trial : trials) {
+    if (trial.Agrees(bits)) fastest = std::min(fastest, trial.microseconds);
+  }
+  return fastest;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GemmPlans::Family>> GemmPlans::Judge(const GemmShape& shape) {
+  const int64_t small_rows = options_.small_rows, large_rows = options_.large_rows;
+  std::vector<GemmAlgorithm> algorithms = Advise(shape, small_rows);
+  AddNew(Advise(shape, large_rows), algorithms);
+  ASSIGN_OR_RETURN(const std::vector<Trial> small, Try(shape, small_rows, algorithms));
+  ASSIGN_OR_RETURN(const std::vector<Trial> large, Try(shape, large_rows, algorithms));
+  const float chunks = static_cast<float>(large_rows) / static_cast<float>(small_rows);
+  float best_small = std::numeric_limits<float>::infinity(), best_large = best_small, best_score = best_small;
+  for (const Trial& trial : small) best_small = std::min(best_small, trial.microseconds);
+  for (const Trial& trial : large) best_large = std::min(best_large, trial.microseconds);
+  const Trial* chosen = nullptr;
+  for (const Trial& trial : small) {
+    if (!trial.Agrees(trial.bits)) continue;
+    const float small_time = FastestThatAgrees(small, trial.bits);
+    const float large_time = std::min(FastestThatAgrees(large, trial.bits), small_time * chunks);
+    const float score = small_time / best_small + large_time / best_large;
+    if (chosen != nullptr && score >= kMuchFaster * best_score) continue;
+    chosen = &trial;
+    best_score = score;
+  }
+  if (chosen == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("cuBLASLt ", library_.version(), " has no algorithm that treats all rows alike for products of ",
+                     shape.in, " to ", shape.out, " features: ", algorithms.size(), " were tried"));
+  }
+  auto family = std::make_unique<Family>();
+  family->bits = chosen->bits;
+  family->algorithms.push_back(chosen->algorithm);
+  for (const auto* trials : {&small, &large}) {
+    for (const Trial& trial : *trials) {
+      if (trial.Agrees(family->bits)) AddNew({trial.algorithm}, family->algorithms);
+    }
+  }
+  return family;
+}
+
+absl::StatusOr<GemmPlan*> GemmPlans::Choose(const GemmShape& shape, int64_t rows, Family* family) {
+  std::vector<GemmAlgorithm> algorithms = Advise(shape, rows);
+  if (family != nullptr) AddNew(family->algorithms, algorithms);
+  ASSIGN_OR_RETURN(const std::vector<Trial> trials, Try(shape, rows, algorithms));
+  const Trial* chosen = nullptr;
+  for (const Trial& trial : trials) {
+    if (!trial.ran) continue;
+    ++report_.algorithms_tried;
+    if (family != nullptr) {
+      if (!trial.Agrees(family->bits)) {
+        ++report_.algorithms_refused;
+        continue;
+      }
+      AddNew({trial.algorithm}, family->algorithms);
+    }
+    if (chosen == nullptr || trial.microseconds < chosen->microseconds) chosen = &trial;
+  }
+  if (chosen == nullptr && family == nullptr) {
+    return absl::FailedPreconditionError(absl::StrCat("cuBLASLt ", library_.version(), " cannot multiply ", rows,
+                                                      " rows, ", shape.in, " to ", shape.out, " features"));
+  }
+  return chosen == nullptr ? nullptr : new GemmPlan{chosen->algorithm, chosen->microseconds};
+}
+
+absl::Status GemmPlans::Reserve(const GemmShape& shape, int64_t rows) {
+  const int64_t element = GemmElementBytes(shape.arithmetic);
+  size_t end = 0;
+  const auto place = [&end](int64_t bytes) {
+    const size_t at = end;
+    end = static_cast<size_t>(RoundUpTo(static_cast<int64_t>(end) + bytes, 256));
+    return at;
+  };
+  const size_t weight = place(shape.out * shape.in * element), x = place(rows * (shape.in + kStrideGap) * element);
+  const size_t out = place(rows * (shape.out + kStrideGap) * static_cast<int64_t>(ElementBytes(shape.out_type)));
+  const size_t out_end = end;
+  const size_t weight_scales = place(shape.out * 4), x_scales = place(rows * 4);
+  const size_t digests = place(rows * static_cast<int64_t>(sizeof(RowDigest)));
+  const size_t workspace = place(static_cast<int64_t>(options_.workspace_bytes));
+  const size_t flush = place(static_cast<int64_t>(flush_bytes_));
+  if (scratch_ == nullptr) scratch_ = std::make_unique<Scratch>();
+  ASSIGN_OR_RETURN(void* const memory, scratch_->memory.Get(end));
+  char* const base = static_cast<char*>(memory);
+  scratch_->weight = base + weight;
+  scratch_->x = base + x;
+  scratch_->out = base + out;
+  scratch_->out_bytes = out_end - out;
+  scratch_->weight_scales = reinterpret_cast<float*>(base + weight_scales);
+  scratch_->x_scales = reinterpret_cast<float*>(base + x_scales);
+  scratch_->digests = reinterpret_cast<RowDigest*>(base + digests);
+  scratch_->workspace = base + workspace;
+  scratch_->flush = base + flush;
+  return absl::OkStatus();
+}
+
+GemmOperands GemmPlans::Operands(const GemmShape& shape, int round) const {
+  const int64_t gap = round % 2 == 0 ? 0 : kStrideGap;
+  return {.x = scratch_->x,
+          .x_stride = shape.in + gap,
+          .x_scales = scratch_->x_scales,
+          .weight = scratch_->weight,
+          .weight_scales = scratch_->weight_scales,
+          .out = scratch_->out,
+          .out_stride = shape.out + gap};
+}
+
+absl::Status GemmPlans::Run(const GemmShape& shape, int64_t rows, int round, Trial& trial) {
+  const absl::Status status = library_.Multiply(shape, rows, Operands(shape, round), trial.algorithm,
+                                                scratch_->workspace, options_.workspace_bytes, stream_);
+  if (!status.ok()) trial.ran = false;  // An error of the device shows up in the next wait.
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<GemmPlans::Trial>> GemmPlans::Try(const GemmShape& whole, int64_t rows,
+                                                             const std::vector<GemmAlgorithm>& algorithms) {
+  constexpr int64_t kDivisorMax = 64;
+  GemmShape shape;
+  absl::Status room;
+  for (int64_t divisor = 1; divisor <= kDivisorMax; divisor *= 4) {  // Late plans may find little memory left.
+    shape = Probed(whole, rows, divisor);
+    room = Reserve(shape, rows);
+    if (!absl::IsResourceExhausted(room)) break;
+  }
+  RETURN_IF_ERROR(room);
+  std::vector<Trial> trials(algorithms.size());
+  for (size_t i = 0; i < trials.size(); ++i) {
+    trials[i].algorithm = algorithms[i];
+    trials[i].bits.resize(static_cast<size_t>(kRounds * sources_));
+  }
+  for (int round = 0; round < kRounds; ++round) RETURN_IF_ERROR(Probe(shape, rows, round, /*again=*/false, trials));
+  for (Trial& trial : trials) {
+    if (trial.ran) RETURN_IF_ERROR(Measure(shape, rows, trial));
+  }
+  RETURN_IF_ERROR(Probe(shape, rows, kRounds - 1, /*again=*/true, trials));
+  return trials;
+}
+
+absl::Status GemmPlans::Probe(const GemmShape& shape, int64_t rows, int round, bool again, std::vector<Trial>& trials) {
+  const GemmOperands operands = Operands(shape, round);
+  const uint32_t seed = 0x5EED0000u + static_cast<uint32_t>(round);
+  const ProbeRows x_rows = {.seed = seed, .sources = sources_, .step = 5, .shift = 7 * round, .alternate = true};
+  const ProbeMatrix x = {.values = scratch_->x,
+                         .type = ProbeTypeOf(shape.arithmetic),
+                         .rows = rows,
+                         .cols = shape.in,
+                         .stride = operands.x_stride,
+                         .scales = scratch_->x_scales};
+  const ProbeMatrix weight = {.values = scratch_->weight,
+                              .type = x.type,
+                              .rows = shape.out,
+                              .cols = shape.in,
+                              .stride = shape.in,
+                              .scales = scratch_->weight_scales};
+  RETURN_IF_ERROR(CudaStatus(LaunchFillProbe(x, x_rows, stream_), "FillProbe"));
+  RETURN_IF_ERROR(
+      CudaStatus(LaunchFillProbe(weight, {.seed = seed ^ 0xFFFFu, .sources = kColumnSources}, stream_), "FillProbe"));
+  const ConstMatrix out(scratch_->out, rows, shape.out, operands.out_stride, shape.out_type);
+  std::vector<RowDigest> digests(static_cast<size_t>(rows));
+  for (Trial& trial : trials) {
+    if (!trial.ran) continue;
+    // What is not written stays NaN, and differs from what another algorithm writes there.
+    RETURN_IF_ERROR(CudaStatus(cudaMemsetAsync(scratch_->out, 0xFF, scratch_->out_bytes, stream_), "cudaMemsetAsync"));
+    RETURN_IF_ERROR(Run(shape, rows, round, trial));
+    RETURN_IF_ERROR(CudaStatus(LaunchDigestRows(out, kColumnSources, scratch_->digests, stream_), "DigestRows"));
+    RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(digests.data(), scratch_->digests, digests.size() * sizeof(RowDigest),
+                                               cudaMemcpyDeviceToHost, stream_),
+                               "cudaMemcpyAsync"));
+    RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(stream_), "trying out a matrix product"));
+    if (!trial.ran) continue;
+    for (int64_t r = 0; r < rows; ++r) {
+      std::optional<uint64_t>& bits = trial.bits[static_cast<size_t>(round * sources_ + ProbeSource(x_rows, r))];
+      const RowDigest& digest = digests[static_cast<size_t>(r)];
+      CHECK(bits || !again);
+      if (!bits) bits = digest.bits;
+      if (*bits != digest.bits || digest.differing != 0) trial.consistent = false;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GemmPlans::Measure(const GemmShape& shape, int64_t rows, Trial& trial) {
+  if (options_.timed_runs == 0) {
+    trial.microseconds = 1.0f;
+    return absl::OkStatus();
+  }
+  for (int run = 0; run < options_.warm_ups + options_.timed_runs; ++run) {
+    if (flush_bytes_ > 0) {
+      RETURN_IF_ERROR(CudaStatus(cudaMemsetAsync(scratch_->flush, 0, flush_bytes_, stream_), "cudaMemsetAsync"));
+    }
+    RETURN_IF_ERROR(CudaStatus(cudaEventRecord(begin_.get(), stream_), "cudaEventRecord"));
+    RETURN_IF_ERROR(Run(shape, rows, kRounds - 1, trial));
+    RETURN_IF_ERROR(CudaStatus(cudaEventRecord(end_.get(), stream_), "cudaEventRecord"));
+    RETURN_IF_ERROR(CudaStatus(cudaEventSynchronize(end_.get()), "timing a matrix product"));
+    float milliseconds = 0.0f;
+    RETURN_IF_ERROR(CudaStatus(cudaEventElapsedTime(&milliseconds, begin_.get(), end_.get()), "cudaEventElapsedTime"));
+    constexpr float kLeast = 1e-3f;  // A nanosecond timer of coarse steps must not make ratios of zeros.
+    if (run >= options_.warm_ups)
+      trial.microseconds = std::min(trial.microseconds, std::max(milliseconds * 1e3f, kLeast));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace quicksilver
