@@ -46,47 +46,11 @@ std::unique_ptr<EngineGroup> Start(const EngineGroup::Options& options) {
   return *std::move(group);
 }
 
-/// Sixteen sequences that differ in everything a client may choose.
-std::vector<v1::Submit> VariedSubmits(const char* family) {
-  const bool bidirectional = std::string(family) == "llada";
-  std::vector<v1::Submit> submits;
-  for (uint32_t i = 0; i < 16; ++i) {
-    const PhiloxWords roll = Philox(20, i, 0, 0, 0);
-    std::vector<TokenId> prompt;
-    for (uint32_t p = 0; p < 1 + roll.w[0] % 40; ++p)
-      prompt.push_back(static_cast<TokenId>(Philox(21, i, p, 0, 0).w[0] % 249));
-    v1::Submit submit = MakeSubmit(i + 1, prompt, 1 + roll.w[1] % 24, {249});
-    v1::ResolvedSampling& sampling = *submit.mutable_sampling();
-    sampling.set_temperature(i % 2 == 0 ? 0.0f : 0.9f);
-    sampling.set_seed(roll.w[2]);
-    if (i % 4 == 1) sampling.set_top_k(20);
-    if (i % 4 == 3) sampling.set_top_p(0.8f);
-    submit.mutable_decoding()->set_policy(static_cast<v1::Policy>(i % 5));
-    submit.mutable_decoding()->set_threshold(0.6f);
-    if (bidirectional && i % 3 == 0) submit.mutable_decoding()->set_guidance_scale(0.5f);
-    submits.push_back(submit);
-  }
-  return submits;
-}
-
-/// Everything a client could see, bits included, in the order it happened.
-std::string Bytes(const Transcript& transcript) {
-  std::string bytes;
-  for (v1::SequenceUpdate update : transcript.updates) {
-    update.set_sequence_id(0);
-    update.mutable_end()->clear_queue_seconds();
-    update.mutable_end()->clear_prefill_seconds();
-    update.mutable_end()->clear_decode_seconds();
-    bytes += update.SerializeAsString();
-  }
-  return bytes;
-}
-
 class EngineFamilyTest : public testing::TestWithParam<const char*> {};
 
 // Same request, same bytes: whatever shares the batch, whenever it came, however its prompt was cut.
 TEST_P(EngineFamilyTest, SixteenConcurrentSequencesGiveTheBytesThatEachGivesAlone) {
-  const std::vector<v1::Submit> submits = VariedSubmits(GetParam());
+  const std::vector<v1::Submit> submits = VariedSubmits(std::string(GetParam()) == "llada");
   const std::unique_ptr<EngineGroup> alone = Start(OptionsFor(GetParam(), 1));
   std::vector<std::string> expected;
   size_t tokens = 0;
@@ -123,7 +87,7 @@ TEST_P(EngineFamilyTest, SixteenConcurrentSequencesGiveTheBytesThatEachGivesAlon
 }
 
 TEST_P(EngineFamilyTest, GroupsOfOneTwoAndFourRanksGiveTheSameTokens) {
-  const std::vector<v1::Submit> submits = VariedSubmits(GetParam());
+  const std::vector<v1::Submit> submits = VariedSubmits(std::string(GetParam()) == "llada");
   std::vector<std::vector<TokenId>> expected;
   for (const int ranks : {1, 2, 4}) {
     SCOPED_TRACE(absl::StrCat("tp = ", ranks));

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "common/philox.h"
 #include "common/status_macros.h"
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/collectives/local_communicator.h"
@@ -140,6 +141,39 @@ v1::Submit MakeSubmit(uint64_t sequence_id, const std::vector<TokenId>& prompt, 
   submit.mutable_sampling()->set_top_p(1.0f);
   submit.set_provisional(true);
   return submit;
+}
+
+std::vector<v1::Submit> VariedSubmits(bool bidirectional) {
+  std::vector<v1::Submit> submits;
+  for (uint32_t i = 0; i < 16; ++i) {
+    const PhiloxWords roll = Philox(20, i, 0, 0, 0);
+    std::vector<TokenId> prompt;
+    for (uint32_t p = 0; p < 1 + roll.w[0] % 40; ++p)
+      prompt.push_back(static_cast<TokenId>(Philox(21, i, p, 0, 0).w[0] % 249));
+    v1::Submit submit = MakeSubmit(i + 1, prompt, 1 + roll.w[1] % 24, {249});
+    v1::ResolvedSampling& sampling = *submit.mutable_sampling();
+    sampling.set_temperature(i % 2 == 0 ? 0.0f : 0.9f);
+    sampling.set_seed(roll.w[2]);
+    if (i % 4 == 1) sampling.set_top_k(20);
+    if (i % 4 == 3) sampling.set_top_p(0.8f);
+    submit.mutable_decoding()->set_policy(static_cast<v1::Policy>(i % 5));
+    submit.mutable_decoding()->set_threshold(0.6f);
+    if (bidirectional && i % 3 == 0) submit.mutable_decoding()->set_guidance_scale(0.5f);
+    submits.push_back(submit);
+  }
+  return submits;
+}
+
+std::string Bytes(const Transcript& transcript) {
+  std::string bytes;
+  for (v1::SequenceUpdate update : transcript.updates) {
+    update.set_sequence_id(0);
+    update.mutable_end()->clear_queue_seconds();
+    update.mutable_end()->clear_prefill_seconds();
+    update.mutable_end()->clear_decode_seconds();
+    bytes += update.SerializeAsString();
+  }
+  return bytes;
 }
 
 }  // namespace quicksilver

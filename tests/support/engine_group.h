@@ -94,4 +94,10 @@ class EngineGroup {
 v1::Submit MakeSubmit(uint64_t sequence_id, const std::vector<TokenId>& prompt, uint32_t max_tokens,
                       const std::vector<TokenId>& stop_ids = {});
 
+/// Sixteen sequences that differ in everything a client may choose. `bidirectional`: some are guided.
+std::vector<v1::Submit> VariedSubmits(bool bidirectional);
+
+/// Everything a client could see, bits included, in the order it happened.
+std::string Bytes(const Transcript& transcript);
+
 }  // namespace quicksilver
