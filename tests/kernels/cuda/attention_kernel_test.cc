@@ -1,220 +1,19 @@
-#include <cuda_runtime_api.h>
-
-#include <algorithm>
 #include <numeric>
-#include <random>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/cuda/attention.h"
-#include "tests/kernels/attention_case.h"
-#include "tests/support/cuda_twin/twin_device.h"
+#include "tests/kernels/cuda/attention_run.h"
 
 namespace quicksilver {
 namespace {
 
 using attention::Split;
 
-/// Device memory of a test.
-class DeviceBytes {
- public:
-  explicit DeviceBytes(size_t bytes) { EXPECT_EQ(cudaMalloc(&data_, std::max<size_t>(bytes, 1)), cudaSuccess); }
-  template <typename T>
-  explicit DeviceBytes(const std::vector<T>& values) : DeviceBytes(values.size() * sizeof(T)) {
-    Fill(values);
-  }
-  DeviceBytes(DeviceBytes&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
-  ~DeviceBytes() { EXPECT_EQ(cudaFree(data_), cudaSuccess); }
-
-  template <typename T>
-  void Fill(const std::vector<T>& values) {
-    EXPECT_EQ(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice), cudaSuccess);
-  }
-  template <typename T>
-  std::vector<T> Values(size_t count) const {
-    std::vector<T> values(count);
-    EXPECT_EQ(cudaMemcpy(values.data(), data_, count * sizeof(T), cudaMemcpyDeviceToHost), cudaSuccess);
-    return values;
-  }
-  template <typename T>
-  T* As() const {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  void* data_ = nullptr;
-};
-
-/// What is different between runs that must give the same bits.
-struct RunSettings {
-  Split split = Split::kAuto;
-  size_t partial_bytes = size_t{8} << 20;
-  int32_t multiprocessors = 3;
-  int32_t rows_max = 0;      ///< At least: a captured step knows but an upper bound.
-  int32_t padding_rows = 0;  ///< Rows at the end that belong to no segment.
-  int64_t cache_gap = 0;     ///< Elements between the rows of the cache, and
-  int64_t row_gap = 0;       ///< between those of q and out.
-  uint32_t page_seed = 7;
-};
-
-constexpr float kUntouched = 12352.0f;  // A bf16 number.
-
-/// `m` in device memory, `gap` elements between rows.
-DeviceBytes Put(const HostMatrix& m, DType dtype, int64_t gap) {
-  std::vector<float> wide(static_cast<size_t>(m.rows * (m.cols + gap)), kUntouched);
-  for (int64_t r = 0; r < m.rows; ++r) std::copy_n(m.row(r), m.cols, wide.begin() + r * (m.cols + gap));
-  if (dtype == DType::kF32) return DeviceBytes(wide);
-  std::vector<uint16_t> narrow(wide.size());
-  std::transform(wide.begin(), wide.end(), narrow.begin(), FloatToBf16);
-  return DeviceBytes(narrow);
-}
-
-/// A step's arrays, the cache filled.
-struct Step {
-  std::vector<AttentionSegment> segments;
-  std::vector<int32_t> page_table;
-  HostMatrix q, keys, values;
-  int32_t rows_max = 0, keys_max = 0;
-};
-
-Step LayOut(const AttentionShape& shape, const std::vector<TestSequence>& sequences, uint32_t page_seed) {
-  Step step;
-  int64_t pages = 1, rows = 0;
-  for (const TestSequence& s : sequences) {
-    pages += (s.keys.rows + shape.page_size - 1) / shape.page_size;
-    rows += s.queries.rows;
-  }
-  std::vector<int32_t> order(static_cast<size_t>(pages));
-  std::iota(order.begin(), order.end(), 0);
-  std::shuffle(order.begin(), order.end(), std::mt19937(page_seed));
-  step.q = HostMatrix(rows, int64_t{shape.heads} * shape.head_size);
-  step.keys = HostMatrix(pages * shape.page_size, int64_t{shape.kv_heads} * shape.head_size);
-  std::fill(step.keys.values.begin(), step.keys.values.end(), NAN);
-  step.values = step.keys;
-  int64_t row = 0;
-  for (const TestSequence& s : sequences) {
-    step.segments.push_back({.first_row = static_cast<int32_t>(row),
-                             .rows = static_cast<int32_t>(s.queries.rows),
-                             .first_position = s.first_position,
-                             .keys = static_cast<int32_t>(s.keys.rows),
-                             .first_page = static_cast<int32_t>(step.page_table.size())});
-    step.rows_max = std::max(step.rows_max, step.segments.back().rows);
-    step.keys_max = std::max(step.keys_max, step.segments.back().keys);
-    for (int64_t r = 0; r < s.queries.rows; ++r, ++row) {
-      std::copy_n(s.queries.row(r), s.queries.cols, &step.q.at(row, 0));
-    }
-    for (int64_t j = 0; j < s.keys.rows; ++j) {
-      if (j % shape.page_size == 0) step.page_table.push_back(order[step.page_table.size()]);
-      const int64_t slot = int64_t{step.page_table.back()} * shape.page_size + j % shape.page_size;
-      std::copy_n(s.keys.row(j), s.keys.cols, &step.keys.at(slot, 0));
-      std::copy_n(s.values.row(j), s.values.cols, &step.values.at(slot, 0));
-    }
-  }
-  return step;
-}
-
-/// The kernels over all sequences at once, on memory of its own.
-class KernelRun {
- public:
-  KernelRun(const AttentionShape& shape, const std::vector<TestSequence>& sequences, DType dtype,
-            const RunSettings& settings)
-      : shape_(shape),
-        dtype_(dtype),
-        settings_(settings),
-        step_(LayOut(shape, sequences, settings.page_seed)),
-        rows_(step_.q.rows + settings.padding_rows),
-        q_(Put(WithPadding(step_.q, rows_), dtype, settings.row_gap)),
-        out_(Put(WithPadding(HostMatrix(0, step_.q.cols), rows_), dtype, settings.row_gap)),
-        keys_(Put(step_.keys, dtype, settings.cache_gap)),
-        values_(Put(step_.values, dtype, settings.cache_gap)),
-        page_table_(step_.page_table),
-        segments_(Segments()),
-        workspace_(CudaAttention::WorkspaceBytes(Options())),
-        attention_(Options(), workspace_.As<void>()) {}
-
-  void Enqueue(cudaStream_t stream) {
-    const StepLayout layout = {.rows = static_cast<int32_t>(rows_),
-                               .segments = segments_.As<AttentionSegment>(),
-                               .segments_count = static_cast<int32_t>(Segments().size()),
-                               .page_table = page_table_.As<int32_t>(),
-                               .page_size = shape_.page_size,
-                               .block_length = shape_.block_length,
-                               .rows_max = std::max(step_.rows_max, settings_.rows_max),
-                               .keys_max = step_.keys_max};
-    const int64_t cols = step_.q.cols, kv_cols = step_.keys.cols;
-    const KvLayer cache = {{keys_.As<void>(), step_.keys.rows, kv_cols, kv_cols + settings_.cache_gap, dtype_},
-                           {values_.As<void>(), step_.keys.rows, kv_cols, kv_cols + settings_.cache_gap, dtype_}};
-    EXPECT_EQ(
-        attention_.Run(stream, layout, {q_.As<void>(), rows_, cols, cols + settings_.row_gap, dtype_}, shape_.heads,
-                       shape_.kv_heads, cache, {out_.As<void>(), rows_, cols, cols + settings_.row_gap, dtype_}),
-        cudaSuccess);
-  }
-
-  /// The rows of all sequences, in order. Fails where anything else was written.
-  HostMatrix Result() const {
-    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-    const int64_t stride = step_.q.cols + settings_.row_gap;
-    std::vector<float> wide(static_cast<size_t>(rows_ * stride));
-    if (dtype_ == DType::kF32) {
-      wide = out_.Values<float>(wide.size());
-    } else {
-      const std::vector<uint16_t> narrow = out_.Values<uint16_t>(wide.size());
-      std::transform(narrow.begin(), narrow.end(), wide.begin(), Bf16ToFloat);
-    }
-    HostMatrix result(step_.q.rows, step_.q.cols);
-    for (int64_t i = 0; i < rows_ * stride; ++i) {
-      if (i / stride < result.rows && i % stride < result.cols) {
-        result.at(i / stride, i % stride) = wide[i];
-      } else {
-        EXPECT_EQ(wide[i], kUntouched) << "written at row " << i / stride << ", column " << i % stride;
-      }
-    }
-    return result;
-  }
-
-  /// Lets segment `s` end `rows` earlier, on the device alone.
-  void DropRows(size_t s, int32_t rows) {
-    std::vector<AttentionSegment> segments = Segments();
-    segments[s].rows -= rows;
-    segments[s].keys -= rows;
-    segments_.Fill(segments);
-  }
-
- private:
-  CudaAttentionOptions Options() const {
-    return {.multiprocessors = settings_.multiprocessors,
-            .partial_bytes = settings_.partial_bytes,
-            .split = settings_.split};
-  }
-  std::vector<AttentionSegment> Segments() const {
-    std::vector<AttentionSegment> segments = step_.segments;
-    if (settings_.padding_rows > 0) segments.resize(segments.size() + 2);
-    return segments;
-  }
-  static HostMatrix WithPadding(const HostMatrix& m, int64_t rows) {
-    HostMatrix padded(rows, m.cols, std::vector<float>(static_cast<size_t>(rows * m.cols), kUntouched));
-    std::copy(m.values.begin(), m.values.end(), padded.values.begin());
-    return padded;
-  }
-
-  AttentionShape shape_;
-  DType dtype_;
-  RunSettings settings_;
-  Step step_;
-  int64_t rows_;
-  DeviceBytes q_, out_, keys_, values_, page_table_, segments_, workspace_;
-  CudaAttention attention_;
-};
-
-HostMatrix RunKernels(const AttentionShape& shape, const std::vector<TestSequence>& sequences, DType dtype,
-                      const RunSettings& settings) {
-  KernelRun run(shape, sequences, dtype, settings);
-  run.Enqueue(nullptr);
-  return run.Result();
-}
-
 class AttentionKernelTest : public ::testing::Test {
  protected:
-  void TearDown() override { cuda_twin::TwinDevice().Reset(); }
+  void SetUp() override {
+    const std::string missing = WhyNoDevice();
+    if (!missing.empty()) GTEST_SKIP() << missing;
+  }
 
   void ExpectAgreesWithTheDefinition(const AttentionShape& shape, const std::vector<TestSequence>& sequences,
                                      DType dtype, const RunSettings& settings = {}) {
@@ -322,24 +121,11 @@ TEST_F(AttentionKernelTest, HiddenGarbageDoesNotReachEarlierBlocks) {
   }
 }
 
-TEST_F(AttentionKernelTest, NoBitDependsOnTheOrderOfThreads) {
-  for (const auto& [head_size, dtype] : {std::pair{64, DType::kBf16}, {256, DType::kBf16}, {24, DType::kF32}}) {
-    SCOPED_TRACE(absl::StrCat("hd ", head_size));
-    const AttentionShape shape = {2, 1, head_size, 16, 4};
-    const std::vector<TestSequence> sequences = Ragged(shape);
-    const HostMatrix expected = RunKernels(shape, sequences, dtype, {.split = Split::kAlways});
-    for (const uint64_t seed : {1, 2, 3, 4}) {
-      cuda_twin::TwinDevice().SetThreadOrderSeed(seed);
-      ExpectSameBits(RunKernels(shape, sequences, dtype, {.split = Split::kAlways}), expected);
-    }
-  }
-}
-
 // A recorded step is replayed with other segments: what was launched may not depend on them.
 TEST_F(AttentionKernelTest, AReplayFollowsTheSegmentsOnTheDevice) {
   const AttentionShape shape = {2, 1, 64, 16, kBidirectional};
   std::vector<TestSequence> sequences = {RandomSequence(shape, 8, 300, 308, 1), RandomSequence(shape, 20, 0, 20, 2)};
-  KernelRun run(shape, sequences, DType::kBf16, {});
+  AttentionRun run(shape, sequences, DType::kBf16, {});
   cudaStream_t stream = nullptr;
   ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
   ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);

@@ -1,7 +1,5 @@
 #include "kernels/cuda/attention_plan.h"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <map>
 #include <random>
@@ -10,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "tests/kernels/cuda/attention_run.h"
 
 namespace quicksilver::attention {
 namespace {
@@ -197,7 +196,15 @@ void ExpectMergesReadEveryPiece(const PlanRequest& request, const HostPlan& plan
   EXPECT_EQ(plan.counts.merge_units, units);
 }
 
-TEST(AttentionPlanTest, JobsCoverEveryKeyOfEveryQueryOnce) {
+class AttentionPlanTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const std::string missing = WhyNoDevice();
+    if (!missing.empty()) GTEST_SKIP() << missing;
+  }
+};
+
+TEST_F(AttentionPlanTest, JobsCoverEveryKeyOfEveryQueryOnce) {
   std::mt19937 generator(3);
   for (int32_t i = 0; i < 12; ++i) {
     SCOPED_TRACE(absl::StrCat("case ", i));
@@ -216,26 +223,26 @@ TEST(AttentionPlanTest, JobsCoverEveryKeyOfEveryQueryOnce) {
   }
 }
 
-TEST(AttentionPlanTest, OneSequenceIsSplitSoThatEveryBlockHasWork) {
+TEST_F(AttentionPlanTest, OneSequenceIsSplitSoThatEveryBlockHasWork) {
   const HostPlan plan = MakePlan(Blocks(1, 1024), Request());
   EXPECT_EQ(plan.counts.whole, 0);
   EXPECT_EQ(plan.counts.pieces, 8);
 }
 
-TEST(AttentionPlanTest, AFullBatchIsNotSplit) {
+TEST_F(AttentionPlanTest, AFullBatchIsNotSplit) {
   const HostPlan plan = MakePlan(Blocks(128, 1024), Request());
   EXPECT_EQ(plan.counts.whole, 128);
   EXPECT_EQ(plan.counts.pieces, 0);
 }
 
 // 17 sequences of 8 key heads are 4 items more than blocks: whole, those would double the time.
-TEST(AttentionPlanTest, AFewItemsTooManyAreSplit) {
+TEST_F(AttentionPlanTest, AFewItemsTooManyAreSplit) {
   const HostPlan plan = MakePlan(Blocks(17, 1024), Request());
   EXPECT_EQ(plan.counts.whole, 16);
   EXPECT_EQ(plan.counts.pieces, 8);
 }
 
-TEST(AttentionPlanTest, ALongContextAmongShortOnesIsSplit) {
+TEST_F(AttentionPlanTest, ALongContextAmongShortOnesIsSplit) {
   std::vector<AttentionSegment> segments = Blocks(64, 512);
   segments[5].first_position = 30000;
   segments[5].keys = 30032;
@@ -244,7 +251,7 @@ TEST(AttentionPlanTest, ALongContextAmongShortOnesIsSplit) {
   EXPECT_EQ(plan.counts.pieces, ChunkOf(30031) + 1);
 }
 
-TEST(AttentionPlanTest, WhatHasNoRoomForPartialResultsStaysWhole) {
+TEST_F(AttentionPlanTest, WhatHasNoRoomForPartialResultsStaysWhole) {
   PlanRequest request = Request();
   request.partial_rows_max = 8 * 8 * 128 - 1;  // Chunks, key heads, queries.
   EXPECT_EQ(MakePlan(Blocks(1, 1024), request).counts.pieces, 0);
@@ -252,7 +259,7 @@ TEST(AttentionPlanTest, WhatHasNoRoomForPartialResultsStaysWhole) {
   EXPECT_EQ(MakePlan(Blocks(1, 1024), request).counts.pieces, 8);
 }
 
-TEST(AttentionPlanTest, PaddingMakesNoWork) {
+TEST_F(AttentionPlanTest, PaddingMakesNoWork) {
   const HostPlan plan = MakePlan(std::vector<AttentionSegment>(300), Request());
   EXPECT_EQ(plan.counts.whole + plan.counts.pieces + plan.counts.merges, 0);
 }
