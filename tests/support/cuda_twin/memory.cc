@@ -84,6 +84,13 @@ unsigned char* Map(size_t bytes, bool shared, Allocation* allocation) {
   return static_cast<unsigned char*>(pages_begin) + (pages - rounded);
 }
 
+#if defined(__SANITIZE_ADDRESS__)
+unsigned char* AllocateInRedZones(size_t bytes) {
+  void* begin = nullptr;
+  return posix_memalign(&begin, kAlignment, bytes) == 0 ? static_cast<unsigned char*>(begin) : nullptr;
+}
+#endif
+
 void Release(const Allocation& allocation, uintptr_t begin) {
   if (allocation.kind == MemoryKind::kRegistered) return;
   if (allocation.mapping != nullptr) {
@@ -105,12 +112,11 @@ cudaError_t Allocate(void** memory, size_t bytes, MemoryKind kind) {
   if (kind == MemoryKind::kDevice && RoundUp(bytes, kAlignment) > state.total - std::min(used, state.total)) {
     return cudaErrorMemoryAllocation;
   }
-  unsigned char* begin = nullptr;
 #if defined(__SANITIZE_ADDRESS__)
   const bool shared = UseShared(state);
-  begin = shared ? Map(bytes, true, &allocation) : static_cast<unsigned char*>(aligned_alloc(kAlignment, bytes));
+  unsigned char* begin = shared ? Map(bytes, true, &allocation) : AllocateInRedZones(bytes);
 #else
-  begin = Map(bytes, UseShared(state), &allocation);
+  unsigned char* begin = Map(bytes, UseShared(state), &allocation);
 #endif
   if (begin == nullptr) return cudaErrorMemoryAllocation;
   // The slack behind is poisoned too and looked at when the memory is freed.
