@@ -48,7 +48,8 @@ absl::StatusOr<std::unique_ptr<EngineGroup>> EngineGroup::Start(const Options& o
   }
   for (Member& member : group->members_) {
     group->threads_.emplace_back([raw = group.get(), &member] {
-      member.status = member.engine->Run();
+      member.status = member.engine->Prepare();
+      if (member.status.ok()) member.status = member.engine->Run();
       if (member.status.ok()) return;
       raw->NoteFailure();
       raw->Break();

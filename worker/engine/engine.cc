@@ -50,6 +50,7 @@ class EngineImpl final : public Engine {
         mailbox_(options.waiting_max),
         pages_free_(static_cast<uint64_t>(model.pages())) {}
 
+  absl::Status Prepare() override { return runner_.Allocate(); }
   absl::Status Run() override;
   absl::Status Submit(uint64_t stream, const v1::Submit& submit) override;
   void Cancel(uint64_t stream, uint64_t sequence_id) override { mailbox_.Cancel({stream, sequence_id}); }
@@ -95,8 +96,7 @@ class EngineImpl final : public Engine {
 };
 
 absl::Status EngineImpl::Run() {
-  absl::Status status = runner_.Allocate();
-  if (status.ok()) status = Loop();
+  const absl::Status status = Loop();
   mailbox_.Close();
   return status;
 }

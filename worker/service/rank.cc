@@ -159,13 +159,17 @@ class Rank {
     ASSIGN_OR_RETURN(transformer_, Transformer::Load(plan_.spec, *model_.checkpoint, *ops_, *links_.ranks,
                                                      plan_.engine.step_rows_max, plan_.pages, plan_.page_size));
     model_.checkpoint.reset();
-    return links_.control->Barrier(absl::Seconds(options_.formation_timeout_seconds));
-  }
-
-  absl::Status Serve() {
+    // Ranks load at different speeds, and collectives wait for peers no longer than --peer-timeout.
+    const absl::Duration patience = absl::Seconds(options_.formation_timeout_seconds);
+    RETURN_IF_ERROR(links_.control->Barrier(patience));
     engine_ =
         Engine::Create(*transformer_, *ops_, *links_.ranks, *links_.control, plan_.engine, options_.epoch,
                        [this](uint64_t stream, v1::StepResult result) { server_->Report(stream, std::move(result)); });
+    RETURN_IF_ERROR(engine_->Prepare());
+    return links_.control->Barrier(patience);
+  }
+
+  absl::Status Serve() {
     stop_.Serve(engine_.get(), server_.get());
     if (leads()) {
       server_->AttachEngine(*engine_);
