@@ -172,11 +172,12 @@ QS_INLINE void MultiplyWide(uint32_t a, simd::Words b, simd::Words* low, simd::W
   *high = __builtin_convertvector(product >> 32, simd::Words);
 }
 
-/// The first words of Philox() for the Gumbel draws of ids [id, id + kLanes).
-QS_INLINE simd::Words FirstWords(const DrawPlace& place, uint32_t id) {
+/// The upper 32 bits of the Gumbel draws of ids [id, id + kLanes).
+QS_INLINE simd::Words HighWords(const DrawPlace& place, uint32_t id) {
   const simd::Words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const simd::Words ids = lane + id;
   uint32_t k0 = static_cast<uint32_t>(place.seed), k1 = static_cast<uint32_t>(place.seed >> 32);
-  simd::Words c0 = lane + id, c1 = simd::Words{} + place.position, c2 = simd::Words{} + place.step;
+  simd::Words c0 = ids / 4, c1 = simd::Words{} + place.position, c2 = simd::Words{} + place.step;
   simd::Words c3 = simd::Words{} + ((place.choice << 8) | static_cast<uint32_t>(DrawPurpose::kGumbel));
   for (int round = 0; round < 10; ++round) {
     simd::Words low0, high0, low1, high1;
@@ -189,7 +190,8 @@ QS_INLINE simd::Words FirstWords(const DrawPlace& place, uint32_t id) {
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return c0;
+  const auto odd = (ids & 1) != 0, upper = (ids & 2) != 0;
+  return upper ? (odd ? c3 : c2) : (odd ? c1 : c0);
 }
 
 /// 1 - u can only be at most this if the id is to beat the best score s so far: -ln u <= e^(z/T - s), and
@@ -209,7 +211,7 @@ QS_INLINE void UpdateSample(const PanelLogits& panel, float largest, int64_t fir
   for (int64_t i = 0; i < panel.ids; i += kLanes) {
     const Floats tails_max = simd::Load(panel.tempered + i) * tail_max;
     if (!simd::Any(tails_max >= simd::Splat(kSmallestTail))) continue;
-    const simd::Words words = FirstWords(panel.request.place, static_cast<uint32_t>(panel.first_id + i));
+    const simd::Words words = HighWords(panel.request.place, static_cast<uint32_t>(panel.first_id + i));
     const Floats tails_min = __builtin_convertvector(~words, Floats) * 0x1p-32f;
     if (!simd::Any(tails_min <= tails_max)) continue;
     for (int64_t k = i; k < std::min<int64_t>(panel.ids, i + kLanes); ++k) {

@@ -138,13 +138,13 @@ __device__ __forceinline__ void SumLogits(int32_t lane, const float (&z)[kLoads]
 /// One part of a request with T > 0.
 struct Draws {
   const RowLogits& row;
-  const DrawPlace& place;
+  const CandidateRequest& request;  // In global memory: read where needed, or it would take up registers.
   double temperature;
 
   __device__ __forceinline__ Sample Draw(int32_t column) const {
     const int32_t id = row.first_id + column;
     const float z = row.At(column);
-    return {static_cast<double>(z) / temperature + GumbelDraw(place, static_cast<uint32_t>(id)), z, id};
+    return {static_cast<double>(z) / temperature + GumbelDraw(request.place, static_cast<uint32_t>(id)), z, id};
   }
 
   /// How far the largest z/T is above the score to beat.
@@ -159,12 +159,35 @@ struct Draws {
     return kSlack * expf(static_cast<float>(Lead(largest, score)));
   }
 
-  /// The upper 32 bits of a draw are enough to tell that it cannot win: 1 - u is at least their complement.
-  __device__ __forceinline__ bool MayWin(int32_t column, float tail_max) const {
-    if (tail_max < kSmallestTail) return false;
-    const PhiloxWords words = Philox(place.seed, static_cast<uint32_t>(row.first_id + column), place.position,
-                                     place.step, (place.choice << 8) | static_cast<uint32_t>(DrawPurpose::kGumbel));
-    return static_cast<float>(~words.w[0]) * 0x1p-32f <= tail_max;
+  /// Which of the columns [column, column + 4) may beat the best score so far, as bits. The upper 32 bits of a draw are
+  /// enough to tell that it cannot: 1 - u is at least their complement.
+  __device__ __forceinline__ uint32_t MayWin(int32_t column, const float (&tails_max)[4]) const {
+    if (fmaxf(fmaxf(tails_max[0], tails_max[1]), fmaxf(tails_max[2], tails_max[3])) < kSmallestTail) return 0;
+    uint32_t words[4];
+    HighWords(static_cast<uint32_t>(row.first_id + column), words);
+    uint32_t may_win = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float tail_min = static_cast<float>(~words[i]) * 0x1p-32f;
+      if (tails_max[i] >= kSmallestTail && tail_min <= tails_max[i]) may_win |= 1u << i;
+    }
+    return may_win;
+  }
+
+  /// Of the ids [id, id + 4).
+  __device__ __forceinline__ void HighWords(uint32_t id, uint32_t (&words)[4]) const {
+    const PhiloxWords four = UniformDrawHighWords(request.place, id / 4, DrawPurpose::kGumbel);
+    words[0] = four.w[0];
+    words[1] = four.w[1];
+    words[2] = four.w[2];
+    words[3] = four.w[3];
+    if (id % 4 == 0) return;  // Unless the shard begins in the middle of four, and then for all lanes alike.
+    const PhiloxWords next = UniformDrawHighWords(request.place, id / 4 + 1, DrawPurpose::kGumbel);
+    const uint32_t both[7] = {four.w[0], four.w[1], four.w[2], four.w[3], next.w[0], next.w[1], next.w[2]};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      words[i] = id % 4 == 1 ? both[i + 1] : id % 4 == 2 ? both[i + 2] : both[min(i + 3, 6)];
+    }
   }
 };
 
@@ -175,33 +198,47 @@ __device__ __forceinline__ void SampleLogits(const Draws& draws, int32_t lane, i
                                              Sample* sample) {
   const RowLogits& row = draws.row;
   const float largest = part->largest;
-  const bool hopeless = sample->id >= 0 && draws.Lead(largest, sample->score) < -kGumbelDrawMax;
-  if (!hopeless) *sample = Better(*sample, draws.Draw(best));
+  const bool none = sample->id < 0;
+  const bool hopeless = !none && draws.Lead(largest, sample->score) < -kGumbelDrawMax;
+  if (none) *sample = draws.Draw(best);
   if (largest == kMinusInfinity) return;
   const bool whole = row.AllMayBeChosen(kPartIds);
   const float inverse = fminf(static_cast<float>(double{kLog2E} / draws.temperature), FLT_MAX);
   float tail_max = hopeless ? 0.0f : draws.TailMax(largest, sample->score), sum = 0.0f;
 #pragma unroll 1
-  for (int32_t column = lane; column < kPartIds; column += kWarpLanes) {
-    const float z = whole || row.MayChoose(column) ? row.At(column) : kMinusInfinity;
-    const float e = column == best ? 0.0f : Exp2Approximate((z - largest) * inverse);
-    sum += e;
-    const bool may_win = draws.MayWin(column, e * tail_max);
-    if (!__any_sync(kAllLanes, may_win)) continue;
-    if (may_win) *sample = Better(*sample, draws.Draw(column));
+  for (int load = 0; load < kLoads; ++load) {
+    const int32_t column = ColumnOf(lane, load);
+    float z[4], tails_max[4];
+    row.Four(column, z);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool counts = column + i != best && (whole || row.MayChoose(column + i));
+      const float e = Exp2Approximate(counts ? (z[i] - largest) * inverse : kMinusInfinity);
+      sum += e;
+      tails_max[i] = column + i == best && !none ? tail_max : e * tail_max;
+    }
+    const uint32_t may_win = draws.MayWin(column, tails_max);
+    if (!__any_sync(kAllLanes, may_win != 0)) continue;
+#pragma unroll 1
+    for (int i = 0; i < 4; ++i) {
+      if ((may_win >> i & 1u) != 0) *sample = Better(*sample, draws.Draw(column + i));
+    }
     *sample = WarpBest(*sample);
     tail_max = draws.TailMax(largest, sample->score);
   }
   part->tempered_sum = WarpSum(sum);
 }
 
-/// The best draw of the last parts before the tile, which know of those before them.
-__device__ __forceinline__ Sample SampleBefore(const CandidateTile& tile, const CandidatePart* row_parts,
-                                               int32_t lane) {
-  const int32_t p = tile.first / kPartIds - 1 - lane;
+/// The best draw of a few parts before the tile, which know of those before their own tile.
+__device__ __forceinline__ Sample SampleBefore(const CandidateTile& tile, const CandidatePart* row_parts) {
+  constexpr int32_t kPartsMax = 8;
+  const int32_t end = tile.first / kPartIds;
   Sample sample = {kMinusInfinity, kMinusInfinity, -1};
-  if (p >= 0) sample = {row_parts[p].sampled_score, row_parts[p].sampled_logit, row_parts[p].sampled_id};
-  return WarpBest(sample);
+#pragma unroll 1
+  for (int32_t p = max(end - kPartsMax, 0); p < end; ++p) {
+    sample = Better(sample, {row_parts[p].sampled_score, row_parts[p].sampled_logit, row_parts[p].sampled_id});
+  }
+  return sample;
 }
 
 /// One warp per part of a request: parts of a request lie side by side in the grid.
@@ -212,7 +249,7 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t item = static_cast<int32_t>(blockIdx.x) * (kThreads / kWarpLanes) + threadIdx.x / kWarpLanes;
   const int32_t lane = threadIdx.x % kWarpLanes, r = item / tile_parts;
   if (r >= tile.requests_count) return;
-  const CandidateRequest request = tile.requests[r];
+  const CandidateRequest& request = tile.requests[r];
   if (request.row < 0) return;
   const int32_t first = item % tile_parts * kPartIds;
   const RowLogits row = LogitsOf(tile, request, first);
@@ -230,8 +267,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (best < kPartIds) part.best_id = row.first_id + best;
     if (request.temperature > 0.0f) {
-      sample = SampleBefore(tile, all, lane);
-      const Draws draws = {row, request.place, request.temperature};
+      sample = SampleBefore(tile, all);
+      const Draws draws = {row, request, request.temperature};
       if (best < kPartIds) SampleLogits(draws, lane, best, &part, &sample);
     }
   }

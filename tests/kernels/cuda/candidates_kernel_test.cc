@@ -340,10 +340,11 @@ TEST_F(CandidatesKernelTest, WhatIsNotFiniteIsReportedForItsRowAlone) {
 }
 
 TEST_F(CandidatesKernelTest, MinusInfinityWeighsNothing) {
-  Case c = {.logits = HostMatrix(2, 3100), .shard = {.vocabulary = 3100, .mask_id = 0}, .requests = {}};
+  Case c = {.logits = HostMatrix(3, 3100), .shard = {.vocabulary = 3100, .mask_id = 0}, .requests = {}};
   std::fill(c.logits.values.begin(), c.logits.values.end(), -kInfinity);
   for (const int32_t id : {2, 2050, 3099}) c.logits.at(1, id) = 1.0f;
-  for (const int32_t row : {0, 1}) {
+  for (int32_t id = 1500; id < 3100; id += 3) c.logits.at(2, id) = 0.001f * static_cast<float>(id);
+  for (const int32_t row : {0, 1, 2}) {
     for (const float temperature : {0.0f, 0.5f}) c.requests.push_back({.row = row, .temperature = temperature});
   }
   c.top_count = 5;
