@@ -74,6 +74,18 @@ TEST(PortableLogTest, KnownBits) {
   EXPECT_EQ(PortableLog(1.0 - 0x1p-53), -0x1p-53);
 }
 
+TEST(PhiloxTest, TheUpperBitsOfADrawAreThoseOfItsFour) {
+  const DrawPlace place = {.seed = 11, .choice = 2, .position = 5, .step = 9};
+  std::set<uint64_t> lower;
+  for (uint32_t token = 0; token < 64; ++token) {
+    const double bits = UniformDraw(place, token, DrawPurpose::kGumbel) * 0x1p52 - 0.5;
+    const uint64_t whole = static_cast<uint64_t>(bits);
+    EXPECT_EQ(whole >> 20, UniformDrawHighWords(place, token / 4, DrawPurpose::kGumbel).w[token % 4]);
+    lower.insert(whole & 0xFFFFF);
+  }
+  EXPECT_GT(lower.size(), 60u);  // Of 2^20 values.
+}
+
 TEST(PhiloxTest, NoGumbelDrawExceedsItsBound) {
   EXPECT_LT(-PortableLog(-PortableLog(1.0 - 0x1p-53)), kGumbelDrawMax);
   EXPECT_GT(-PortableLog(-PortableLog(1.0 - 0x1p-53)), kGumbelDrawMax - 0.05);
