@@ -26,12 +26,17 @@ struct CommunicatorKind {
   std::string name;
   int ranks;
   std::function<absl::StatusOr<RankMember>(int rank, int ranks, RendezvousStore&)> make;
+  /// Why the kind cannot be tested here; empty: it can.
+  std::function<std::string()> missing = [] { return std::string(); };
 };
 
 /// The suite of every Communicator (communicator_suite.cc). A test program compiles it and instantiates it with its
 /// kinds.
 class CommunicatorTest : public ::testing::TestWithParam<CommunicatorKind> {
  protected:
+  void SetUp() override {
+    if (const std::string missing = GetParam().missing(); !missing.empty()) GTEST_SKIP() << missing;
+  }
   int ranks() const { return GetParam().ranks; }
   void WithGroup(const std::function<void(int rank, Communicator& group, RankMemory& memory)>& body);
 };

@@ -47,10 +47,8 @@ void ExpectSums(int rank, int ranks, Communicator& group, RankMemory& memory) {
 
 class DeviceCommunicatorTest : public ::testing::Test {
  protected:
-  void TearDown() override {
-    TwinDevice().Reset();
-    TwinDevice().SetSharedMemory(true);
-  }
+  void SetUp() override { ASSERT_EQ(PrepareDevice(), ""); }
+  void TearDown() override { TwinDevice().Reset(); }
 };
 
 // Where NCCL refuses two ranks, and nobody has installed it.
@@ -60,6 +58,40 @@ TEST_F(DeviceCommunicatorTest, RanksThatShareADeviceNeedNoNccl) {
       [](int rank, auto& group, CudaRankMemory& memory) {
         ASSERT_TRUE(group.ok()) << group.status();
         ExpectSums(rank, 2, **group, memory);
+      });
+}
+
+TEST_F(DeviceCommunicatorTest, RanksOnDevicesThatReachEachOtherNeedNoNccl) {
+  TwinDevice().SetDeviceCount(3);
+  Form(
+      3, CollectivesKind::kIpc, "/nowhere/libnccl.so.2", [](int rank) { return 2 - rank; },
+      [](int rank, auto& group, CudaRankMemory& memory) {
+        ASSERT_TRUE(group.ok()) << group.status();
+        ExpectSums(rank, 3, **group, memory);
+      });
+}
+
+TEST_F(DeviceCommunicatorTest, DevicesThatDoNotReachEachOtherTakeNccl) {
+  TwinDevice().SetDeviceCount(2);
+  TwinDevice().SetPeerAccess(false);
+  Form(
+      2, CollectivesKind::kAuto, FAKE_NCCL, [](int rank) { return rank; },
+      [](int rank, auto& group, CudaRankMemory& memory) {
+        ASSERT_TRUE(group.ok()) << group.status();
+        ExpectSums(rank, 2, **group, memory);
+      });
+  EXPECT_EQ(TwinDevice().calls("cudaIpcGetMemHandle"), 0u);
+}
+
+TEST_F(DeviceCommunicatorTest, IpcWithoutPeerAccessIsRefusedOnAllRanksNamingThePair) {
+  TwinDevice().SetDeviceCount(3);
+  TwinDevice().SetPeerAccess(false);
+  // Ranks 0 and 1 share a device; all are told of the pair that does not.
+  Form(
+      3, CollectivesKind::kIpc, FAKE_NCCL, [](int rank) { return rank / 2; },
+      [](int, auto& group, CudaRankMemory&) {
+        EXPECT_TRUE(absl::IsFailedPrecondition(group.status())) << group.status();
+        EXPECT_THAT(std::string(group.status().message()), HasSubstr("rank 0 to rank 2: no peer access from"));
       });
 }
 

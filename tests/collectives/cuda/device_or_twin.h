@@ -1,28 +1,25 @@
 #pragma once
 
-#include <gtest/gtest.h>
+#include <cuda_runtime_api.h>
+
+#include <string>
 
 #ifdef QUICKSILVER_CUDA_TWIN
 #include "tests/support/cuda_twin/twin_device.h"
-#else
-#include <cuda_runtime_api.h>
 #endif
 
 namespace quicksilver {
 
-/// Sets up what the tests of a program run on: the twin, or a device. Skips them where there is no device.
-class DeviceOrTwin final : public ::testing::Environment {
- public:
-  void SetUp() override {
+/// Prepares what the tests run on: the twin, whose memory processes are to share, or a device. Why they have to be
+/// skipped, or nothing.
+inline std::string PrepareDevice() {
 #ifdef QUICKSILVER_CUDA_TWIN
-    cuda_twin::TwinDevice().SetSharedMemory(true);
-#else
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "no CUDA device";
+  cuda_twin::TwinDevice().SetSharedMemory(true);
 #endif
-  }
-};
-
-inline ::testing::Environment* const device_or_twin = ::testing::AddGlobalTestEnvironment(new DeviceOrTwin);
+  int devices = 0;
+  const cudaError_t error = cudaGetDeviceCount(&devices);
+  if (error == cudaSuccess && devices > 0) return "";
+  return std::string("no CUDA device: ") + cudaGetErrorString(error);
+}
 
 }  // namespace quicksilver

@@ -37,9 +37,11 @@ absl::StatusOr<RankMember> Make(int rank, int ranks, RendezvousStore& store, abs
 }
 
 CommunicatorKind Kind(const char* name, int ranks, std::optional<size_t> two_shot_bytes_min) {
-  return {name, ranks, [two_shot_bytes_min](int rank, int size, RendezvousStore& store) {
+  return {name, ranks,
+          [two_shot_bytes_min](int rank, int size, RendezvousStore& store) {
             return Make(rank, size, store, kTimeout, two_shot_bytes_min);
-          }};
+          },
+          PrepareDevice};
 }
 
 INSTANTIATE_TEST_SUITE_P(Ipc, CommunicatorTest,
@@ -50,6 +52,10 @@ INSTANTIATE_TEST_SUITE_P(Ipc, CommunicatorTest,
 
 class IpcCommunicatorTest : public ::testing::Test {
  protected:
+  void SetUp() override {
+    if (const std::string missing = PrepareDevice(); !missing.empty()) GTEST_SKIP() << missing;
+  }
+
   /// Forms a group of two and runs `body` on rank 0 while rank 1 does nothing until `body` is done.
   void AgainstAnIdlePeer(absl::Duration timeout, const std::function<void(Communicator&, RankMemory&)>& body) {
     MemoryRendezvous store;

@@ -13,6 +13,10 @@ namespace {
 // Real processes that share the memory of one device: threads cannot be killed or stopped one by one.
 class IpcProcessTest : public ::testing::Test {
  protected:
+  void SetUp() override {
+    if (const std::string missing = PrepareDevice(); !missing.empty()) GTEST_SKIP() << missing;
+  }
+
   void Start(int ranks, absl::Duration timeout) {
     for (int rank = 0; rank < ranks; ++rank) {
       ranks_.push_back(std::make_unique<ChildProcess>(

@@ -297,7 +297,7 @@ cudaError_t cudaDeviceReset() {
 cudaError_t cudaDeviceCanAccessPeer(int* can_access, int device, int peer) {
   return Api("cudaDeviceCanAccessPeer", [&] {
     if (CheckDevice(device) != cudaSuccess || CheckDevice(peer) != cudaSuccess) return cudaErrorInvalidDevice;
-    *can_access = device != peer ? 1 : 0;
+    *can_access = device != peer && GetDeviceSettings().peer_access ? 1 : 0;
     return cudaSuccess;
   });
 }
@@ -305,6 +305,7 @@ cudaError_t cudaDeviceCanAccessPeer(int* can_access, int device, int peer) {
 cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned int flags) {
   return Api("cudaDeviceEnablePeerAccess", [&] {
     if (CheckDevice(peer) != cudaSuccess || peer == current_device) return cudaErrorInvalidDevice;
+    if (!GetDeviceSettings().peer_access) return cudaErrorPeerAccessUnsupported;
     return flags == 0 ? cudaSuccess : cudaErrorInvalidValue;
   });
 }

@@ -7,6 +7,7 @@ struct DeviceSettings {
   int count = 1;
   int major = 9;
   int minor = 0;
+  bool peer_access = true;
 };
 void SetDeviceSettings(const DeviceSettings& settings);
 DeviceSettings GetDeviceSettings();

@@ -37,6 +37,12 @@ void TwinControl::SetComputeCapability(int major, int minor) {
   SetDeviceSettings(settings);
 }
 
+void TwinControl::SetPeerAccess(bool possible) {
+  DeviceSettings settings = GetDeviceSettings();
+  settings.peer_access = possible;
+  SetDeviceSettings(settings);
+}
+
 void TwinControl::SetTotalMemory(size_t bytes) { SetTotalBytes(bytes); }
 void TwinControl::SetThreadOrderSeed(uint64_t seed) { execution_settings.thread_order_seed = seed; }
 void TwinControl::SetDeferred(bool deferred) { cuda_twin::SetDeferred(deferred); }

@@ -18,6 +18,7 @@ class TwinControl {
   void SetDeviceCount(int count);
   void SetTotalMemory(size_t bytes);  ///< Of each device.
   void SetComputeCapability(int major, int minor);
+  void SetPeerAccess(bool possible);  ///< Between any two devices.
 
   /// The order in which the threads and blocks of a kernel run: 0 ascending, 1 descending, others shuffled, and then up
   /// to three blocks run interleaved. A kernel whose result depends on it has a race.
