@@ -43,8 +43,7 @@ class Carver {
 Plan Carve(Carver& carver) {
   Plan plan;
   plan.counts = carver.Take<attention::Counts>(1);
-  plan.whole = carver.Take<attention::Job>(kJobsMax);
-  plan.pieces = carver.Take<attention::Job>(kJobsMax);
+  plan.jobs = carver.Take<attention::Job>(kJobsMax);
   plan.merges = carver.Take<attention::Merge>(kJobsMax);
   plan.first_tiles = carver.Take<int32_t>(kSegmentsMax);
   plan.costs_before = carver.Take<int32_t>(kJobsMax);
@@ -154,11 +153,14 @@ cudaError_t CudaAttention::Run(cudaStream_t stream, const StepLayout& layout, Co
   if (!tensor_core) variant = attention::FloatVariant(q.dtype, head_size);
 
   const int32_t room = options_.multiprocessors * variant.blocks_per_multiprocessor;
+  // A plan that has only now been enqueued has to be waited for.
+  const bool early_keys = Planned{heads, kv_heads, head_size, variant.tile_queries, room} == planned_;
   const cudaError_t planned = MakePlan(stream, layout, {heads, kv_heads, head_size, variant.tile_queries, room});
   if (planned != cudaSuccess) return planned;
 
   Arguments arguments = ArgumentsOf(layout, q, heads, kv_heads, cache, out);
   arguments.plan = PlanFor(head_size);
+  arguments.early_keys = early_keys;
   arguments.scale = (tensor_core ? kBinaryUnit : 1.0f) / std::sqrt(static_cast<float>(head_size));
   const int32_t chunks_max = attention::ChunkOf(std::max(layout.keys_max, 1) - 1) + 1;
   const int64_t items_max = TilesMax(layout, group, variant.tile_queries) * kv_heads * chunks_max;

@@ -31,7 +31,9 @@ class CudaAttention {
   /// The layout has changed: the next Run() derives its work list anew.
   void BeginStep() { planned_ = {}; }
 
-  /// Ops::Attention. Enqueues only.
+  /// Ops::Attention. Enqueues only. Keys of rows that the step does not write are loaded while the kernel enqueued
+  /// before still runs. So that one may write no others, and may let the next start (DependencyLaunch) only after its
+  /// own DependencyWait(): the kernel of Ops::RotateAndCache is such.
   cudaError_t Run(cudaStream_t stream, const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads,
                   const KvLayer& cache, Matrix out);
 

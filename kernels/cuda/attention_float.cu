@@ -226,12 +226,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) FloatKernel(const __grid_co
   const Shared shared = Carve(a.head_size);
   DependencyWait();
   DependencyLaunch();
-  const Counts counts = *a.plan.counts;
-  const int32_t items = (counts.whole + counts.pieces) * a.kv_heads.divisor;
+  const int32_t items = a.plan.counts->jobs * a.kv_heads.divisor;
   WarpState<kSlices> state;
   for (int32_t turn = 0; ItemOf(turn) < items; ++turn) {
     const int32_t item = ItemOf(turn);
-    const Job& job = JobOf(a, counts.whole, item);
+    const Job& job = JobOf(a, item);
     const int32_t kv_head = KeyHeadOf(a, item);
     __syncthreads();  // Nobody still reads the queries of the item before.
     LoadQueries<T>(a, job, kv_head, shared);

@@ -29,6 +29,7 @@ struct Arguments {
   Divisor block_length;
   int32_t head_size = 0;
   float scale = 1.0f;         ///< Of the dot products. Scores of the tensor-core kernels are in units of ln 2.
+  bool early_keys = false;    ///< The plan, and keys of rows of earlier steps, may be read before DependencyWait().
   bool aligned_keys = false;  ///< Rows of keys and values begin at multiples of 16 bytes.
   bool aligned_rows = false;  ///< Rows of q and out begin at multiples of 4 bytes.
 };

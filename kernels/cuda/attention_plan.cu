@@ -65,6 +65,7 @@ __device__ __forceinline__ Job WholeJob(const PlanRequest& request, const Plan& 
   const AttentionSegment segment = request.segments[low];
   Job job = {};
   job.first_row = segment.first_row;
+  job.rows = segment.rows;
   job.first_position = segment.first_position;
   job.keys = segment.keys;
   job.first_page = segment.first_page;
@@ -126,24 +127,24 @@ __device__ __forceinline__ Counts WriteJobs(const PlanRequest& request, const Pl
     const bool wants = chunks > 1 && WantsSplit(request, plan, tile, job.end_tile, total_cost);
     const int32_t rows = chunks * request.kv_heads * job.queries;
     // What finds no room stays whole. One that is larger than all the room must not make the sum run over.
-    const Sums row_sums = SumBlock(wants ? min(rows, request.partial_rows_max + 1) : 0, scratch);
-    const Sums piece_sums = SumBlock(wants ? chunks : 0, scratch);
-    const bool split = wants && int64_t{partial_rows} + row_sums.before + rows <= request.partial_rows_max &&
-                       counts.pieces + piece_sums.before + chunks <= kJobsMax;
+    const Sums wanted_rows = SumBlock(wants ? min(rows, request.partial_rows_max + 1) : 0, scratch);
+    const Sums wanted_jobs = SumBlock(!exists ? 0 : wants ? chunks : 1, scratch);
+    const bool split = wants && int64_t{partial_rows} + wanted_rows.before + rows <= request.partial_rows_max &&
+                       counts.jobs + wanted_jobs.before + chunks + tiles - tile - 1 <= kJobsMax;
     const Sums splits = SumBlock(split ? 1 : 0, scratch);
     const Sums units = SumBlock(split ? job.queries * request.kv_heads : 0, scratch);
     const Sums used_rows = SumBlock(split ? rows : 0, scratch);
-    const Sums used_pieces = SumBlock(split ? chunks : 0, scratch);
+    const Sums used_jobs = SumBlock(!exists ? 0 : split ? chunks : 1, scratch);
+    Job* const jobs = plan.jobs + counts.jobs + used_jobs.before;
     if (split) {
       job.partial = partial_rows + used_rows.before;
-      WritePieces(request, job, chunks, plan.pieces + counts.pieces + used_pieces.before);
+      WritePieces(request, job, chunks, jobs);
       plan.merges[counts.merges + splits.before] = {job.first_row, job.first_query, job.queries,
                                                     chunks,        job.partial,     counts.merge_units + units.before};
     } else if (exists) {
-      plan.whole[counts.whole + static_cast<int32_t>(threadIdx.x) - splits.before] = job;
+      *jobs = job;
     }
-    counts.whole += min(kThreads, tiles - base) - splits.all;
-    counts.pieces += used_pieces.all;
+    counts.jobs += used_jobs.all;
     counts.merges += splits.all;
     counts.merge_units += units.all;
     partial_rows += used_rows.all;

@@ -64,7 +64,8 @@ inline constexpr int32_t kEndlessBlock = 1 << 30;
 /// What one block does at a time, for each key head: some queries of one segment over some key tiles. A query is a row
 /// and a head of the key head's group; the heads of a row are neighbours: query = row in the segment * group + head.
 struct alignas(16) Job {
-  int32_t first_row;  ///< Of the segment; this and the next three are the segment's.
+  int32_t first_row;  ///< Of the segment; this and the next four are the segment's.
+  int32_t rows;
   int32_t first_position;
   int32_t keys;
   int32_t first_page;
@@ -88,8 +89,7 @@ struct alignas(16) Merge {
 };
 
 struct Counts {
-  int32_t whole;   ///< Jobs over all keys of their queries.
-  int32_t pieces;  ///< Jobs over one chunk.
+  int32_t jobs;
   int32_t merges;
   int32_t merge_units;
 };
@@ -97,8 +97,7 @@ struct Counts {
 /// The work of a step, in device memory. Made by LaunchPlan, read by the kernels of every layer.
 struct Plan {
   Counts* counts = nullptr;
-  Job* whole = nullptr;              ///< [kJobsMax]
-  Job* pieces = nullptr;             ///< [kJobsMax]
+  Job* jobs = nullptr;               ///< [kJobsMax], by ascending query and key.
   Merge* merges = nullptr;           ///< [kJobsMax]
   int32_t* first_tiles = nullptr;    ///< [kSegmentsMax]: query tiles of earlier segments.
   int32_t* costs_before = nullptr;   ///< [kJobsMax]: key tiles of earlier query tiles.

@@ -8,6 +8,12 @@
 // key head. The queries of an item are the rows of the product, so that the heads of a group share every key and value
 // that is loaded. Key tiles flow through a ring in shared memory that does not stop between items: while a block
 // finishes one item, the keys of its next ones are on the way.
+//
+// What bounds it. Reading keys and values once is the floor while a key head has few queries: 4 hd bytes a key against
+// 6 hd multiplications a query (the second product is done twice, see SplitWeights), so up to about 100 queries the
+// memory is the slower one. It is kept busy by two or three tiles under way in every block, 64 to 192 KiB a
+// multiprocessor where some 20 KiB would cover the latency, and by jobs of single chunks when a step has too few whole
+// ones. With more queries, as in a prefill, products are: 128 queries share a tile, and nothing is split.
 namespace quicksilver::attention {
 namespace {
 
@@ -16,16 +22,22 @@ namespace {
 template <typename S>
 class Loader {
  public:
-  __device__ __forceinline__ Loader(const Arguments& a, int32_t whole, int32_t items)
-      : a_(a), whole_(whole), items_(items) {
-    Open();
+  __device__ __forceinline__ Loader(const Arguments& a, int32_t items) : a_(a), items_(items) { Open(); }
+
+  /// True when the next tile has no key of a row of this step.
+  __device__ __forceinline__ bool NextIsOld() const {
+    const int32_t item = ItemOf(turn_);
+    if (item >= items_) return false;
+    const Job& job = JobOf(a_, item);
+    const int32_t first_key = tile_ * kTileKeys;
+    return first_key + kTileKeys <= job.first_position || first_key >= job.first_position + job.rows;
   }
 
   /// Starts to load the next tile, if there is one, and closes a group of copies.
   __device__ __forceinline__ void LoadNext(unsigned char* stage) {
     const int32_t item = ItemOf(turn_);
     if (item < items_) {
-      const Job& job = JobOf(a_, whole_, item);
+      const Job& job = JobOf(a_, item);
       const Tile tile = {job.first_page, tile_ * kTileKeys, job.visible, KeyHeadOf(a_, item) * S::kHeadSize};
       const int32_t end_tile = job.end_tile;
       a_.aligned_keys ? Load(tile, stage) : LoadElements(tile, stage);
@@ -44,7 +56,7 @@ class Loader {
 
   __device__ __forceinline__ void Open() {
     const int32_t item = ItemOf(turn_);
-    if (item < items_) tile_ = JobOf(a_, whole_, item).first_tile;
+    if (item < items_) tile_ = JobOf(a_, item).first_tile;
   }
 
   struct Tile {
@@ -99,7 +111,6 @@ class Loader {
   }
 
   const Arguments& a_;
-  const int32_t whole_;
   const int32_t items_;
   int32_t turn_ = 0;
   int32_t tile_ = 0;
@@ -261,13 +272,20 @@ template <typename S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks) TensorCoreKernel(const __grid_constant__ Arguments a) {
   unsigned char* const shared = SharedMemory();
   float4* const exchange = reinterpret_cast<float4*>(shared + S::kStages * S::kStageBytes);
-  DependencyWait();
-  DependencyLaunch();
-  const Counts counts = *a.plan.counts;
-  const int32_t items = (counts.whole + counts.pieces) * a.kv_heads.divisor;
-  Loader<S> loader(a, counts.whole, items);
+  bool waited = !a.early_keys;
+  if (waited) DependencyWait();
+  const int32_t items = a.plan.counts->jobs * a.kv_heads.divisor;
+  Loader<S> loader(a, items);
 #pragma unroll 1
-  for (int32_t i = 0; i < S::kStages - 1; ++i) loader.LoadNext(shared + i * S::kStageBytes);
+  for (int32_t i = 0; i < S::kStages - 1; ++i) {
+    if (!waited && !loader.NextIsOld()) {
+      DependencyWait();
+      waited = true;
+    }
+    loader.LoadNext(shared + i * S::kStageBytes);
+  }
+  if (!waited) DependencyWait();
+  DependencyLaunch();
 
   // Few queries leave warps without work. Blocks that share a multiprocessor begin with different warps, because a
   // warp's number decides which of the four schedulers it runs on.
@@ -278,7 +296,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) TensorCoreKernel(cons
   int32_t stage = 0;
   for (int32_t turn = 0; ItemOf(turn) < items; ++turn) {
     const int32_t item = ItemOf(turn);
-    const Job& job = JobOf(a, counts.whole, item);  // Read again where it is used: registers are dear here.
+    const Job& job = JobOf(a, item);  // Read again where it is used: registers are dear here.
     const Place place = {KeyHeadOf(a, item), group * kWarpQueries, warp % S::kParts * (S::kColumns / 8)};
     BeginItem(a, job, place, state);
     for (int32_t tile = job.first_tile; tile < job.end_tile;) {

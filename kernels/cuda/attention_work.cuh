@@ -15,10 +15,8 @@ __device__ __forceinline__ int32_t ItemOf(int32_t turn) {
   return turn * blocks + (turn % 2 == 0 ? block : blocks - 1 - block);
 }
 
-/// The job of item `item`. `whole`: how many jobs over all keys there are; they come first.
-__device__ __forceinline__ const Job& JobOf(const Arguments& a, int32_t whole, int32_t item) {
-  const int32_t job = a.kv_heads.Quotient(item);
-  return job < whole ? a.plan.whole[job] : a.plan.pieces[job - whole];
+__device__ __forceinline__ const Job& JobOf(const Arguments& a, int32_t item) {
+  return a.plan.jobs[a.kv_heads.Quotient(item)];
 }
 
 __device__ __forceinline__ int32_t KeyHeadOf(const Arguments& a, int32_t item) {

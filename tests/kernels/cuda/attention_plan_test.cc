@@ -47,8 +47,7 @@ class PlanMemory {
  public:
   PlanMemory() {
     plan.counts = Allocate<Counts>(1);
-    plan.whole = Allocate<Job>(kJobsMax);
-    plan.pieces = Allocate<Job>(kJobsMax);
+    plan.jobs = Allocate<Job>(kJobsMax);
     plan.merges = Allocate<Merge>(kJobsMax);
     plan.first_tiles = Allocate<int32_t>(kSegmentsMax);
     plan.costs_before = Allocate<int32_t>(kJobsMax);
@@ -95,8 +94,9 @@ HostPlan MakePlan(const std::vector<AttentionSegment>& segments, PlanRequest req
   EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
   HostPlan plan;
   plan.counts = Download(memory.plan.counts, 1)[0];
-  plan.whole = Download(memory.plan.whole, plan.counts.whole);
-  plan.pieces = Download(memory.plan.pieces, plan.counts.pieces);
+  for (const Job& job : Download(memory.plan.jobs, plan.counts.jobs)) {
+    (job.partial < 0 ? plan.whole : plan.pieces).push_back(job);
+  }
   plan.merges = Download(memory.plan.merges, plan.counts.merges);
   return plan;
 }
@@ -156,7 +156,7 @@ void ExpectJobsCoverEveryKeyOnce(const std::vector<AttentionSegment>& segments, 
     }
   };
   for (const Job& job : plan.whole) {
-    ASSERT_EQ(job.partial, -1);
+    ASSERT_EQ(job.first_tile, 0);
     count(job);
   }
   for (const Job& job : plan.pieces) {
@@ -175,7 +175,6 @@ void ExpectMergesReadEveryPiece(const PlanRequest& request, const HostPlan& plan
   std::vector<bool> used(static_cast<size_t>(request.partial_rows_max));
   for (const Job& job : plan.pieces) {
     const int32_t rows = job.queries * request.kv_heads;
-    ASSERT_GE(job.partial, 0);
     ASSERT_LE(job.partial + rows, request.partial_rows_max);
     for (int32_t row = job.partial; row < job.partial + rows; ++row) {
       ASSERT_FALSE(used[row]) << "partial row " << row;
@@ -225,21 +224,21 @@ TEST_F(AttentionPlanTest, JobsCoverEveryKeyOfEveryQueryOnce) {
 
 TEST_F(AttentionPlanTest, OneSequenceIsSplitSoThatEveryBlockHasWork) {
   const HostPlan plan = MakePlan(Blocks(1, 1024), Request());
-  EXPECT_EQ(plan.counts.whole, 0);
-  EXPECT_EQ(plan.counts.pieces, 8);
+  EXPECT_EQ(plan.whole.size(), 0u);
+  EXPECT_EQ(plan.pieces.size(), 8u);
 }
 
 TEST_F(AttentionPlanTest, AFullBatchIsNotSplit) {
   const HostPlan plan = MakePlan(Blocks(128, 1024), Request());
-  EXPECT_EQ(plan.counts.whole, 128);
-  EXPECT_EQ(plan.counts.pieces, 0);
+  EXPECT_EQ(plan.whole.size(), 128u);
+  EXPECT_EQ(plan.pieces.size(), 0u);
 }
 
 // 17 sequences of 8 key heads are 4 items more than blocks: whole, those would double the time.
 TEST_F(AttentionPlanTest, AFewItemsTooManyAreSplit) {
   const HostPlan plan = MakePlan(Blocks(17, 1024), Request());
-  EXPECT_EQ(plan.counts.whole, 16);
-  EXPECT_EQ(plan.counts.pieces, 8);
+  EXPECT_EQ(plan.whole.size(), 16u);
+  EXPECT_EQ(plan.pieces.size(), 8u);
 }
 
 TEST_F(AttentionPlanTest, ALongContextAmongShortOnesIsSplit) {
@@ -247,21 +246,21 @@ TEST_F(AttentionPlanTest, ALongContextAmongShortOnesIsSplit) {
   segments[5].first_position = 30000;
   segments[5].keys = 30032;
   const HostPlan plan = MakePlan(segments, Request());
-  EXPECT_EQ(plan.counts.whole, 63);
-  EXPECT_EQ(plan.counts.pieces, ChunkOf(30031) + 1);
+  EXPECT_EQ(plan.whole.size(), 63u);
+  EXPECT_EQ(plan.pieces.size(), static_cast<size_t>(ChunkOf(30031) + 1));
 }
 
 TEST_F(AttentionPlanTest, WhatHasNoRoomForPartialResultsStaysWhole) {
   PlanRequest request = Request();
   request.partial_rows_max = 8 * 8 * 128 - 1;  // Chunks, key heads, queries.
-  EXPECT_EQ(MakePlan(Blocks(1, 1024), request).counts.pieces, 0);
+  EXPECT_EQ(MakePlan(Blocks(1, 1024), request).pieces.size(), 0u);
   ++request.partial_rows_max;
-  EXPECT_EQ(MakePlan(Blocks(1, 1024), request).counts.pieces, 8);
+  EXPECT_EQ(MakePlan(Blocks(1, 1024), request).pieces.size(), 8u);
 }
 
 TEST_F(AttentionPlanTest, PaddingMakesNoWork) {
   const HostPlan plan = MakePlan(std::vector<AttentionSegment>(300), Request());
-  EXPECT_EQ(plan.counts.whole + plan.counts.pieces + plan.counts.merges, 0);
+  EXPECT_EQ(plan.counts.jobs + plan.counts.merges, 0);
 }
 
 }  // namespace

@@ -117,6 +117,10 @@ HostMatrix AttentionRun::Result() const {
   return result;
 }
 
+void AttentionRun::ForgetResult() {
+  out_ = Put(WithPadding(HostMatrix(0, step_.q.cols), rows_), dtype_, settings_.row_gap);
+}
+
 void AttentionRun::DropRows(size_t s, int32_t rows) {
   std::vector<AttentionSegment> segments = Segments();
   segments[s].rows -= rows;

@@ -22,6 +22,10 @@ class AttentionMemory {
     Fill(values);
   }
   AttentionMemory(AttentionMemory&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  AttentionMemory& operator=(AttentionMemory&& other) noexcept {
+    std::swap(data_, other.data_);
+    return *this;
+  }
   ~AttentionMemory() { EXPECT_EQ(cudaFree(data_), cudaSuccess); }
 
   template <typename T>
@@ -73,6 +77,9 @@ class AttentionRun {
 
   /// The rows of all sequences, in order. Fails the test where anything else was written.
   HostMatrix Result() const;
+
+  /// Overwrites what a run has left.
+  void ForgetResult();
 
   /// Lets segment `s` end `rows` earlier, on the device alone.
   void DropRows(size_t s, int32_t rows);
