@@ -40,6 +40,9 @@ class Communicator {
   /// overridden.
   virtual absl::Status status() { return Synchronize(); }
 
+  /// False where recorded operations must not stand in a loop (Ops::Record with `proceed`).
+  virtual bool repeats() const { return true; }
+
   /// Makes pending and later operations fail soon on this rank. From any thread.
   virtual void Abort() = 0;
 

@@ -113,7 +113,8 @@ absl::StatusOr<Program*> StepRunner::ProgramOf(const StepShape& shape) {
   enqueue();
   RETURN_IF_ERROR(Finish());
   const StepArrays device = MapStepArrays(static_cast<char*>(arrays_.data()), shape);
-  absl::StatusOr<std::unique_ptr<Program>> program = ops_.Record(enqueue, &device.control->proceed);
+  absl::StatusOr<std::unique_ptr<Program>> program =
+      ops_.Record(enqueue, ranks_.repeats() ? &device.control->proceed : nullptr);
   if (!program.ok()) return DeviceError(program.status());
   recorded.program = *std::move(program);
   if (programs_.size() > kProgramsMax) {
@@ -173,8 +174,9 @@ absl::Status StepRunner::Launch(absl::Span<const PlannedSegment> plan, uint64_t 
   }
   const StepLayout layout = LayoutOf(shape_, rows_max, keys_max);
   const StepArrays device = MapStepArrays(static_cast<char*>(arrays_.data()), shape_);
-  ASSIGN_OR_RETURN(const std::unique_ptr<Program> once,
-                   ops_.Record([&] { Enqueue(shape_, layout); }, &device.control->proceed));
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<Program> once,
+      ops_.Record([&] { Enqueue(shape_, layout); }, ranks_.repeats() ? &device.control->proceed : nullptr));
   once->Launch();
   return absl::OkStatus();
 }

@@ -116,6 +116,7 @@ TEST_F(NcclCommunicatorTest, CallsThatAreInProgressAreWaitedFor) {
   Gather(*rank.group, *rank.memory);
   Gather(*rank.group, *rank.memory);  // The stand-in refuses this one while the first is in progress.
   EXPECT_TRUE(rank.group->Synchronize().ok());
+  EXPECT_FALSE(rank.group->repeats());
 }
 
 TEST_F(NcclCommunicatorTest, AGroupThatDoesNotFormInTimeIsAborted) {

@@ -69,6 +69,8 @@ class NcclCommunicator final : public Communicator {
   int rank() const override { return options_.rank; }
   int size() const override { return options_.size; }
   bool deterministic() const override { return options_.rank_order; }
+  // NCCL may record host functions and hang objects on the graph; the body of a loop takes neither.
+  bool repeats() const override { return false; }
 
   void AllReduceSum(Matrix x) override {
     CHECK(x.stride == x.cols || x.rows <= 1);
