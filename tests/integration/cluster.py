@@ -51,10 +51,11 @@ def wait_for(condition, what, seconds=READY_SECONDS):
 class Process:
     """One program of ours; its standard error goes to a file that failures can quote."""
 
-    def __init__(self, name, *arguments):
+    def __init__(self, name, *arguments, environment=None):
         self.name = name
         self.log = tempfile.NamedTemporaryFile("w+", prefix=f"quicksilver-{name}-", suffix=".log")
-        self.process = subprocess.Popen([str(a) for a in arguments], stdout=self.log, stderr=self.log, cwd=ROOT)
+        self.process = subprocess.Popen([str(a) for a in arguments], stdout=self.log, stderr=self.log, cwd=ROOT,
+                                        env={**os.environ, **(environment or {})})
 
     def text(self):
         self.log.flush()
@@ -90,13 +91,13 @@ class Process:
 class Cluster:
     """A coordinator and one worker group of `ranks` ranks."""
 
-    def __init__(self, ranks=2, model=DEMO, worker_flags=(), coordinator_flags=()):
+    def __init__(self, ranks=2, model=DEMO, worker_flags=(), coordinator_flags=(), worker=WORKER, environment=None):
         self.http, self.grpc, self.metrics_port = free_port(), free_port(), free_port()
         self.worker_port, self.worker_metrics_port = free_port(), free_port()
         self.model = model
-        self.worker = Process("worker", WORKER, f"--model={model}", f"--tensor-parallel-size={ranks}",
+        self.worker = Process("worker", worker, f"--model={model}", f"--tensor-parallel-size={ranks}",
                               f"--listen=127.0.0.1:{self.worker_port}",
-                              f"--metrics-listen=127.0.0.1:{self.worker_metrics_port}", *worker_flags)
+                              f"--metrics-listen=127.0.0.1:{self.worker_metrics_port}", *worker_flags, environment=environment)
         self.coordinator = Process("coordinator", COORDINATOR, f"--model={model}",
                                    f"--workers=127.0.0.1:{self.worker_port}", f"--http-listen=127.0.0.1:{self.http}",
                                    f"--grpc-listen=127.0.0.1:{self.grpc}",
