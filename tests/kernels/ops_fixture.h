@@ -18,12 +18,14 @@ namespace quicksilver {
 /// One implementation and activation type that the conformance suite runs on.
 struct OpsUnderTest {
   std::string name;  ///< Letters, digits and underscores.
-  std::function<std::unique_ptr<Ops>()> make;
+  std::function<absl::StatusOr<std::unique_ptr<Ops>>()> make;
+  /// Why this machine cannot run it, or "". Whatever else fails is a failure of the test.
+  std::function<std::string()> missing = [] { return std::string(); };
 };
 
 inline void PrintTo(const OpsUnderTest& param, std::ostream* os) { *os << param.name; }
 
-/// All of them. A new implementation joins every suite by joining this list.
+/// Those of this test program: it links one file that says which. So every suite runs on every implementation.
 std::vector<OpsUnderTest> AllOpsUnderTest();
 
 /// A matrix in device memory, with its memory.
@@ -85,7 +87,12 @@ class OpsTestBase : public ::testing::Test {
 
 class OpsTest : public OpsTestBase, public ::testing::WithParamInterface<OpsUnderTest> {
  protected:
-  void SetUp() override { UseOps(GetParam().make()); }
+  void SetUp() override {
+    if (const std::string missing = GetParam().missing(); !missing.empty()) GTEST_SKIP() << missing;
+    absl::StatusOr<std::unique_ptr<Ops>> ops = GetParam().make();
+    ASSERT_TRUE(ops.ok()) << ops.status();
+    UseOps(*std::move(ops));
+  }
 };
 
 #define INSTANTIATE_OPS_TEST(suite)                         \

@@ -1,0 +1,37 @@
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/cuda_ops.h"
+#include "tests/kernels/ops_fixture.h"
+
+namespace quicksilver {
+namespace {
+
+std::string MissingDevice() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return "";
+  cudaGetLastError();
+  return std::string(MakeCudaOps({}).status().message());
+}
+
+CudaOpsOptions OptionsFor(DType dtype) {
+  CudaOpsOptions options = {.activation = dtype};
+#ifdef QUICKSILVER_CUDA_TWIN
+  // A CPU takes long for what a device tries out in a moment, and its times tell nothing.
+  options.gemm.plans = {.small_rows = 8, .large_rows = 64, .timed_runs = 0, .warm_ups = 0, .cold_cache = false};
+  options.gemm.row_buckets = {8, 16, 64};
+#endif
+  return options;
+}
+
+}  // namespace
+
+std::vector<OpsUnderTest> AllOpsUnderTest() {
+  std::vector<OpsUnderTest> all;
+  for (const DType dtype : {DType::kF32, DType::kBf16}) {
+    all.push_back({dtype == DType::kF32 ? "CudaF32" : "CudaBf16", [dtype] { return MakeCudaOps(OptionsFor(dtype)); },
+                   MissingDevice});
+  }
+  return all;
+}
+
+}  // namespace quicksilver
