@@ -10,7 +10,7 @@
 // finishes one item, the keys of its next ones are on the way.
 //
 // What bounds it. Reading keys and values once is the floor while a key head has few queries: 4 hd bytes a key against
-// 6 hd multiplications a query (the second product is done twice, see SplitWeights), so up to about 100 queries the
+// 3 hd multiply-adds a query (the second product is done twice, see SplitWeights), so up to about 100 queries the
 // memory is the slower one. It is kept busy by two or three tiles under way in every block, 64 to 192 KiB a
 // multiprocessor where some 20 KiB would cover the latency, and by jobs of single chunks when a step has too few whole
 // ones. With more queries, as in a prefill, products are: 128 queries share a tile, and nothing is split.
