@@ -35,11 +35,6 @@ class Seal {
   uint64_t value_ = 0x5EED;
 };
 
-EngineOptions FitTo(const Communicator& ranks, EngineOptions options) {
-  if (!ranks.repeats()) options.steps_per_launch_max = 1;
-  return options;
-}
-
 class EngineImpl final : public Engine {
  public:
   EngineImpl(Transformer& model, Ops& ops, Communicator& ranks, ControlChannel& control, const EngineOptions& options,
@@ -47,10 +42,10 @@ class EngineImpl final : public Engine {
       : model_(model),
         ranks_(ranks),
         control_(control),
-        options_(FitTo(ranks, options)),
+        options_(options),
         report_(std::move(report)),
         scheduler_({options.sequences_max, options.step_rows_max, model.pages(), model.page_size()}),
-        runner_(model, ops, ranks, {options.step_rows_max, options.sequences_max, options_.steps_per_launch_max}),
+        runner_(model, ops, ranks, {options.step_rows_max, options.sequences_max, options.steps_per_launch_max}),
         reports_(epoch),
         mailbox_(options.waiting_max),
         pages_free_(static_cast<uint64_t>(model.pages())) {}

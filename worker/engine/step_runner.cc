@@ -44,7 +44,7 @@ absl::Status DeviceError(const absl::Status& status) {
 }  // namespace
 
 StepRunner::StepRunner(Transformer& model, Ops& ops, Communicator& ranks, const Limits& limits)
-    : model_(model), ops_(ops), ranks_(ranks), limits_(limits), batch_(model.page_size()) {
+    : model_(model), ops_(ops), ranks_(ranks), limits_(limits), loops_(ranks.repeats()), batch_(model.page_size()) {
   CHECK(ranks.size() <= kRanksMax && limits.steps_per_launch_max >= 1);
 }
 
@@ -113,8 +113,12 @@ absl::StatusOr<Program*> StepRunner::ProgramOf(const StepShape& shape) {
   enqueue();
   RETURN_IF_ERROR(Finish());
   const StepArrays device = MapStepArrays(static_cast<char*>(arrays_.data()), shape);
-  absl::StatusOr<std::unique_ptr<Program>> program =
-      ops_.Record(enqueue, ranks_.repeats() ? &device.control->proceed : nullptr);
+  absl::StatusOr<std::unique_ptr<Program>> program = ops_.Record(enqueue, loops_ ? &device.control->proceed : nullptr);
+  if (!program.ok() && loops_ && ops_.status().ok()) {
+    LogWarning("this device takes no loop: one step a launch", {{"reason", std::string(program.status().message())}});
+    loops_ = false;
+    program = ops_.Record(enqueue, nullptr);
+  }
   if (!program.ok()) return DeviceError(program.status());
   recorded.program = *std::move(program);
   if (programs_.size() > kProgramsMax) {
@@ -156,7 +160,7 @@ absl::Status StepRunner::Launch(absl::Span<const PlannedSegment> plan, uint64_t 
   CHECK(exact.rows <= limits_.rows_max && bytes <= staging_.bytes());
   batch_.LayOut(plan, shape_, host);
   *host.control = {};
-  host.control->steps_max = steps_max;
+  host.control->steps_max = loops_ ? steps_max : 1;
   seal_ = seal;
   steps_read_ = 0;
   *MapResults(results_.data()).published = 0;
@@ -174,9 +178,8 @@ absl::Status StepRunner::Launch(absl::Span<const PlannedSegment> plan, uint64_t 
   }
   const StepLayout layout = LayoutOf(shape_, rows_max, keys_max);
   const StepArrays device = MapStepArrays(static_cast<char*>(arrays_.data()), shape_);
-  ASSIGN_OR_RETURN(
-      const std::unique_ptr<Program> once,
-      ops_.Record([&] { Enqueue(shape_, layout); }, ranks_.repeats() ? &device.control->proceed : nullptr));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Program> once,
+                   ops_.Record([&] { Enqueue(shape_, layout); }, loops_ ? &device.control->proceed : nullptr));
   once->Launch();
   return absl::OkStatus();
 }

@@ -70,6 +70,7 @@ class StepRunner {
   Ops& ops_;
   Communicator& ranks_;
   const Limits limits_;
+  bool loops_;  // Several steps can be recorded as a loop on the device.
 
   StepBatch batch_;
   std::map<StepShape, Recorded> programs_;
