@@ -96,10 +96,16 @@ std::string CudaGemm::name() const {
 absl::StatusOr<std::unique_ptr<GemmWeight>> CudaGemm::Prepare(ConstMatrix matrix, WeightRole role) {
   const GemmArithmetic arithmetic = role == WeightRole::kHead ? head_arithmetic_ : layer_arithmetic_;
   ASSIGN_OR_RETURN(std::unique_ptr<CudaGemmWeight> weight, LoadGemmWeight(matrix, arithmetic, staging_, raw_, stream_));
-  if (role == WeightRole::kLayer) {
-    const Matrix out = {nullptr, 1, weight->out_features(), weight->padded_out(), options_.activation};
-    const ConstMatrix x(nullptr, 1, weight->in_features(), weight->padded_in(), options_.activation);
-    layer_shapes_.insert(Describe(x, *weight, 0, out).shape);
+  const DType out_type = role == WeightRole::kHead ? DType::kF32 : options_.activation;
+  const Matrix out = {nullptr, 1, weight->out_features(), weight->padded_out(), out_type};
+  const ConstMatrix x(nullptr, 1, weight->in_features(), weight->padded_in(), options_.activation);
+  const GemmShape shape = Describe(x, *weight, 0, out).shape;
+  if (role == WeightRole::kLayer) layer_shapes_.insert(shape);
+  const int64_t rows = options_.plans.small_rows;
+  if (options_.plans.deterministic && !plans_->Has(shape, shape.out, rows)) {
+    probe_memory_held_ = true;
+    RETURN_IF_ERROR(plans_->Plan(shape, shape.out, rows).status());
+    RETURN_IF_ERROR(Recording().status());
   }
   return weight;
 }

@@ -39,7 +39,8 @@ class CudaGemm {
                                                         Staging& staging, cudaStream_t stream);
   ~CudaGemm();
 
-  /// Ops::PrepareWeight; `matrix` may also be device memory.
+  /// Ops::PrepareWeight; `matrix` may also be device memory. The first weight of a size takes longer: what its products
+  /// will agree on is found out while there is memory.
   absl::StatusOr<std::unique_ptr<GemmWeight>> Prepare(ConstMatrix matrix, WeightRole role);
 
   /// Ops::Gemm. Plans that are missing are made first, which takes long: see Tune().

@@ -8,17 +8,25 @@
 
 namespace quicksilver {
 
+/// Who says which algorithms all others of a family of products have to agree with.
+enum class GemmAnchor : uint8_t {
+  kAdvised,   ///< The library alone: its version, the device and the shapes decide, so that all processes agree.
+  kMeasured,  ///< The clock, too: bits may differ between processes. GemmPlansReport::digest tells.
+};
+
 /// How algorithms of products are chosen.
 struct GemmPlansOptions {
   /// Every row of a product, and every output feature, has the same bits whatever the batch, its place in it, and the
   /// slice of the weight.
   bool deterministic = true;
   size_t workspace_bytes = size_t{32} << 20;  ///< For the library.
-  /// Batches at which the choice of what all others must agree with is made.
+  GemmAnchor anchor = GemmAnchor::kAdvised;
+  /// Batches at which the anchor is chosen.
   int64_t small_rows = 32;
   int64_t large_rows = 1024;
-  /// How algorithms are timed: the best of so many runs after so many others, each with nothing in the second-level
-  /// cache, as in a step that reads all weights. 0 timed runs: not at all, the library's order decides.
+  /// How algorithms are timed: the best of so many runs after so many others (fewer of slow ones), each with nothing in
+  /// the second-level cache, as in a step that reads all weights. 0 timed runs: not at all, the library's order
+  /// decides.
   int32_t timed_runs = 5;
   int32_t warm_ups = 2;
   bool cold_cache = true;

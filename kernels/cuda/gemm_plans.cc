@@ -15,9 +15,11 @@ namespace {
 
 constexpr int kAdvisedMax = 16;
 constexpr int kRounds = 2;  // Of probing, with other numbers, places and strides.
-/// Another class must be this much faster to be preferred to one that the library advises earlier: far above what two
-/// measurements on idle devices differ by, so that processes agree.
-constexpr float kMuchFaster = 0.85f;
+/// A measured anchor must be this much faster than one advised earlier: far above what two measurements on idle devices
+/// differ by, so that processes mostly agree.
+constexpr double kMuchFaster = 0.85;
+/// Timing of one algorithm ends when so much has gone by.
+constexpr float kTimedMillisecondsMax = 100.0f;
 /// Different rows of x, at most; and rows of the weight, over and over.
 constexpr int64_t kSourcesMax = 32;
 constexpr int64_t kColumnSources = kGemmOutUnit;
@@ -26,6 +28,7 @@ constexpr int64_t kProbeWeightBytesMax = int64_t{256} << 20;
 constexpr int64_t kProbeOutputsMax = int64_t{64} << 20;
 /// Strides of the second round are longer by this: 16-byte aligned in every type.
 constexpr int64_t kStrideGap = 64;
+constexpr float kNever = std::numeric_limits<float>::infinity();
 
 ProbeType ProbeTypeOf(GemmArithmetic arithmetic) {
   switch (arithmetic) {
@@ -86,7 +89,7 @@ struct GemmPlans::Trial {
   bool ran = true;                            // The library accepts it.
   bool consistent = true;                     // Equal rows gave equal bits in all places and every time.
   std::vector<std::optional<uint64_t>> bits;  // [kRounds * sources]; none: that row was not in the batch.
-  float microseconds = std::numeric_limits<float>::infinity();
+  float microseconds = kNever;
 
   bool Agrees(const std::vector<std::optional<uint64_t>>& other) const {
     for (size_t i = 0; i < bits.size(); ++i) {
@@ -147,15 +150,9 @@ absl::StatusOr<const GemmPlan*> GemmPlans::Plan(const GemmShape& shape, int64_t 
   if (const auto it = plans_.find(key); it != plans_.end()) return it->second.get();
   const RelaxedCapture relaxed;
   ASSIGN_OR_RETURN(Family* const family, FamilyOf(shape, whole_out));
-  ASSIGN_OR_RETURN(GemmPlan* const chosen, Choose(shape, rows, family));
-  std::unique_ptr<GemmPlan>& plan = plans_[key];
-  plan.reset(chosen);
+  ASSIGN_OR_RETURN(std::unique_ptr<GemmPlan> chosen, Choose(shape, rows, family));
+  const std::unique_ptr<GemmPlan>& plan = plans_[key] = std::move(chosen);
   (plan == nullptr ? report_.rows_refused : report_.plans) += 1;
-  absl::StrAppend(&report_.choices, rows, " x ", shape.in, " to ", shape.out, ": ",
-                  plan == nullptr
-                      ? "in parts"
-                      : absl::StrFormat("%.1f us, %s", plan->microseconds, library_.Describe(plan->algorithm)),
-                  "\n");
   return plan.get();
 }
 
@@ -188,43 +185,69 @@ void AddNew(const std::vector<GemmAlgorithm>& from, std::vector<GemmAlgorithm>& 
 /// The least time of those that agree with `bits`; infinity: none.
 template <typename Trial, typename Bits>
 float FastestThatAgrees(const std::vector<Trial>& trials, const Bits& bits) {
-  float fastest = std::numeric_limits<float>::infinity();
+  float fastest = kNever;
   for (const Trial& trial : trials) {
     if (trial.Agrees(bits)) fastest = std::min(fastest, trial.microseconds);
   }
   return fastest;
 }
 
+/// How many were advised before the first that agrees with `bits`.
+template <typename Trial, typename Bits>
+int FirstThatAgrees(const std::vector<Trial>& trials, const Bits& bits) {
+  const auto agrees = [&](const Trial& trial) { return trial.Agrees(bits); };
+  return static_cast<int>(std::find_if(trials.begin(), trials.end(), agrees) - trials.begin());
+}
+
+template <typename Trial>
+float Fastest(const std::vector<Trial>& trials) {
+  float fastest = kNever;
+  for (const Trial& trial : trials) {
+    if (trial.ran) fastest = std::min(fastest, trial.microseconds);
+  }
+  return fastest;
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<GemmPlans::Family>> GemmPlans::Judge(const GemmShape& shape) {
-  const int64_t small_rows = options_.small_rows, large_rows = options_.large_rows;
-  std::vector<GemmAlgorithm> algorithms = Advise(shape, small_rows);
-  AddNew(Advise(shape, large_rows), algorithms);
-  ASSIGN_OR_RETURN(const std::vector<Trial> small, Try(shape, small_rows, algorithms));
-  ASSIGN_OR_RETURN(const std::vector<Trial> large, Try(shape, large_rows, algorithms));
-  const float chunks = static_cast<float>(large_rows) / static_cast<float>(small_rows);
-  float best_small = std::numeric_limits<float>::infinity(), best_large = best_small, best_score = best_small;
-  for (const Trial& trial : small) best_small = std::min(best_small, trial.microseconds);
-  for (const Trial& trial : large) best_large = std::min(best_large, trial.microseconds);
+/// Of `small`; both in the order of advice for their number of rows. Null: none is consistent.
+const GemmPlans::Trial* GemmPlans::ChooseAnchor(const std::vector<Trial>& small,
+                                                const std::vector<Trial>& large) const {
+  const float chunks = static_cast<float>(options_.large_rows) / static_cast<float>(options_.small_rows);
   const Trial* chosen = nullptr;
+  double least = 0.0;
   for (const Trial& trial : small) {
     if (!trial.Agrees(trial.bits)) continue;
-    const float small_time = FastestThatAgrees(small, trial.bits);
-    const float large_time = std::min(FastestThatAgrees(large, trial.bits), small_time * chunks);
-    const float score = small_time / best_small + large_time / best_large;
-    if (chosen != nullptr && score >= kMuchFaster * best_score) continue;
+    double score = FirstThatAgrees(small, trial.bits) + FirstThatAgrees(large, trial.bits);
+    if (options_.anchor == GemmAnchor::kMeasured) {
+      const float small_time = FastestThatAgrees(small, trial.bits);
+      const float large_time = std::min(FastestThatAgrees(large, trial.bits), small_time * chunks);
+      score = small_time / Fastest(small) + large_time / Fastest(large);
+    }
+    const double margin = options_.anchor == GemmAnchor::kMeasured ? kMuchFaster : 1.0;
+    if (chosen != nullptr && score >= margin * least) continue;
     chosen = &trial;
-    best_score = score;
+    least = score;
   }
-  if (chosen == nullptr) {
+  return chosen;
+}
+
+absl::StatusOr<std::unique_ptr<GemmPlans::Family>> GemmPlans::Judge(const GemmShape& shape) {
+  const std::vector<GemmAlgorithm> for_small = Advise(shape, options_.small_rows);
+  const std::vector<GemmAlgorithm> for_large = Advise(shape, options_.large_rows);
+  std::vector<GemmAlgorithm> small_order = for_small, large_order = for_large;
+  AddNew(for_large, small_order);
+  AddNew(for_small, large_order);
+  ASSIGN_OR_RETURN(const std::vector<Trial> small, Try(shape, options_.small_rows, small_order));
+  ASSIGN_OR_RETURN(const std::vector<Trial> large, Try(shape, options_.large_rows, large_order));
+  const Trial* const anchor = ChooseAnchor(small, large);
+  if (anchor == nullptr) {
     return absl::FailedPreconditionError(
         absl::StrCat("cuBLASLt ", library_.version(), " has no algorithm that treats all rows alike for products of ",
-                     shape.in, " to ", shape.out, " features: ", algorithms.size(), " were tried"));
+                     shape.in, " to ", shape.out, " features: ", small_order.size(), " were tried"));
   }
   auto family = std::make_unique<Family>();
-  family->bits = chosen->bits;
-  family->algorithms.push_back(chosen->algorithm);
+  family->bits = anchor->bits;
   for (const auto* trials : {&small, &large}) {
     for (const Trial& trial : *trials) {
       if (trial.Agrees(family->bits)) AddNew({trial.algorithm}, family->algorithms);
@@ -233,28 +256,40 @@ absl::StatusOr<std::unique_ptr<GemmPlans::Family>> GemmPlans::Judge(const GemmSh
   return family;
 }
 
-absl::StatusOr<GemmPlan*> GemmPlans::Choose(const GemmShape& shape, int64_t rows, Family* family) {
+absl::StatusOr<std::unique_ptr<GemmPlan>> GemmPlans::Choose(const GemmShape& shape, int64_t rows, Family* family) {
   std::vector<GemmAlgorithm> algorithms = Advise(shape, rows);
   if (family != nullptr) AddNew(family->algorithms, algorithms);
   ASSIGN_OR_RETURN(const std::vector<Trial> trials, Try(shape, rows, algorithms));
   const Trial* chosen = nullptr;
+  const Trial* refused = nullptr;
+  const auto keep_faster = [](const Trial& trial, const Trial*& fastest) {
+    if (fastest == nullptr || trial.microseconds < fastest->microseconds) fastest = &trial;
+  };
   for (const Trial& trial : trials) {
     if (!trial.ran) continue;
     ++report_.algorithms_tried;
-    if (family != nullptr) {
-      if (!trial.Agrees(family->bits)) {
-        ++report_.algorithms_refused;
-        continue;
-      }
-      AddNew({trial.algorithm}, family->algorithms);
-    }
-    if (chosen == nullptr || trial.microseconds < chosen->microseconds) chosen = &trial;
+    const bool agrees = family == nullptr || trial.Agrees(family->bits);
+    keep_faster(trial, agrees ? chosen : refused);
+    if (!agrees) ++report_.algorithms_refused;
+    if (agrees && family != nullptr) AddNew({trial.algorithm}, family->algorithms);
   }
   if (chosen == nullptr && family == nullptr) {
     return absl::FailedPreconditionError(absl::StrCat("cuBLASLt ", library_.version(), " cannot multiply ", rows,
                                                       " rows, ", shape.in, " to ", shape.out, " features"));
   }
-  return chosen == nullptr ? nullptr : new GemmPlan{chosen->algorithm, chosen->microseconds};
+  absl::StrAppend(&report_.choices, rows, " x ", shape.in, " to ", shape.out, ": ");
+  if (chosen == nullptr) {
+    report_.choices += "in parts";
+  } else {
+    absl::StrAppendFormat(&report_.choices, "%.1f us (%s)", chosen->microseconds, library_.Describe(chosen->algorithm));
+  }
+  if (refused != nullptr) {
+    absl::StrAppendFormat(&report_.choices, ", refused %.1f us (%s)", refused->microseconds,
+                          library_.Describe(refused->algorithm));
+  }
+  report_.choices += "\n";
+  if (chosen == nullptr) return nullptr;
+  return std::make_unique<GemmPlan>(GemmPlan{chosen->algorithm, chosen->microseconds});
 }
 
 absl::Status GemmPlans::Reserve(const GemmShape& shape, int64_t rows) {
@@ -377,6 +412,7 @@ absl::Status GemmPlans::Measure(const GemmShape& shape, int64_t rows, Trial& tri
     trial.microseconds = 1.0f;
     return absl::OkStatus();
   }
+  float elapsed = 0.0f;
   for (int run = 0; run < options_.warm_ups + options_.timed_runs; ++run) {
     if (flush_bytes_ > 0) {
       RETURN_IF_ERROR(CudaStatus(cudaMemsetAsync(scratch_->flush, 0, flush_bytes_, stream_), "cudaMemsetAsync"));
@@ -387,9 +423,12 @@ absl::Status GemmPlans::Measure(const GemmShape& shape, int64_t rows, Trial& tri
     RETURN_IF_ERROR(CudaStatus(cudaEventSynchronize(end_.get()), "timing a matrix product"));
     float milliseconds = 0.0f;
     RETURN_IF_ERROR(CudaStatus(cudaEventElapsedTime(&milliseconds, begin_.get(), end_.get()), "cudaEventElapsedTime"));
-    constexpr float kLeast = 1e-3f;  // A nanosecond timer of coarse steps must not make ratios of zeros.
-    if (run >= options_.warm_ups)
-      trial.microseconds = std::min(trial.microseconds, std::max(milliseconds * 1e3f, kLeast));
+    constexpr float kLeast = 1e-3f;  // Timers are coarse, and ratios of zeros are nothing.
+    elapsed += milliseconds;
+    const bool last = elapsed > kTimedMillisecondsMax;
+    if (run < options_.warm_ups && !last) continue;
+    trial.microseconds = std::min(trial.microseconds, std::max(milliseconds * 1e3f, kLeast));
+    if (last) break;
   }
   return absl::OkStatus();
 }

@@ -30,18 +30,18 @@ struct GemmPlansReport {
   int32_t algorithms_refused = 0;  ///< Of these, those whose bits differed from what was agreed on.
   int32_t rows_refused = 0;        ///< Numbers of rows that no algorithm which agrees can do at once.
   uint64_t digest = 0;             ///< Of the bits agreed on: processes with the same digest give the same results.
-  std::string choices;             ///< A line for every plan.
+  std::string choices;             ///< A line for every plan: its time, and that of the fastest algorithm refused.
 };
 
 /// Chooses algorithms by running them. A library of matrix products promises nothing about the bits of a row in batches
 /// of different sizes, so what deterministic mode promises is measured: products of numbers that cancel, which leave
 /// nothing but rounding errors, must come out bit for bit as in the batch of small_rows, in every row and column of the
-/// output, twice. The algorithms that agree with each other form a class. What the whole family uses is the class of
-/// the library's first advice, unless another is much faster over both judged batches. The family's bits thus hang on
-/// the library's version, the device and, where times are far apart, on them; `digest` tells.
+/// output, twice. Algorithms that agree with each other form a class, and a family uses one class: that which stands
+/// highest in the library's advice for the two judged batches together, or, if measured, the faster one there. Within
+/// the class, and without deterministic mode in all that is advised, the fastest algorithm is taken.
 ///
-/// Small batches are bound by memory, and the library may split the sum for them; then large batches have to do with
-/// the algorithms that split it in the same way, or with a chunked anchor. `choices` shows what that costs.
+/// Small batches are bound by memory, and the library may split sums for them; large batches may split them in the same
+/// way only, or have to be cut. So the promise costs time, and `choices` says how much.
 class GemmPlans {
  public:
   /// `library` outlives this.
@@ -71,7 +71,8 @@ class GemmPlans {
 
   absl::StatusOr<Family*> FamilyOf(const GemmShape& shape, int64_t whole_out);
   absl::StatusOr<std::unique_ptr<Family>> Judge(const GemmShape& shape);
-  absl::StatusOr<GemmPlan*> Choose(const GemmShape& shape, int64_t rows, Family* family);
+  const Trial* ChooseAnchor(const std::vector<Trial>& small, const std::vector<Trial>& large) const;
+  absl::StatusOr<std::unique_ptr<GemmPlan>> Choose(const GemmShape& shape, int64_t rows, Family* family);
   std::vector<GemmAlgorithm> Advise(const GemmShape& shape, int64_t rows) const;
 
   absl::Status Reserve(const GemmShape& shape, int64_t rows);
