@@ -6,6 +6,9 @@
 namespace quicksilver {
 namespace {
 
+const prometheus::Histogram::BucketBoundaries kCollectiveSeconds = {1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4,
+                                                                    1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2,   1};
+
 void Raise(prometheus::Counter& counter, uint64_t value) {
   const double more = static_cast<double>(value) - counter.Value();
   if (more > 0) counter.Increment(more);
@@ -30,7 +33,14 @@ WorkerMetrics::WorkerMetrics(const std::string& model_name, const std::string& g
       group_size_desired_(
           AddGauge("quicksilver_worker_group_size_desired", "Ranks that the group should have.", group_)),
       epoch_(AddGauge("quicksilver_group_epoch", "Incarnation of the group.", group_)),
-      restarts_(AddCounter("quicksilver_worker_restarts_total", "Formations of the group but the first.", group_)) {
+      restarts_(AddCounter("quicksilver_worker_restarts_total", "Formations of the group but the first.", group_)),
+      collective_duration_(prometheus::BuildHistogram()
+                               .Name("quicksilver_collective_duration_seconds")
+                               .Help("Time that one collective takes, the wait for the other ranks included.")
+                               .Labels(labels_)
+                               .Register(*registry_)),
+      all_reduce_(collective_duration_.Add({{"op", "all_reduce"}}, kCollectiveSeconds)),
+      all_gather_(collective_duration_.Add({{"op", "all_gather"}}, kCollectiveSeconds)) {
   AddGauge("quicksilver_cache_config_info", "Size of the KV cache.",
            {{"block_size", std::to_string(page_size)}, {"num_gpu_blocks", std::to_string(pages)}})
       .Set(1);

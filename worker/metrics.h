@@ -2,6 +2,7 @@
 
 #include <prometheus/counter.h>
 #include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
 #include <map>
@@ -39,6 +40,10 @@ class WorkerMetrics {
   /// Takes over `reading` and returns the page in Prometheus' text format.
   std::string Render(const WorkerReading& reading);
 
+  /// Between ranks on processors; a device runs its collectives without the host.
+  void ObserveAllReduce(double seconds) { all_reduce_.Observe(seconds); }
+  void ObserveAllGather(double seconds) { all_gather_.Observe(seconds); }
+
  private:
   prometheus::Gauge& AddGauge(const char* name, const char* help, const std::map<std::string, std::string>& more = {});
   prometheus::Counter& AddCounter(const char* name, const char* help,
@@ -56,6 +61,9 @@ class WorkerMetrics {
   prometheus::Gauge& group_size_desired_;
   prometheus::Gauge& epoch_;
   prometheus::Counter& restarts_;
+  prometheus::Family<prometheus::Histogram>& collective_duration_;
+  prometheus::Histogram& all_reduce_;
+  prometheus::Histogram& all_gather_;
   Mutex mutex_;  // Renderings one after the other: counters move by differences.
 };
 

@@ -175,6 +175,10 @@ absl::Status Check(const WorkerOptions& o) {
   if (o.rank >= 0 && o.tensor_parallel_size > 1 && o.group_address.empty()) {
     return absl::InvalidArgumentError("--rank needs --group-address");
   }
+  if (o.deterministic == "on" && o.collectives == "nccl-fast") {
+    return absl::InvalidArgumentError(
+        "--deterministic=on excludes --collectives=nccl-fast, whose sums have no fixed order");
+  }
   return absl::OkStatus();
 }
 

@@ -2,9 +2,12 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <utility>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "tests/collectives/communicator_suite.h"
+#include "worker/collectives/timed_communicator.h"
 
 namespace quicksilver {
 namespace {
@@ -24,12 +27,46 @@ absl::StatusOr<RankMember> MakeGloo(int rank, int ranks, RendezvousStore& store)
   return OnHost(MakeGlooCommunicator(GlooOptionsFor(rank, ranks, kTimeout), store, absl::Seconds(20)));
 }
 
+absl::StatusOr<RankMember> MakeTimed(int rank, int ranks, RendezvousStore& store) {
+  absl::StatusOr<RankMember> member = MakeGloo(rank, ranks, store);
+  if (!member.ok()) return member;
+  member->group = MakeTimedCommunicator(std::move(member->group), [](CollectiveOperation, absl::Duration) {});
+  return member;
+}
+
+INSTANTIATE_TEST_SUITE_P(Timed, CommunicatorTest, ::testing::Values(CommunicatorKind{"two", 2, MakeTimed}),
+                         [](const auto& kind) { return kind.param.name; });
 INSTANTIATE_TEST_SUITE_P(Local, CommunicatorTest, ::testing::Values(CommunicatorKind{"local", 1, MakeLocal}),
                          [](const auto& kind) { return kind.param.name; });
 INSTANTIATE_TEST_SUITE_P(Gloo, CommunicatorTest,
                          ::testing::Values(CommunicatorKind{"two", 2, MakeGloo}, CommunicatorKind{"three", 3, MakeGloo},
                                            CommunicatorKind{"four", 4, MakeGloo}),
                          [](const auto& kind) { return kind.param.name; });
+
+TEST(TimedCommunicatorTest, TellsHowLongEachOperationTookTheWaitForOthersIncluded) {
+  MemoryRendezvous store;
+  RunRanks(2, [&](int rank) {
+    auto member = MakeGloo(rank, 2, store);
+    ASSERT_TRUE(member.ok()) << member.status();
+    std::vector<std::pair<CollectiveOperation, absl::Duration>> seen;
+    const auto group = MakeTimedCommunicator(
+        std::move(member->group),
+        [&](CollectiveOperation operation, absl::Duration duration) { seen.emplace_back(operation, duration); });
+    if (rank == 1) absl::SleepFor(absl::Milliseconds(50));
+    char all[2] = {};
+    float x = 1;
+    group->AllGather(&all[rank], all, 1);
+    group->AllReduceSum({&x, 1, 1, 1, DType::kF32});
+    ASSERT_TRUE(group->Synchronize().ok());
+    ASSERT_EQ(seen.size(), 2u);
+    EXPECT_EQ(seen[0].first, CollectiveOperation::kAllGather);
+    EXPECT_EQ(seen[1].first, CollectiveOperation::kAllReduce);
+    if (rank == 0) {
+      EXPECT_GE(seen[0].second, absl::Milliseconds(40));
+    }
+    EXPECT_LT(seen[1].second, absl::Seconds(5));
+  });
+}
 
 // The faults below need a peer: gloo only.
 class GlooFaultTest : public ::testing::Test {

@@ -4,6 +4,7 @@ import concurrent.futures
 import importlib
 import json
 import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -242,6 +243,10 @@ class Pages(unittest.TestCase):
             self.assertEqual(get(cluster.base + path)[0], 200, path)
         self.assertGreater(cluster.coordinator_metric("quicksilver_requests_total"), 0)
         self.assertGreater(cluster.worker_metric("quicksilver_engine_step_total"), 0)
+        page = get(f"http://127.0.0.1:{cluster.worker_metrics_port}/metrics")[1]
+        for operation in ("all_reduce", "all_gather"):
+            count = re.search(rf'quicksilver_collective_duration_seconds_count{{[^}}]*op="{operation}"}} (\d+)', page)
+            self.assertGreater(int(count.group(1)), 0, operation)
 
     def test_the_coordinator_may_hold_as_many_descriptors_as_the_machine_allows(self):
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

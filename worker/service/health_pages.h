@@ -19,6 +19,8 @@ class HealthPages {
   /// The error names the address that cannot be bound.
   absl::Status Start();
 
+  WorkerMetrics& metrics() { return metrics_; }
+
  private:
   http::Response Metrics();
   http::Response Live() const;

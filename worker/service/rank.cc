@@ -17,6 +17,7 @@
 #include "common/metrics.h"
 #include "common/mutex.h"
 #include "common/status_macros.h"
+#include "worker/collectives/timed_communicator.h"
 #include "worker/engine/engine.h"
 #include "worker/service/exit_code.h"
 #include "worker/service/formation.h"
@@ -142,6 +143,8 @@ class Rank {
     ASSIGN_OR_RETURN(ops_, OpenRankDevice(options_, machine, plan_.precision, plan_.threads));
     RETURN_IF_ERROR(ReadDigests(model_, plan_));
     kernels_ = ops_->name();
+    // Sums in another order have other bits.
+    if (machine.cuda && options_.collectives == "nccl-fast") absl::StrAppend(&kernels_, " nccl-fast");
     return absl::OkStatus();
   }
 
@@ -155,6 +158,7 @@ class Rank {
     Agreement agreement = AgreementOf(options_, plan_);
     agreement["kernels"] = kernels_;
     ASSIGN_OR_RETURN(links_, FormGroup(options_, agreement, plan_.machine.cuda ? ops_.get() : nullptr));
+    if (leads() && !plan_.machine.cuda) TimeCollectives();
     prctl(PR_SET_DUMPABLE, 0);  // Prompts live in this process's memory. Forming needs /proc/self/fd.
     ASSIGN_OR_RETURN(transformer_, Transformer::Load(plan_.spec, *model_.checkpoint, *ops_, *links_.ranks,
                                                      plan_.engine.step_rows_max, plan_.pages, plan_.page_size));
@@ -167,6 +171,19 @@ class Rank {
                        [this](uint64_t stream, v1::StepResult result) { server_->Report(stream, std::move(result)); });
     RETURN_IF_ERROR(engine_->Prepare());
     return links_.control->Barrier(patience);
+  }
+
+  void TimeCollectives() {
+    links_.ranks =
+        MakeTimedCommunicator(std::move(links_.ranks),
+                              [&metrics = pages_->metrics()](CollectiveOperation operation, absl::Duration duration) {
+                                const double seconds = absl::ToDoubleSeconds(duration);
+                                if (operation == CollectiveOperation::kAllReduce) {
+                                  metrics.ObserveAllReduce(seconds);
+                                } else {
+                                  metrics.ObserveAllGather(seconds);
+                                }
+                              });
   }
 
   absl::Status Serve() {
