@@ -20,8 +20,8 @@ namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kAlignment = 256;
-constexpr int kPoison = 0xFF;                            // NaN in every float type, -1 in every integer.
-constexpr size_t kPoisonedBytesMax = size_t{256} << 20;  // So that a huge allocation costs no memory until used.
+constexpr int kPoison = 0xFF;  // NaN in every float type, -1 in every integer.
+constexpr size_t kPoisonFileBytes = size_t{32} << 20;
 constexpr size_t kTotalBytesDefault = size_t{8} << 30;
 
 struct Allocation {
@@ -66,28 +66,55 @@ bool UseShared(const Memory& memory) {
   return memory.shared || (setting != nullptr && std::string(setting) == "1");
 }
 
-// Maps `bytes` so that they end, up to the alignment, at an unmapped page. Null when the system has none.
+// A file of poison. Private mappings of it are poisoned without a write, so what is not used costs nothing.
+int PoisonFile() {
+  static const int file = [] {
+    const int fd = memfd_create("cuda_twin_poison", MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, static_cast<off_t>(kPoisonFileBytes)) != 0) std::abort();
+    void* bytes = mmap(nullptr, kPoisonFileBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (bytes == MAP_FAILED) std::abort();
+    std::memset(bytes, kPoison, kPoisonFileBytes);
+    munmap(bytes, kPoisonFileBytes);
+    return fd;
+  }();
+  return file;
+}
+
+bool MapPoison(unsigned char* begin, size_t bytes) {
+  for (size_t at = 0; at < bytes; at += kPoisonFileBytes) {
+    const size_t part = std::min(bytes - at, kPoisonFileBytes);
+    constexpr int kFlags = MAP_FIXED | MAP_NORESERVE | MAP_PRIVATE;
+    if (mmap(begin + at, part, PROT_READ | PROT_WRITE, kFlags, PoisonFile(), 0) == MAP_FAILED) return false;
+  }
+  return true;
+}
+
+bool MapShared(unsigned char* begin, size_t bytes, Allocation* allocation) {
+  allocation->fd = memfd_create("cuda_twin", MFD_CLOEXEC);
+  if (allocation->fd < 0 || ftruncate(allocation->fd, static_cast<off_t>(bytes)) != 0) return false;
+  if (mmap(begin, bytes, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_SHARED, allocation->fd, 0) == MAP_FAILED) return false;
+  std::memset(begin, kPoison, bytes);
+  return true;
+}
+
+// Maps `bytes` of poison so that they end, up to the alignment, at an unmapped page. Null when the system has none.
 unsigned char* Map(size_t bytes, bool shared, Allocation* allocation) {
-  const size_t rounded = RoundUp(std::max<size_t>(bytes, 1), kAlignment);
+  const size_t rounded = RoundUp(bytes, kAlignment);
   const size_t pages = RoundUp(rounded, kPage);
   allocation->mapping_bytes = pages + kPage;
   allocation->mapping = mmap(nullptr, pages + kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (allocation->mapping == MAP_FAILED) return nullptr;
-  int flags = MAP_FIXED | MAP_NORESERVE | MAP_PRIVATE | MAP_ANONYMOUS;
-  if (shared) {
-    allocation->fd = memfd_create("cuda_twin", MFD_CLOEXEC);
-    if (allocation->fd < 0 || ftruncate(allocation->fd, static_cast<off_t>(pages)) != 0) return nullptr;
-    flags = MAP_FIXED | MAP_SHARED;
-  }
-  void* pages_begin = mmap(allocation->mapping, pages, PROT_READ | PROT_WRITE, flags, allocation->fd, 0);
-  if (pages_begin == MAP_FAILED) return nullptr;
-  return static_cast<unsigned char*>(pages_begin) + (pages - rounded);
+  auto* begin = static_cast<unsigned char*>(allocation->mapping);
+  if (!(shared ? MapShared(begin, pages, allocation) : MapPoison(begin, pages))) return nullptr;
+  return begin + (pages - rounded);
 }
 
 #if defined(__SANITIZE_ADDRESS__)
 unsigned char* AllocateInRedZones(size_t bytes) {
   void* begin = nullptr;
-  return posix_memalign(&begin, kAlignment, bytes) == 0 ? static_cast<unsigned char*>(begin) : nullptr;
+  if (posix_memalign(&begin, kAlignment, bytes) != 0) return nullptr;
+  std::memset(begin, kPoison, bytes);
+  return static_cast<unsigned char*>(begin);
 }
 #endif
 
@@ -119,9 +146,6 @@ cudaError_t Allocate(void** memory, size_t bytes, MemoryKind kind) {
   unsigned char* begin = Map(bytes, UseShared(state), &allocation);
 #endif
   if (begin == nullptr) return cudaErrorMemoryAllocation;
-  // The slack behind is poisoned too and looked at when the memory is freed.
-  const size_t poisoned = allocation.mapping != nullptr ? RoundUp(bytes, kAlignment) : bytes;
-  if (poisoned <= kPoisonedBytesMax) std::memset(begin, kPoison, poisoned);
   if (kind == MemoryKind::kDevice) used += RoundUp(bytes, kAlignment);
   state.allocations[Address(begin)] = allocation;
   *memory = begin;
@@ -129,7 +153,7 @@ cudaError_t Allocate(void** memory, size_t bytes, MemoryKind kind) {
 }
 
 void CheckSlack(const Allocation& allocation, uintptr_t begin) {
-  if (allocation.mapping == nullptr || allocation.bytes > kPoisonedBytesMax) return;
+  if (allocation.mapping == nullptr) return;
   const auto* end = reinterpret_cast<const unsigned char*>(begin + allocation.bytes);
   const auto* slack_end = reinterpret_cast<const unsigned char*>(begin + RoundUp(allocation.bytes, kAlignment));
   if (std::all_of(end, slack_end, [](unsigned char byte) { return byte == kPoison; })) return;
