@@ -31,9 +31,13 @@ class CudaAttention {
   /// The layout has changed: the next Run() derives its work list anew.
   void BeginStep() { planned_ = {}; }
 
-  /// Ops::Attention. Enqueues only. Keys of rows that the step does not write are loaded while the kernel enqueued
-  /// before still runs. So that one may write no others, and may let the next start (DependencyLaunch) only after its
-  /// own DependencyWait(): the kernel of Ops::RotateAndCache is such.
+  /// Ops::Attention. Enqueues only. How many queries share a tile follows from layout.rows_max, so a tight bound is
+  /// fast.
+  ///
+  /// Keys of rows that a segment does not write in this step are loaded while the kernel enqueued before still runs. So
+  /// that kernel may write no others, no segment may see a key that another one writes in the same step, and that
+  /// kernel may let the next start (DependencyLaunch) only after its own DependencyWait(). All three hold for the
+  /// kernel of Ops::RotateAndCache and one segment a sequence.
   cudaError_t Run(cudaStream_t stream, const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads,
                   const KvLayer& cache, Matrix out);
 
