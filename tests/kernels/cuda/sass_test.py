@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""Reads the machine code of the CUDA kernels: what they are meant to be made of has to be there, without a device.
+
+usage: sass_test.py LIBRARY [NVCC]    (LIBRARY: what nvcc has compiled. Ends 77, skipped, where no disassembler is.)
+"""
+import collections
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+LIBRARY = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None
+NVCC = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else None
+SKIPPED = 77
+
+LOCAL = ("LDL", "STL")
+WIDE_LOAD = ("LDG.128",)
+
+# (kernels by their demangled names, instructions that each of them must have: one of a group, instructions that none may
+# have, why)
+Rule = collections.namedtuple("Rule", "kernels required forbidden why")
+RULES = [
+    Rule(r"\bTensorCoreKernel<", [("HMMA", "HGMMA"), ("LDGSTS",), ("LDSM",)], LOCAL,
+         "attention multiplies on tensor cores, from tiles that are copied asynchronously"),
+    Rule(r"\bMergeKernel<", [WIDE_LOAD], LOCAL, "parts of split attention are read once, 16 bytes a thread"),
+    Rule(r"\b(RmsNorm|SiluMul|AddBias)Kernel<|\bLookUpKernel<(\w+), \2>", [WIDE_LOAD], LOCAL,
+         "row kernels are bound by memory: 16 bytes a thread"),
+    Rule(r"\bRotateAndCacheKernel<", [], LOCAL, "a thread's part of a head stays in registers"),
+    Rule(r"\bCandidatePartsKernel\b", [WIDE_LOAD], LOCAL, "logits are read once, 16 bytes a thread"),
+    Rule(r"\bQuantizeRowsKernel<", [WIDE_LOAD], LOCAL, "rows are read 16 bytes a thread"),
+    Rule(r"\b(One|Two)ShotKernel<", [WIDE_LOAD], (), "peers' memory is read 16 bytes a thread"),
+]
+
+
+def disassembler():
+    """The newest cuobjdump that is at hand: beside nvcc, on the path, or of the wheel nvidia-cuda-cuobjdump."""
+    beside = [NVCC.resolve().parent / "cuobjdump"] if NVCC else []
+    wheels = sorted(ROOT.glob(".venv/lib/python*/site-packages/nvidia/**/bin/cuobjdump"), reverse=True)
+    found = shutil.which("cuobjdump")
+    for path in [*beside, *([pathlib.Path(found)] if found else []), *wheels]:
+        if path.is_file():
+            return path
+    return None
+
+
+def instructions(text):
+    """{mangled kernel: Counter of opcodes}: "HMMA", and with the width of a load or store "LDG.128", too."""
+    kernels, counts = {}, None
+    for line in text.splitlines():
+        if function := re.match(r"\s*Function : (\S+)", line):
+            counts = kernels.setdefault(function.group(1), collections.Counter())
+        elif counts is not None and (op := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", line)):
+            parts = op.group(1).split(".")
+            counts[parts[0]] += 1
+            if "128" in parts:
+                counts[parts[0] + ".128"] += 1
+    return kernels
+
+
+def demangle(names):
+    if not shutil.which("c++filt"):
+        return dict(zip(names, names))
+    out = subprocess.run(["c++filt"], input="\n".join(names), check=True, capture_output=True, text=True).stdout
+    return dict(zip(names, out.splitlines()))
+
+
+def problems_of(kernels, rules):
+    """One line for every rule that matches no kernel, and for every kernel and instruction that breaks one."""
+    problems = []
+    for rule in rules:
+        matching = {name: counts for name, counts in kernels.items() if re.search(rule.kernels, name)}
+        if not matching:
+            problems.append(f"no kernel matches {rule.kernels}: renamed, or no longer compiled?")
+        for name, counts in matching.items():
+            short = re.sub(r"\(anonymous namespace\)::|quicksilver::|^void ", "", name.split("(quicksilver")[0])
+            for group in rule.required:
+                if not any(counts[one] for one in group):
+                    problems.append(f"{short}: no {' or '.join(group)} ({rule.why})")
+            for bad in rule.forbidden:
+                if counts[bad]:
+                    problems.append(f"{short}: {counts[bad]} x {bad}: registers spill to local memory ({rule.why})")
+    return problems
+
+
+class Parser(unittest.TestCase):
+    TEXT = """
+        Function : _Z3onev
+    .headerflags    @"EF_CUDA_SM90"
+        /*0000*/                   LDC R1, c[0x0][0x28] ;  /* 0x00000a00ff017b82 */
+        /*0010*/              @!P0 LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+        /*0020*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        Function : _Z3twov
+        /*0000*/              @UP1 STL.64 [R1+0x8], R2 ;
+"""
+
+    def test_opcodes_are_counted_by_kernel_with_and_without_a_predicate(self):
+        kernels = instructions(self.TEXT)
+        self.assertEqual(kernels["_Z3onev"], {"LDC": 1, "LDG": 1, "LDG.128": 1, "HMMA": 1})
+        self.assertEqual(kernels["_Z3twov"], {"STL": 1})
+
+    def test_a_missing_a_forbidden_instruction_and_a_vanished_kernel_are_named(self):
+        rules = [Rule("one", [("HMMA", "HGMMA"), ("LDSM",)], (), "a"), Rule("two", [], LOCAL, "b"), Rule("three", [], (), "c")]
+        self.assertEqual([line.split(" (")[0] for line in problems_of(instructions(self.TEXT), rules)],
+                         ["_Z3onev: no LDSM", "_Z3twov: 1 x STL: registers spill to local memory",
+                          "no kernel matches three: renamed, or no longer compiled?"])
+
+
+class Kernels(unittest.TestCase):
+    def test_kernels_are_made_of_what_they_are_meant_to(self):
+        text = subprocess.run([disassembler(), "-sass", LIBRARY], check=True, capture_output=True, text=True).stdout
+        kernels = instructions(text)
+        self.assertGreater(len(kernels), 30, f"{LIBRARY} holds hardly any kernel")
+        names = demangle(list(kernels))
+        problems = problems_of({names[mangled]: counts for mangled, counts in kernels.items()}, RULES)
+        if problems:
+            self.fail("\n" + "\n".join(problems))
+
+
+if __name__ == "__main__":
+    if LIBRARY is None:
+        sys.exit(__doc__)
+    if disassembler() is None:
+        print("skipped: no cuobjdump beside nvcc, on the path or in .venv (tools/install_dependencies --tests)")
+        sys.exit(SKIPPED)
+    print(f"disassembler: {disassembler()}")
+    unittest.main(argv=[sys.argv[0], "-v"])
