@@ -19,12 +19,12 @@ SKIPPED = 77
 LOCAL = ("LDL", "STL")
 WIDE_LOAD = ("LDG.128",)
 
-# (kernels by their demangled names, instructions that each of them must have: one of a group, instructions that none may
-# have, why)
-Rule = collections.namedtuple("Rule", "kernels required forbidden why")
+# kernels: by their demangled names. required: of each group of instructions every kernel must have one. forbidden: none may
+# be there. hot: look only at the innermost loop that has the first group, where what happens once an item is not counted.
+Rule = collections.namedtuple("Rule", "kernels required forbidden why hot", defaults=[False])
 RULES = [
     Rule(r"\bTensorCoreKernel<", [("HMMA", "HGMMA"), ("LDGSTS",), ("LDSM",)], LOCAL,
-         "attention multiplies on tensor cores, from tiles that are copied asynchronously"),
+         "attention multiplies on tensor cores, from tiles that are copied asynchronously", hot=True),
     Rule(r"\bMergeKernel<", [WIDE_LOAD], LOCAL, "parts of split attention are read once, 16 bytes a thread"),
     Rule(r"\b(RmsNorm|SiluMul|AddBias)Kernel<|\bLookUpKernel<(\w+), \2>", [WIDE_LOAD], LOCAL,
          "row kernels are bound by memory: 16 bytes a thread"),
@@ -33,6 +33,9 @@ RULES = [
     Rule(r"\bQuantizeRowsKernel<", [WIDE_LOAD], LOCAL, "rows are read 16 bytes a thread"),
     Rule(r"\b(One|Two)ShotKernel<", [WIDE_LOAD], (), "peers' memory is read 16 bytes a thread"),
 ]
+
+# target: of a branch, else None.
+Instruction = collections.namedtuple("Instruction", "address opcode target")
 
 
 def disassembler():
@@ -46,18 +49,35 @@ def disassembler():
     return None
 
 
-def instructions(text):
-    """{mangled kernel: Counter of opcodes}: "HMMA", and with the width of a load or store "LDG.128", too."""
-    kernels, counts = {}, None
+def parse(text):
+    """{mangled kernel: [Instruction]}"""
+    line_of_code = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*)")
+    kernels, code = {}, None
     for line in text.splitlines():
         if function := re.match(r"\s*Function : (\S+)", line):
-            counts = kernels.setdefault(function.group(1), collections.Counter())
-        elif counts is not None and (op := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", line)):
-            parts = op.group(1).split(".")
-            counts[parts[0]] += 1
-            if "128" in parts:
-                counts[parts[0] + ".128"] += 1
+            code = kernels.setdefault(function.group(1), [])
+        elif code is not None and (found := line_of_code.match(line)):
+            target = re.search(r"0x([0-9a-f]+)", found.group(3)) if found.group(2).startswith("BRA") else None
+            code.append(Instruction(int(found.group(1), 16), found.group(2), int(target.group(1), 16) if target else None))
     return kernels
+
+
+def count(code):
+    """Opcodes: "HMMA", and with the width of a load or store "LDG.128", too."""
+    counts = collections.Counter()
+    for instruction in code:
+        parts = instruction.opcode.split(".")
+        counts[parts[0]] += 1
+        if "128" in parts:
+            counts[parts[0] + ".128"] += 1
+    return counts
+
+
+def innermost_loop(code, opcodes):
+    """The shortest run of code that ends with a branch to its begin and has one of `opcodes`; [] without one."""
+    loops = [[i for i in code if branch.target <= i.address <= branch.address]
+             for branch in code if branch.target is not None and branch.target < branch.address]
+    return min((loop for loop in loops if any(count(loop)[one] for one in opcodes)), key=len, default=[])
 
 
 def demangle(names):
@@ -71,17 +91,19 @@ def problems_of(kernels, rules):
     """One line for every rule that matches no kernel, and for every kernel and instruction that breaks one."""
     problems = []
     for rule in rules:
-        matching = {name: counts for name, counts in kernels.items() if re.search(rule.kernels, name)}
+        matching = {name: code for name, code in kernels.items() if re.search(rule.kernels, name)}
         if not matching:
             problems.append(f"no kernel matches {rule.kernels}: renamed, or no longer compiled?")
-        for name, counts in matching.items():
+        for name, code in matching.items():
             short = re.sub(r"\(anonymous namespace\)::|quicksilver::|^void ", "", name.split("(quicksilver")[0])
+            where = " in its innermost loop" if rule.hot else ""
+            counts = count(innermost_loop(code, rule.required[0]) if rule.hot else code)
             for group in rule.required:
                 if not any(counts[one] for one in group):
-                    problems.append(f"{short}: no {' or '.join(group)} ({rule.why})")
+                    problems.append(f"{short}: no {' or '.join(group)}{where} ({rule.why})")
             for bad in rule.forbidden:
                 if counts[bad]:
-                    problems.append(f"{short}: {counts[bad]} x {bad}: registers spill to local memory ({rule.why})")
+                    problems.append(f"{short}: {counts[bad]} x {bad}{where}: registers spill to local memory ({rule.why})")
     return problems
 
 
@@ -91,30 +113,43 @@ class Parser(unittest.TestCase):
     .headerflags    @"EF_CUDA_SM90"
         /*0000*/                   LDC R1, c[0x0][0x28] ;  /* 0x00000a00ff017b82 */
         /*0010*/              @!P0 LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
-        /*0020*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0020*/                   STL [R1], R4 ;
+        /*0030*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0040*/               @P0 BRA 0x30 ;
+        /*0050*/                   BRA 0x10 ;
         Function : _Z3twov
         /*0000*/              @UP1 STL.64 [R1+0x8], R2 ;
 """
 
+    def problems(self, *rules):
+        return [line.split(" (")[0] for line in problems_of(parse(self.TEXT), rules)]
+
     def test_opcodes_are_counted_by_kernel_with_and_without_a_predicate(self):
-        kernels = instructions(self.TEXT)
-        self.assertEqual(kernels["_Z3onev"], {"LDC": 1, "LDG": 1, "LDG.128": 1, "HMMA": 1})
-        self.assertEqual(kernels["_Z3twov"], {"STL": 1})
+        kernels = parse(self.TEXT)
+        self.assertEqual(count(kernels["_Z3onev"]), {"LDC": 1, "LDG": 1, "LDG.128": 1, "STL": 1, "HMMA": 1, "BRA": 2})
+        self.assertEqual(count(kernels["_Z3twov"]), {"STL": 1})
 
     def test_a_missing_a_forbidden_instruction_and_a_vanished_kernel_are_named(self):
-        rules = [Rule("one", [("HMMA", "HGMMA"), ("LDSM",)], (), "a"), Rule("two", [], LOCAL, "b"), Rule("three", [], (), "c")]
-        self.assertEqual([line.split(" (")[0] for line in problems_of(instructions(self.TEXT), rules)],
+        self.assertEqual(self.problems(Rule("one", [("HMMA", "HGMMA"), ("LDSM",)], (), "a"), Rule("two", [], LOCAL, "b"),
+                                       Rule("three", [], (), "c")),
                          ["_Z3onev: no LDSM", "_Z3twov: 1 x STL: registers spill to local memory",
                           "no kernel matches three: renamed, or no longer compiled?"])
+
+    def test_a_hot_rule_looks_at_the_innermost_loop_alone(self):
+        self.assertEqual(self.problems(Rule("one", [("HMMA",)], LOCAL, "a", hot=True)), [])
+        self.assertEqual(self.problems(Rule("one", [("LDG",)], LOCAL, "a", hot=True)),
+                         ["_Z3onev: 1 x STL in its innermost loop: registers spill to local memory"])
+        self.assertEqual(self.problems(Rule("two", [("STL",)], (), "a", hot=True)),
+                         ["_Z3twov: no STL in its innermost loop"])
 
 
 class Kernels(unittest.TestCase):
     def test_kernels_are_made_of_what_they_are_meant_to(self):
         text = subprocess.run([disassembler(), "-sass", LIBRARY], check=True, capture_output=True, text=True).stdout
-        kernels = instructions(text)
+        kernels = parse(text)
         self.assertGreater(len(kernels), 30, f"{LIBRARY} holds hardly any kernel")
         names = demangle(list(kernels))
-        problems = problems_of({names[mangled]: counts for mangled, counts in kernels.items()}, RULES)
+        problems = problems_of({names[mangled]: code for mangled, code in kernels.items()}, RULES)
         if problems:
             self.fail("\n" + "\n".join(problems))
 
