@@ -20,8 +20,9 @@ constexpr int kRounds = 2;  // Of probing, with other numbers, places and stride
 constexpr double kMuchFaster = 0.85;
 /// Timing of one algorithm ends when so much has gone by.
 constexpr float kTimedMillisecondsMax = 100.0f;
-/// Different rows of x, at most; and rows of the weight, over and over.
-constexpr int64_t kSourcesMax = 32;
+/// Every different row of x stands in so many places of the smallest batch that is tried; other rows of the weight begin
+/// again after kColumnSources.
+constexpr int64_t kPlaces = 4;
 constexpr int64_t kColumnSources = kGemmOutUnit;
 /// A probe multiplies by no more of a weight than this, and writes no more outputs: more would only be more blocks.
 constexpr int64_t kProbeWeightBytesMax = int64_t{256} << 20;
@@ -106,7 +107,7 @@ struct GemmPlans::Family {
 };
 
 GemmPlans::GemmPlans(const GemmLibrary& library, const GemmPlansOptions& options)
-    : library_(library), options_(options), sources_(std::min(kSourcesMax, options.small_rows)) {
+    : library_(library), options_(options), sources_(std::max<int64_t>(options.small_rows / kPlaces, 1)) {
   CHECK(sources_ % 5 != 0);  // The probe walks the sources in steps of five.
 }
 

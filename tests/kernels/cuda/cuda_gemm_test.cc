@@ -1,18 +1,14 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <memory>
-#include <numeric>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
-#include "kernels/cuda/gemm.h"
-#include "tests/kernels/cuda/gemm_device.h"
+#include "tests/kernels/cuda/cuda_gemm_fixture.h"
+#include "tests/support/cuda_twin/cublaslt_objects.h"
 #include "tests/support/cuda_twin/twin_device.h"
 
 namespace quicksilver {
@@ -22,96 +18,6 @@ using cuda_twin::TwinDevice;
 using ::testing::HasSubstr;
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-void CheckOk(const absl::Status& status) { ASSERT_TRUE(status.ok()) << status; }
-
-/// Small enough to be tried out on a CPU.
-CudaGemmOptions SmallOptions(DType activation, bool fp8 = false) {
-  CudaGemmOptions options;
-  options.activation = activation;
-  options.fp8_layers = fp8;
-  options.plans.small_rows = 32;
-  options.plans.large_rows = 96;
-  options.plans.workspace_bytes = size_t{1} << 20;
-  options.plans.timed_runs = 0;
-  options.plans.cold_cache = false;
-  options.row_buckets = {8, 32, 96};
-  return options;
-}
-
-/// A CudaGemm with what it needs.
-class GemmUnderTest {
- public:
-  explicit GemmUnderTest(const CudaGemmOptions& options, const CublasLtLibrary* library = nullptr)
-      : activation_(options.activation) {
-    EXPECT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
-    staging_ = *Staging::Create(stream_, size_t{1} << 20);
-    absl::StatusOr<std::unique_ptr<CudaGemm>> gemm =
-        CudaGemm::Make(library != nullptr ? *library : **LoadCublasLt(), options, *staging_, stream_);
-    EXPECT_TRUE(gemm.ok()) << gemm.status();
-    gemm_ = *std::move(gemm);
-  }
-  ~GemmUnderTest() {
-    EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-    gemm_ = nullptr;
-    staging_ = nullptr;
-    cudaStreamDestroy(stream_);
-  }
-  GemmUnderTest(const GemmUnderTest&) = delete;
-  GemmUnderTest& operator=(const GemmUnderTest&) = delete;
-
-  CudaGemm& gemm() { return *gemm_; }
-  cudaStream_t stream() const { return stream_; }
-  DType activation() const { return activation_; }
-
-  std::unique_ptr<GemmWeight> Prepare(const HostMatrix& m, WeightRole role = WeightRole::kLayer) {
-    absl::StatusOr<std::unique_ptr<GemmWeight>> weight =
-        gemm_->Prepare({m.values.data(), m.rows, m.cols, m.cols, DType::kF32}, role);
-    EXPECT_TRUE(weight.ok()) << weight.status();
-    return *std::move(weight);
-  }
-
-  HostMatrix Multiply(const HostMatrix& x, const GemmWeight& weight, int64_t gap = 0) {
-    return Multiply(x, weight, gap, activation_);
-  }
-  HostMatrix Multiply(const HostMatrix& x, const GemmWeight& weight, int64_t gap, DType out_type) {
-    const DeviceRows device_x(x, activation_, gap), out(x.rows, weight.out_features(), out_type, gap);
-    CheckOk(gemm_->Multiply(device_x.view(), weight, out.view()));
-    EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-    return out.Get();
-  }
-
- private:
-  DType activation_;
-  cudaStream_t stream_ = nullptr;
-  std::unique_ptr<Staging> staging_;
-  std::unique_ptr<CudaGemm> gemm_;
-};
-
-HostMatrix Product(const HostMatrix& x, const HostMatrix& weight) {
-  HostMatrix out(x.rows, weight.rows);
-  for (int64_t n = 0; n < x.rows; ++n) {
-    for (int64_t o = 0; o < weight.rows; ++o) {
-      double sum = 0.0;
-      for (int64_t i = 0; i < x.cols; ++i) sum += double{x.at(n, i)} * weight.at(o, i);
-      out.at(n, o) = static_cast<float>(sum);
-    }
-  }
-  return out;
-}
-
-void ExpectNear(const HostMatrix& actual, const HostMatrix& expected, double relative, double absolute) {
-  ASSERT_EQ(actual.values.size(), expected.values.size());
-  for (size_t i = 0; i < actual.values.size(); ++i) {
-    ASSERT_NEAR(actual.values[i], expected.values[i], relative * std::abs(expected.values[i]) + absolute)
-        << "row " << static_cast<int64_t>(i) / actual.cols << ", column " << static_cast<int64_t>(i) % actual.cols;
-  }
-}
-
-struct Size {
-  int64_t rows, in, out;
-};
 
 // Aligned and not; less than a bucket, one, several and a rest.
 TEST(CudaGemmTest, MultipliesByTheTransposedWeight) {
@@ -128,21 +34,6 @@ TEST(CudaGemmTest, MultipliesByTheTransposedWeight) {
         ExpectNear(gemm.Multiply(x, *prepared, gap, DType::kF32), expected, 1e-6, 1e-5);
       }
     }
-  }
-}
-
-/// Runs some rows alone and together, and expects the same bits.
-void ExpectRowsDoNotMix(GemmUnderTest& gemm, const GemmWeight& weight, int64_t in) {
-  const HostMatrix x = RandomMatrix(130, in, 3);
-  const HostMatrix together = gemm.Multiply(x, weight);
-  std::mt19937 generator(5);
-  std::vector<int32_t> order(130);
-  std::iota(order.begin(), order.end(), 0);
-  for (const int64_t rows : {1, 2, 7, 8, 9, 31, 32, 33, 64, 95, 96, 97, 129}) {
-    SCOPED_TRACE(absl::StrCat(rows, " rows"));
-    std::shuffle(order.begin(), order.end(), generator);
-    const std::vector<int32_t> some(order.begin(), order.begin() + rows);
-    ExpectSameBits(gemm.Multiply(SelectRows(x, some), weight, rows % 2 == 0 ? 0 : 5), SelectRows(together, some));
   }
 }
 
@@ -172,31 +63,50 @@ TEST(CudaGemmTest, TheLibraryAloneMixesRows) {
   EXPECT_EQ(gemm.gemm().report().algorithms_refused, 0);
 }
 
-TEST(CudaGemmTest, ASliceOfTheWeightHasTheBitsOfTheWhole) {
-  for (const DType out_type : {DType::kF32, DType::kBf16}) {
-    GemmUnderTest gemm(SmallOptions(DType::kBf16));
-    const std::unique_ptr<GemmWeight> weight = gemm.Prepare(RandomMatrix(301, 256, 4), WeightRole::kHead);
-    const HostMatrix x = RandomMatrix(70, 256, 3);
-    const HostMatrix whole = gemm.Multiply(x, *weight, 0, out_type);
-    for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 48}, {48, 128}, {176, 125}}) {
-      for (const int64_t rows : {5, 32, 70}) {
-        const DeviceRows device_x(SelectRows(x, {0, 1, 2, 3, 4}), DType::kBf16), all(x, DType::kBf16);
-        const DeviceRows out(rows, 144, out_type);
+/// Multiplies the first rows of x by slices of a weight, into tiles that are wider than most of them.
+void ExpectSlicesOfTheWhole(GemmUnderTest& gemm, const GemmWeight& weight, DType out_type) {
+  const HostMatrix x = RandomMatrix(70, 256, 3);
+  const HostMatrix whole = gemm.Multiply(x, weight, 0, out_type);
+  const DeviceRows device_x(x, DType::kBf16);
+  for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 48}, {48, 128}, {176, 125}}) {
+    for (const int64_t rows : {5, 32, 70}) {
+      for (const int64_t width : {count, int64_t{144}}) {
+        const DeviceRows out(rows, width, out_type);
         Matrix tile = out.view();
         tile.cols = count;
-        const ConstMatrix some = TopRows(all.view(), rows);
-        CheckOk(gemm.gemm().MultiplyRows(some, *weight, first, tile));
+        CheckOk(gemm.gemm().MultiplyRows(TopRows(device_x.view(), rows), weight, first, tile));
         ASSERT_EQ(cudaStreamSynchronize(gemm.stream()), cudaSuccess);
         const HostMatrix got = out.Get();
         for (int64_t r = 0; r < rows; ++r) {
           for (int64_t c = 0; c < count; ++c) {
             ASSERT_EQ(BitsOfFloat(got.at(r, c)), BitsOfFloat(whole.at(r, first + c)))
-                << rows << " rows, row " << r << ", feature " << first + c;
+                << rows << " rows, row " << r << ", feature " << first + c << ", tile of " << width;
           }
         }
       }
     }
   }
+}
+
+TEST(CudaGemmTest, ASliceOfTheWeightHasTheBitsOfTheWhole) {
+  for (const bool fp8 : {false, true}) {
+    for (const DType out_type : {DType::kF32, DType::kBf16}) {
+      GemmUnderTest gemm(SmallOptions(DType::kBf16, fp8));
+      const std::unique_ptr<GemmWeight> weight = gemm.Prepare(RandomMatrix(301, 256, 4), WeightRole::kLayer);
+      ExpectSlicesOfTheWhole(gemm, *weight, out_type);
+    }
+  }
+}
+
+TEST(CudaGemmTest, KeepsNoMemoryOfTryingOut) {
+  GemmUnderTest gemm(SmallOptions(DType::kBf16));
+  const size_t before = TwinDevice().allocated_bytes();
+  const std::unique_ptr<GemmWeight> weight = gemm.Prepare(RandomMatrix(64, 128, 4));
+  const size_t raw_bytes = 64 * 128 * sizeof(float);
+  EXPECT_LE(TwinDevice().allocated_bytes(), before + weight->bytes() + raw_bytes);
+  gemm.Multiply(RandomMatrix(8, 128, 1), *weight);
+  gemm.Multiply(RandomMatrix(8, 128, 1), *weight);  // The first product keeps it until nothing is recorded.
+  EXPECT_LE(TwinDevice().allocated_bytes(), before + weight->bytes() + raw_bytes);
 }
 
 TEST(CudaGemmTest, RecordedProductsGetAPlanOfTheirOwnAndRunAgain) {
@@ -239,6 +149,8 @@ TEST(CudaGemmTest, TunesEveryLayerAndReportsProgress) {
   gemm.Multiply(RandomMatrix(4, 128, 1), *same);
   EXPECT_EQ(gemm.gemm().report().algorithms_tried, tried);
 }
+
+constexpr int32_t kSmallTile = CUBLASLT_MATMUL_TILE_64x64;
 
 int32_t SettingOf(const cublasLtMatmulAlgo_t& algorithm, cublasLtMatmulAlgoConfigAttributes_t setting) {
   int32_t value = 0;
@@ -291,6 +203,37 @@ TEST(CudaGemmTest, RowsThatNoAlgorithmAgreesOnAreMultipliedInParts) {
   ExpectRowsDoNotMix(gemm, *weight, 512);
   EXPECT_EQ(gemm.gemm().report().rows_refused, 1) << gemm.gemm().report().choices;  // 96 of them.
   EXPECT_THAT(gemm.gemm().report().choices, HasSubstr("96 x 512 to 96: in parts"));
+}
+
+/// The library, but its small tile gives the last row of every batch other bits.
+CublasLtLibrary WithAnOddLastRow() {
+  CublasLtLibrary library = **LoadCublasLt();
+  library.Matmul = +[](cublasLtHandle_t handle, cublasLtMatmulDesc_t operation, const void* alpha, const void* a,
+                       cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout,
+                       const void* beta, const void* c, cublasLtMatrixLayout_t c_layout, void* d,
+                       cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algorithm, void* workspace,
+                       size_t workspace_bytes, cudaStream_t stream) {
+    const cublasStatus_t status = cublasLtMatmul(handle, operation, alpha, a, a_layout, b, b_layout, beta, c, c_layout,
+                                                 d, d_layout, algorithm, workspace, workspace_bytes, stream);
+    if (status == CUBLAS_STATUS_SUCCESS && SettingOf(*algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID) == kSmallTile) {
+      static_cast<uint32_t*>(d)[(static_cast<int64_t>(d_layout->cols) - 1) * d_layout->ld] ^= 1;
+    }
+    return status;
+  };
+  return library;
+}
+
+TEST(CudaGemmTest, RefusesAnAlgorithmThatTreatsEqualRowsDifferently) {
+  const CublasLtLibrary odd = WithAnOddLastRow();
+  const CublasLtLibrary* const usual = nullptr;
+  for (const CublasLtLibrary* library : {usual, &odd}) {
+    GemmUnderTest gemm(SmallOptions(DType::kF32), library);
+    gemm.Multiply(RandomMatrix(32, 128, 1), *gemm.Prepare(RandomMatrix(64, 128, 4)));
+    // Both give the same sums; the library advises the small tile first.
+    EXPECT_THAT(gemm.gemm().report().choices,
+                HasSubstr(library == usual ? "us (algorithm 66, tile 15, stages 16, cluster 0, split 1"
+                                           : "us (algorithm 66, tile 20"));
+  }
 }
 
 TEST(CudaGemmTest, AMeasuredAnchorKeepsRowsApartToo) {
@@ -369,105 +312,6 @@ TEST(CudaGemmTest, SaysWhichWeightDoesNotFitAndLeaksNothing) {
     gemm.Prepare(m);
   }
   EXPECT_EQ(TwinDevice().allocated_bytes(), memory);
-}
-
-/// The library of a device that knows no scales of rows.
-CublasLtLibrary WithoutRowScales() {
-  CublasLtLibrary library = **LoadCublasLt();
-  library.MatmulDescSetAttribute =
-      +[](cublasLtMatmulDesc_t description, cublasLtMatmulDescAttributes_t attribute, const void* value, size_t bytes) {
-        if (attribute == CUBLASLT_MATMUL_DESC_A_SCALE_MODE) return CUBLAS_STATUS_NOT_SUPPORTED;
-        return cublasLtMatmulDescSetAttribute(description, attribute, value, bytes);
-      };
-  return library;
-}
-
-// The sums of e4m3 products are the library's, so the reference multiplies what e4m3 keeps of both sides.
-TEST(CudaGemmFp8Test, MultipliesQuantisedRows) {
-  const CublasLtLibrary unscaled = WithoutRowScales();
-  for (const CublasLtLibrary* library : {static_cast<const CublasLtLibrary*>(nullptr), &unscaled}) {
-    GemmUnderTest gemm(SmallOptions(DType::kBf16, /*fp8=*/true), library);
-    EXPECT_THAT(gemm.gemm().name(),
-                HasSubstr(library == nullptr ? "layers e4m3 scaled by the library" : "layers e4m3 scaled afterwards"));
-    for (const auto& [rows, in, out] : {Size{1, 16, 16}, {3, 5, 7}, {33, 64, 48}, {200, 40, 21}, {8, 512, 96}}) {
-      SCOPED_TRACE(absl::StrCat(rows, " x ", in, " by ", out));
-      const HostMatrix x = Rounded(RandomMatrix(rows, in, 1), DType::kBf16), weight = RandomMatrix(out, in, 2, 0.1f);
-      const std::unique_ptr<GemmWeight> prepared = gemm.Prepare(weight);
-      const HostMatrix kept = Product(Requantized(x), Requantized(weight));
-      for (const int64_t gap : {0, 3}) {
-        ExpectNear(gemm.Multiply(x, *prepared, gap), kept, 0x1p-8, 1e-5);
-        ExpectNear(gemm.Multiply(x, *prepared, gap, DType::kF32), kept, 1e-6, 1e-5);
-      }
-      // Three bits of fraction: a relative error of at most 2^-4 of every factor.
-      const HostMatrix exact = Product(x, weight);
-      double error = 0.0, size = 0.0;
-      for (size_t i = 0; i < exact.values.size(); ++i) {
-        error += std::pow(double{kept.values[i]} - exact.values[i], 2);
-        size += std::pow(double{exact.values[i]}, 2);
-      }
-      if (in >= 64) {
-        EXPECT_LT(std::sqrt(error / size), 0.06);
-      }
-    }
-  }
-}
-
-TEST(CudaGemmFp8Test, KeepsRowsApart) {
-  const CublasLtLibrary unscaled = WithoutRowScales();
-  for (const CublasLtLibrary* library : {static_cast<const CublasLtLibrary*>(nullptr), &unscaled}) {
-    GemmUnderTest gemm(SmallOptions(DType::kBf16, /*fp8=*/true), library);
-    const std::unique_ptr<GemmWeight> weight = gemm.Prepare(RandomMatrix(96, 512, 4));
-    ExpectRowsDoNotMix(gemm, *weight, 512);
-    EXPECT_GT(gemm.gemm().report().algorithms_refused, 0);
-  }
-}
-
-TEST(CudaGemmFp8Test, ANanRowStaysNanAndSpoilsNoOther) {
-  GemmUnderTest gemm(SmallOptions(DType::kBf16, /*fp8=*/true));
-  const std::unique_ptr<GemmWeight> weight = gemm.Prepare(RandomMatrix(70, 48, 1));
-  const HostMatrix x = RandomMatrix(10, 48, 2);
-  HostMatrix spoiled = x;
-  for (int64_t c = 0; c < 48; ++c) spoiled.at(4, c) = kNan;
-  spoiled.at(6, 3) = kInfinity;
-  const HostMatrix result = gemm.Multiply(spoiled, *weight);
-  const std::vector<int32_t> others = {0, 1, 2, 3, 5, 7, 8, 9};
-  ExpectSameBits(SelectRows(result, others), SelectRows(gemm.Multiply(x, *weight), others));
-  for (int64_t c = 0; c < 70; ++c) {
-    EXPECT_TRUE(std::isnan(result.at(4, c)));
-    EXPECT_FALSE(std::isfinite(result.at(6, c)));
-  }
-}
-
-TEST(CudaGemmFp8Test, TheHeadStaysBf16) {
-  GemmUnderTest fp8(SmallOptions(DType::kBf16, /*fp8=*/true)), bf16(SmallOptions(DType::kBf16));
-  const HostMatrix m = RandomMatrix(48, 64, 1), x = RandomMatrix(9, 64, 2);
-  const auto head = fp8.Prepare(m, WeightRole::kHead);
-  EXPECT_EQ(head->bytes(), size_t{48 * 64 * 2});
-  ExpectSameBits(fp8.Multiply(x, *head), bf16.Multiply(x, *bf16.Prepare(m, WeightRole::kHead)));
-}
-
-TEST(CudaGemmFp8Test, IsTwoLaunches) {
-  GemmUnderTest gemm(SmallOptions(DType::kBf16, /*fp8=*/true));
-  const std::unique_ptr<GemmWeight> weight = gemm.Prepare(RandomMatrix(64, 128, 4));
-  const DeviceRows x(RandomMatrix(32, 128, 1), DType::kBf16), out(32, 64, DType::kBf16);
-  CheckOk(gemm.gemm().Multiply(x.view(), *weight, out.view()));
-  ASSERT_EQ(cudaStreamBeginCapture(gemm.stream(), cudaStreamCaptureModeThreadLocal), cudaSuccess);
-  CheckOk(gemm.gemm().Multiply(x.view(), *weight, out.view()));
-  cudaGraph_t graph = nullptr;
-  ASSERT_EQ(cudaStreamEndCapture(gemm.stream(), &graph), cudaSuccess);
-  size_t nodes = 0;
-  ASSERT_EQ(cudaGraphGetNodes(graph, nullptr, &nodes), cudaSuccess);
-  EXPECT_EQ(nodes, 2u);
-  cudaGraphDestroy(graph);
-}
-
-TEST(CudaGemmFp8Test, RefusesFloatActivations) {
-  cudaStream_t stream = nullptr;
-  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
-  const std::unique_ptr<Staging> staging = *Staging::Create(stream, 1 << 20);
-  const auto gemm = CudaGemm::Make(**LoadCublasLt(), SmallOptions(DType::kF32, /*fp8=*/true), *staging, stream);
-  EXPECT_EQ(gemm.status().code(), absl::StatusCode::kInvalidArgument);
-  cudaStreamDestroy(stream);
 }
 
 }  // namespace
