@@ -289,5 +289,25 @@ TEST_F(KernelDeathTest, WritesBehindSharedMemoryAreFound) {
   EXPECT_DEATH(Launch(WriteSharedKernel, 1, 1, 100, 128), "");
 }
 
+__global__ void WriteGlobalKernel(int* memory, int at) { memory[at] = 1; }
+
+__global__ void DeepKernel(int depth, int* out) {
+  volatile char frame[1024];
+  frame[depth % 1024] = 1;
+  if (depth > 0) DeepKernel(depth - 1, out);
+  *out = frame[0];
+}
+
+TEST_F(KernelDeathTest, FaultsNameTheKernel) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the sanitizer reports them";
+#endif
+  const DeviceArray<int> memory(64);
+  EXPECT_EQ(Launch(WriteGlobalKernel, 1, 1, 0, memory.data(), 63), cudaSuccess);
+  EXPECT_DEATH(Launch(WriteGlobalKernel, 1, 1, 0, memory.data(), 64), "segmentation fault.*WriteGlobalKernel");
+  EXPECT_EQ(Launch(DeepKernel, 1, 1, 0, 10, memory.data()), cudaSuccess);
+  EXPECT_DEATH(Launch(DeepKernel, 1, 1, 0, 1000, memory.data()), "segmentation fault.*DeepKernel");
+}
+
 }  // namespace
 }  // namespace quicksilver

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "tests/support/cuda_twin/device_functions.h"
+#include "tests/support/cuda_twin/fault_handler.h"
 #include "tests/support/cuda_twin/report.h"
 #include "tests/support/cuda_twin/settings.h"
 
@@ -100,6 +101,9 @@ void Engine::Run(const KernelCall& call) {
     while (std::gcd(block_stride_, blocks_total_) != 1);
     resident_wanted_ = std::max<size_t>(resident_wanted_, 1 + Random() % 3);
   }
+  checks_races_ = execution_settings.race_check.load(std::memory_order_relaxed);
+  first_interval_ = next_interval_;
+  interval_blocks_.clear();
   progress_ = progress_seen_ = 0;
   fruitless_rounds_ = 0;
   main_.BindToThread();
@@ -135,7 +139,11 @@ void Engine::StartBlock() {
   Block& block = *resident_.back();
   const dim3 dim = call_->block;
   const int threads = static_cast<int>(dim.x * dim.y * dim.z);
+  block.number = blocks_started_;
   block.index = BlockIndex(blocks_started_++);
+  block.acquired = false;
+  if (checks_races_ && block.shared_cells.size() < call_->shared_bytes) block.shared_cells.resize(call_->shared_bytes);
+  NextInterval(&block);
   block.shared_bytes = call_->shared_bytes;
   block.shared = block.shared_area.Begin(call_->shared_bytes);
   block.arrived = block.predicates = block.exited = 0;
@@ -166,6 +174,15 @@ void Engine::StartBlock() {
   if (seed_ == kBackward) std::reverse(warps_.end() - static_cast<ptrdiff_t>(block.warps.size()), warps_.end());
   live_threads_ += threads;
   ++progress_;
+}
+
+void Engine::NextInterval(Block* block) {
+  block->interval = next_interval_++;
+  if (checks_races_) interval_blocks_.push_back(block->number);
+}
+
+bool Engine::OfOtherBlock(uint32_t interval) const {
+  return interval >= first_interval_ && interval_blocks_[interval - first_interval_] != current_thread->block->number;
 }
 
 void Engine::FinishBlock(Block* block) {
@@ -335,6 +352,7 @@ void Engine::JoinWarp(Rendezvous kind, uint32_t mask, uint64_t parameter, void* 
     if (complete != nullptr) complete(warp->payloads);
     warp->arrived = 0;
     warp->kind = Rendezvous::kNone;
+    if (kind == Rendezvous::kSyncWarp) ++warp->turn;
     warp->ready = kFullMask;
     ++progress_;
   }
@@ -354,7 +372,9 @@ int Engine::JoinBlock(bool predicate) {
     for (Warp& warp : block->warps) {
       warp.ready = warp.exists;
       warp.at_barrier = 0;
+      warp.turn = 0;
     }
+    NextInterval(block);
     const Warp* first = seed_ == kBackward ? &block->warps.back() : &block->warps.front();
     cursor_ = static_cast<size_t>(std::find(warps_.begin(), warps_.end(), first) - warps_.begin());
     ++progress_;
@@ -376,6 +396,7 @@ void Engine::Fail(const char* what, const void* pointer) {
 }
 
 void RunKernel(const KernelCall& call) {
+  ReportFaultsOfKernels();
   Engine* engine = nullptr;
   {
     std::lock_guard lock(engines_mu);

@@ -7,6 +7,7 @@
 
 #include "tests/support/cuda_twin/execution.h"
 #include "tests/support/cuda_twin/fiber.h"
+#include "tests/support/cuda_twin/race_check.h"
 
 namespace quicksilver::cuda_twin {
 
@@ -36,6 +37,7 @@ class Warp {
   uint32_t arrived = 0;  ///< At the warp operation described by the rest.
   Rendezvous kind = Rendezvous::kNone;
   uint64_t parameter = 0;
+  uint32_t turn = 0;  ///< Number of __syncwarp() since the last barrier.
   void* payloads[kWarpThreads] = {};
 };
 
@@ -60,6 +62,7 @@ class SharedMemoryArea {
 
 class Block {
  public:
+  uint64_t number = 0;  ///< In the order of starting.
   uint3 index{};
   std::vector<ThreadState> threads;
   std::vector<Warp> warps;
@@ -70,6 +73,9 @@ class Block {
   int predicates = 0;
   int predicates_result = 0;
   int exited = 0;
+  uint32_t interval = 0;  ///< Between two barriers. No other block has it.
+  bool acquired = false;  ///< Has read something atomically.
+  std::vector<AccessCell> shared_cells;
 };
 
 /// Runs the blocks of one launch at a time. Reused, with its fibers, by later launches of any OS thread; never
@@ -83,11 +89,16 @@ class Engine {
   void JoinWarp(Rendezvous kind, uint32_t mask, uint64_t parameter, void* payload, CompleteFunction complete);
   int JoinBlock(bool predicate);
   void Pause();
+  bool checks_races() const { return checks_races_; }
+  GlobalCells& global_cells() { return global_cells_; }
+  /// Whether `interval` is of this launch, but not of the current block.
+  bool OfOtherBlock(uint32_t interval) const;
   /// Aborts with a description of what every thread of the resident blocks waits for.
   [[noreturn]] void Fail(const char* what, const void* pointer = nullptr);
 
  private:
   void StartBlock();
+  void NextInterval(Block* block);
   void FinishBlock(Block* block);
   void FiberLoop(Fiber* self);
   void RunThread();
@@ -115,6 +126,12 @@ class Engine {
   std::vector<std::unique_ptr<Block>> spare_blocks_;
   std::vector<Warp*> warps_;  // Of the resident blocks, in running order.
   size_t cursor_ = 0;
+
+  bool checks_races_ = false;
+  GlobalCells global_cells_;
+  uint32_t first_interval_ = 1;  // Of this launch.
+  uint32_t next_interval_ = 1;
+  std::vector<uint64_t> interval_blocks_;  // Number of the block, by interval - first_interval_.
 
   Fiber main_;
   std::vector<Fiber*> idle_;  // Never freed.

@@ -38,7 +38,7 @@ namespace {
 
 struct Registry {
   std::mutex mu;
-  std::set<cudaGraph_t> graphs;  // Of the user.
+  std::set<cudaGraph_t> graphs;       // Of the user.
   std::set<cudaGraph_t> body_graphs;  // And those of captures under way.
   std::set<cudaGraphExec_t> execs;
   std::map<cudaGraphConditionalHandle, std::weak_ptr<Condition>> conditions;

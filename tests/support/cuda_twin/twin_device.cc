@@ -21,6 +21,7 @@ void TwinControl::Reset() {
   SetSharedBacking(false);
   execution_settings.thread_order_seed = 0;
   execution_settings.spin_seconds_max = 60;
+  execution_settings.race_check = true;
   ResetCalls();
 }
 
@@ -45,6 +46,7 @@ void TwinControl::SetPeerAccess(bool possible) {
 
 void TwinControl::SetTotalMemory(size_t bytes) { SetTotalBytes(bytes); }
 void TwinControl::SetThreadOrderSeed(uint64_t seed) { execution_settings.thread_order_seed = seed; }
+void TwinControl::SetRaceCheck(bool check) { execution_settings.race_check = check; }
 void TwinControl::SetDeferred(bool deferred) { cuda_twin::SetDeferred(deferred); }
 void TwinControl::SetSharedMemory(bool shared) { SetSharedBacking(shared); }
 void TwinControl::SetSpinSecondsMax(int seconds) { execution_settings.spin_seconds_max = seconds; }

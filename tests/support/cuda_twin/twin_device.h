@@ -24,6 +24,9 @@ class TwinControl {
   /// to three blocks run interleaved. A kernel whose result depends on it has a race.
   void SetThreadOrderSeed(uint64_t seed);
 
+  /// Whether accesses of kernels that no barrier orders are found (on unless this says otherwise; race_check.h).
+  void SetRaceCheck(bool check);
+
   /// Whether work waits in its stream until somebody waits for it (or 64 more are enqueued), instead of being done when
   /// it is enqueued. Shows results that are read too early and host memory that is reused too early.
   void SetDeferred(bool deferred);

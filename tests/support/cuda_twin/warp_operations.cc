@@ -151,6 +151,7 @@ void WarpMmaBf16(float* d, const uint32_t* a, const uint32_t* b) {
 
 void WarpLoadMatrix4(uint32_t* r, const void* shared_row, bool transposed) {
   CheckShared(shared_row, 16, 16, transposed ? "LoadMatrix4Transposed()" : "LoadMatrix4()");
+  RecordAccess(shared_row, 16, false, false);
   LoadMatrixPayload payload{r, shared_row};
   if (transposed) {
     JoinWarp(Rendezvous::kLoadMatrixTransposed, kFullMask, 0, &payload, CompleteLoadMatrix<true>);
@@ -177,6 +178,9 @@ void StartCopy16(void* shared, const void* global, bool valid) {
     if (reinterpret_cast<uintptr_t>(global) % 16 != 0) KernelError("CopyAsync16(): misaligned global memory", global);
     if (!IsDeviceVisible(global, 16)) KernelError("CopyAsync16(): reads outside of all allocations", global);
   }
+  // It may write at any time until the wait.
+  RecordAccess(shared, 16, true, false);
+  if (valid) RecordAccess(global, 16, false, false);
   std::memset(shared, 0xFF, 16);
   auto* thread = static_cast<ThreadState*>(current_thread);
   thread->copies.push_back({shared, global, valid, thread->groups_committed});
@@ -190,6 +194,7 @@ void WaitForCopies(int groups_left) {
   size_t done = 0;
   while (done < thread->copies.size() && thread->copies[done].group < end) {
     const PendingCopy& copy = thread->copies[done++];
+    RecordAccess(copy.shared, 16, true, false);
     if (copy.valid) {
       std::memcpy(copy.shared, copy.global, 16);
     } else {
