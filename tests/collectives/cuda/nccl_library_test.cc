@@ -40,7 +40,7 @@ TEST(NcclLibraryTest, AnErrorOfTheRealLibraryNamesTheCall) {
   if (kReal[0] == '\0') GTEST_SKIP() << "NCCL is not installed";
   const auto library = NcclLibrary::Load(kReal);
   ASSERT_TRUE(library.ok()) << library.status();
-  const absl::Status status = (*library)->ToStatus(ncclRemoteError, "ncclAllReduce", nullptr);
+  const absl::Status status = (*library)->ToStatus(ncclRemoteError, "ncclAllReduce");
   EXPECT_TRUE(absl::IsUnavailable(status));
   EXPECT_THAT(std::string(status.message()), HasSubstr("ncclAllReduce: remote process exited"));
 }

@@ -1,14 +1,16 @@
 #include "worker/collectives/cuda/ipc_communicator.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cstring>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/all_reduce.h"
 #include "kernels/cuda/cuda_error.h"
@@ -29,17 +31,16 @@ constexpr absl::Duration kAbortTime = absl::Seconds(1);
 
 // What a rank tells its peers about its region.
 struct Offer {
-  uint64_t process = 0;  ///< Random: a handle cannot be opened by the process that made it.
+  uint64_t process = 0;  ///< A handle cannot be opened by the process that made it.
   uint64_t address = 0;  ///< In that process.
   int32_t device = 0;    ///< In that process.
   cudaIpcMemHandle_t handle = {};
 };
 
+// Process numbers alone repeat between containers.
 uint64_t ThisProcess() {
-  static const uint64_t number = [] {
-    std::random_device random;
-    return uint64_t{random()} << 32 | random();
-  }();
+  static const uint64_t number =
+      static_cast<uint64_t>(getpid()) << 40 ^ static_cast<uint64_t>(absl::ToInt64Nanoseconds(MonotonicNow()));
   return number;
 }
 

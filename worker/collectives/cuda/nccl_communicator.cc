@@ -79,16 +79,17 @@ class NcclCommunicator final : public Communicator {
     if (options_.rank_order) {
       ReduceInRankOrder(static_cast<std::byte*>(x.data), elements, x.dtype);
     } else {
-      Enqueue("ncclAllReduce", [&] {
+      Enqueue("ncclAllReduce", [&](ncclComm_t comm) {
         return nccl_->all_reduce(x.data, x.data, static_cast<size_t>(elements),
-                                 x.dtype == DType::kF32 ? ncclFloat32 : ncclBfloat16, ncclSum, comm_, stream_);
+                                 x.dtype == DType::kF32 ? ncclFloat32 : ncclBfloat16, ncclSum, comm, stream_);
       });
     }
   }
 
   void AllGather(const void* in, void* out, size_t bytes) override {
     if (!Usable() || bytes == 0) return;
-    Enqueue("ncclAllGather", [&] { return nccl_->all_gather(in, out, bytes, ncclInt8, comm_, stream_); });
+    Enqueue("ncclAllGather",
+            [&](ncclComm_t comm) { return nccl_->all_gather(in, out, bytes, ncclInt8, comm, stream_); });
   }
 
   absl::Status Synchronize() override {
@@ -133,7 +134,7 @@ class NcclCommunicator final : public Communicator {
     {
       MutexLock lock(calls_);
       if (comm_ == nullptr) return;
-      result = call();
+      result = call(comm_);
     }
     if (absl::Status status = Finish(result, name, options_.step_timeout, absl::ZeroDuration()); !status.ok()) {
       Fail(std::move(status));
@@ -169,7 +170,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   absl::Status Named(ncclResult_t result, const char* name) {
-    const absl::Status status = nccl_->ToStatus(result, name, comm_);
+    const absl::Status status = nccl_->ToStatus(result, name);
     return status.ok() ? status : Lost(status.message());
   }
 
@@ -238,7 +239,7 @@ absl::StatusOr<ncclUniqueId> ShareUniqueId(const NcclOptions& options, const Ncc
   std::string message;
   if (options.rank == kLeader) {
     ncclUniqueId id;
-    const absl::Status made = nccl.ToStatus(nccl.get_unique_id(&id), "ncclGetUniqueId", nullptr);
+    const absl::Status made = nccl.ToStatus(nccl.get_unique_id(&id), "ncclGetUniqueId");
     message = made.ok() ? kId + std::string(id.internal, sizeof(id.internal)) : kFailed + std::string(made.message());
   }
   ASSIGN_OR_RETURN(message, control.Broadcast(std::move(message), options.init_timeout));

@@ -32,7 +32,7 @@ absl::StatusOr<std::unique_ptr<NcclLibrary>> NcclLibrary::Load(const std::string
         absl::StrCat("NCCL: cannot load '", library->path_, "': ", reason == nullptr ? "no reason given" : reason));
   }
   RETURN_IF_ERROR(library->Resolve());
-  RETURN_IF_ERROR(library->ToStatus(library->get_version(&library->version_), "ncclGetVersion", nullptr));
+  RETURN_IF_ERROR(library->ToStatus(library->get_version(&library->version_), "ncclGetVersion"));
   if (library->version_ < kVersionMin) {
     return absl::FailedPreconditionError(absl::StrCat("NCCL: '", library->path_, "' has version ",
                                                       library->version_text(), ", at least ", VersionText(kVersionMin),
@@ -62,11 +62,13 @@ absl::Status NcclLibrary::Resolve() {
 
 std::string NcclLibrary::version_text() const { return VersionText(version_); }
 
-absl::Status NcclLibrary::ToStatus(ncclResult_t result, absl::string_view call, ncclComm_t comm) const {
+absl::Status NcclLibrary::ToStatus(ncclResult_t result, absl::string_view call) const {
   if (result == ncclSuccess) return absl::OkStatus();
   std::string text = absl::StrCat(call, ": ", get_error_string(result), " (", static_cast<int>(result), ")");
   if (get_last_error != nullptr) {
-    if (const char* more = get_last_error(comm); more != nullptr && *more != '\0') absl::StrAppend(&text, ": ", more);
+    // NCCL does not look at the communicator.
+    if (const char* more = get_last_error(nullptr); more != nullptr && *more != '\0')
+      absl::StrAppend(&text, ": ", more);
   }
   return absl::UnavailableError(text);
 }

@@ -24,8 +24,8 @@ class NcclLibrary {
   int version() const { return version_; }  ///< NCCL_VERSION_CODE of the library, not of the header.
   std::string version_text() const;         ///< E.g. "2.28.9".
 
-  /// OK for ncclSuccess, else Unavailable with what the library says. `comm` may be null.
-  absl::Status ToStatus(ncclResult_t result, absl::string_view call, ncclComm_t comm) const;
+  /// OK for ncclSuccess, else Unavailable with what the library says.
+  absl::Status ToStatus(ncclResult_t result, absl::string_view call) const;
 
   decltype(&ncclGetVersion) get_version = nullptr;
   decltype(&ncclGetErrorString) get_error_string = nullptr;
