@@ -12,6 +12,8 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kGroup = 8;  // Columns that a thread handles at once: 16 bytes of bf16.
 constexpr int64_t kBlocksMax = 132 * 16;
+constexpr int kQuantizeThreadsMax = 1024;
+constexpr int kHeldGroups = 2;
 
 __device__ __forceinline__ float ToFloat(float v) { return v; }
 __device__ __forceinline__ float ToFloat(__nv_bfloat16 v) { return __bfloat162float(v); }
@@ -93,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) ConvertRowsKernel(Source<From> from,
   }
 }
 
-/// The largest of all threads' values. Exact, so in no particular order.
+/// The largest of all threads' values, of at most kQuantizeThreadsMax. Exact, so in no particular order.
 __device__ __forceinline__ float BlockMax(float value) {
   float* const warp_values = reinterpret_cast<float*>(SharedMemory());
 #pragma unroll
@@ -102,35 +104,62 @@ __device__ __forceinline__ float BlockMax(float value) {
   }
   if (threadIdx.x % 32 == 0) warp_values[threadIdx.x / 32] = value;
   __syncthreads();
-  value = warp_values[0];
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  value = lane < warps ? warp_values[lane] : 0.0f;
 #pragma unroll
-  for (int warp = 1; warp < kWarps; ++warp) value = fmaxf(value, warp_values[warp]);
+  for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xFFFFFFFFu, value, lane_mask));
+  }
   return value;
 }
 
-// A block a row. The row is read twice: the second time from the first-level cache.
+__device__ __forceinline__ float AmaxOf(const float (&values)[kGroup], float amax) {
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) amax = fmaxf(amax, fabsf(values[i]));
+  return amax;
+}
+
+__device__ __forceinline__ void StoreE4m3(const float (&values)[kGroup], float factor, uint2* to) {
+  uint32_t packed[2] = {0, 0};
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) packed[i / 4] |= E4m3(__fmul_rn(values[i], factor)) << (8 * (i % 4));
+  *to = make_uint2(packed[0], packed[1]);
+}
+
+// A block a row. A thread keeps its first groups of columns in registers; a row of up to 16,384 has no others.
 template <typename From>
-__global__ void __launch_bounds__(kThreads) QuantizeRowsKernel(Source<From> from, QuantizedRows to) {
+__global__ void __launch_bounds__(kQuantizeThreadsMax) QuantizeRowsKernel(Source<From> from, QuantizedRows to) {
+  DependencyWait();
+  DependencyLaunch();
   const int64_t row = blockIdx.x;
+  const int64_t first = int64_t{threadIdx.x} * kGroup, step = int64_t{blockDim.x} * kGroup;
+  float held[kHeldGroups][kGroup] = {};
   float amax = 0.0f;
-  for (int64_t col = threadIdx.x * kGroup; col < to.cols; col += kThreads * kGroup) {
+#pragma unroll
+  for (int h = 0; h < kHeldGroups; ++h) {
+    if (first + h * step < to.cols) LoadGroup(from, row, first + h * step, held[h]);
+  }
+#pragma unroll
+  for (int h = 0; h < kHeldGroups; ++h) amax = AmaxOf(held[h], amax);
+  for (int64_t col = first + kHeldGroups * step; col < to.cols; col += step) {
     float values[kGroup];
     LoadGroup(from, row, col, values);
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) amax = fmaxf(amax, fabsf(values[i]));
+    amax = AmaxOf(values, amax);
   }
   amax = BlockMax(amax);
   const bool zero = amax < kQuantizedAmaxMin;
   const float factor = zero ? 0.0f : __fdiv_rn(kE4m3Max, amax);
   if (threadIdx.x == 0) to.scales[row] = zero ? 0.0f : __fdiv_rn(amax, kE4m3Max);
   uint2* const out = reinterpret_cast<uint2*>(static_cast<unsigned char*>(to.values) + row * to.cols);
-  for (int64_t col = threadIdx.x * kGroup; col < to.cols; col += kThreads * kGroup) {
+#pragma unroll
+  for (int h = 0; h < kHeldGroups; ++h) {
+    if (first + h * step < to.cols) StoreE4m3(held[h], factor, out + (first + h * step) / kGroup);
+  }
+  for (int64_t col = first + kHeldGroups * step; col < to.cols; col += step) {
     float values[kGroup];
     LoadGroup(from, row, col, values);
-    uint32_t packed[2] = {0, 0};
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) packed[i / 4] |= E4m3(__fmul_rn(values[i], factor)) << (8 * (i % 4));
-    out[col / kGroup] = make_uint2(packed[0], packed[1]);
+    StoreE4m3(values, factor, out + col / kGroup);
   }
 }
 
@@ -280,10 +309,14 @@ cudaError_t LaunchConvertRows(ConstMatrix from, Matrix to, cudaStream_t stream) 
 
 cudaError_t LaunchQuantizeRows(ConstMatrix from, const QuantizedRows& to, cudaStream_t stream) {
   if (to.rows == 0) return cudaSuccess;
-  const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(to.rows)),
-                             .block = dim3(kThreads),
-                             .shared_bytes = kWarps * sizeof(float),
-                             .stream = stream};
+  // A group a thread where that is possible: small batches wait for their loads, not for bandwidth.
+  const int64_t threads = (to.cols / kGroup + 31) / 32 * 32;
+  const LaunchShape shape = {
+      .grid = dim3(static_cast<unsigned>(to.rows)),
+      .block = dim3(threads > kQuantizeThreadsMax ? kQuantizeThreadsMax : static_cast<unsigned>(threads)),
+      .shared_bytes = kQuantizeThreadsMax / 32 * sizeof(float),
+      .stream = stream,
+      .overlap = true};
   if (from.dtype == DType::kF32) return Launch(QuantizeRowsKernel<float>, shape, SourceOf<float>(from), to);
   return Launch(QuantizeRowsKernel<__nv_bfloat16>, shape, SourceOf<__nv_bfloat16>(from), to);
 }

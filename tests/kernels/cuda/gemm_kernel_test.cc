@@ -60,7 +60,8 @@ HostMatrix HardRows(int64_t cols) {
 }
 
 TEST(QuantizeRowsTest, GivesTheDefinedBits) {
-  for (const int64_t cols : {16, 40, 2100}) {
+  // One warp; some; as many as there may be, with groups in registers and beyond.
+  for (const int64_t cols : {16, 40, 2100, 17000}) {
     const HostMatrix m = HardRows(cols);
     for (const DType dtype : {DType::kF32, DType::kBf16}) {
       for (const int64_t gap : {0, 5}) {
@@ -90,13 +91,14 @@ TEST(QuantizeRowsTest, GivesTheDefinedBits) {
 }
 
 TEST(QuantizeRowsTest, DoesNotDependOnTheOrderOfThreads) {
-  const HostMatrix m = RandomMatrix(3, 4000, 4);
+  const int64_t cols = 4000;
+  const HostMatrix m = RandomMatrix(3, cols, 4);
   const DeviceRows source(m, DType::kBf16);
   std::vector<uint8_t> first;
   for (const uint64_t seed : {0, 1, 2, 3}) {
     TwinDevice().SetThreadOrderSeed(seed);
-    const DeviceBytes values(3 * 4000), scales(12);
-    const QuantizedRows to = {values.data(), reinterpret_cast<float*>(scales.data()), 3, 4000};
+    const DeviceBytes values(3 * cols), scales(12);
+    const QuantizedRows to = {values.data(), reinterpret_cast<float*>(scales.data()), 3, cols};
     ASSERT_EQ(LaunchQuantizeRows(source.view(), to, nullptr), cudaSuccess);
     if (seed == 0) first = values.Get<uint8_t>();
     EXPECT_EQ(values.Get<uint8_t>(), first);
