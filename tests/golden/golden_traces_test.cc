@@ -2,23 +2,26 @@
 #include <gtest/gtest.h>
 
 #include <string>
-#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "tests/support/golden.h"
+#include "tests/support/golden_ops.h"
 #include "tools/golden_check.h"
 
 namespace quicksilver {
 namespace {
 
-// Family, dtype of the checkpoint, tensor-parallel size.
-using Case = std::tuple<const char*, const char*, int>;
-
-class GoldenTracesTest : public testing::TestWithParam<Case> {};
+class GoldenTracesTest : public testing::TestWithParam<GoldenCase> {
+ protected:
+  void SetUp() override {
+    const auto& [family, dtype, ranks, kind] = GetParam();
+    if (!kind.missing.empty()) GTEST_SKIP() << kind.missing;
+  }
+};
 
 TEST_P(GoldenTracesTest, EveryStepEqualsTheRecordedOne) {
-  const auto& [family, dtype, ranks] = GetParam();
+  const auto& [family, dtype, ranks, kind] = GetParam();
   const absl::StatusOr<Golden> golden = Golden::Open();
   ASSERT_TRUE(golden.ok()) << golden.status();
   const absl::StatusOr<GoldenSet> set = ReadGoldenSet(golden->directory());
@@ -26,7 +29,7 @@ TEST_P(GoldenTracesTest, EveryStepEqualsTheRecordedOne) {
   const absl::StatusOr<std::string> directory = golden->CheckpointDirectory(family, dtype);
   ASSERT_TRUE(directory.ok()) << directory.status();
   const auto results = CheckTraces(*set, {*directory, absl::StrCat(family, "-", dtype), family}, ranks,
-                                   [] { return MakeCpuOps(DType::kF32, CpuOpsOptions()); });
+                                   [make = kind.make] { return make(DType::kF32); });
   EXPECT_GE(results.size(), 8u) << "the open set alone has more";
   for (const CaseResult& result : results) {
     EXPECT_EQ(result.verdict, Verdict::kPass) << result.name << ": " << result.detail;
@@ -34,9 +37,8 @@ TEST_P(GoldenTracesTest, EveryStepEqualsTheRecordedOne) {
 }
 
 // Their narrowest decision is 0.1 wide or more, so even bfloat16 arithmetic may not change a step.
-// step.
 TEST_P(GoldenTracesTest, WideTracesSurviveBf16Arithmetic) {
-  const auto& [family, dtype, ranks] = GetParam();
+  const auto& [family, dtype, ranks, kind] = GetParam();
   const absl::StatusOr<Golden> golden = Golden::Open();
   ASSERT_TRUE(golden.ok()) << golden.status();
   absl::StatusOr<GoldenSet> set = ReadGoldenSet(golden->directory());
@@ -46,22 +48,26 @@ TEST_P(GoldenTracesTest, WideTracesSurviveBf16Arithmetic) {
   ASSERT_TRUE(directory.ok()) << directory.status();
   const auto results = CheckTraces(
       *set, {*directory, absl::StrCat(family, "-", dtype), family}, ranks,
-      [] { return MakeCpuOps(DType::kBf16, CpuOpsOptions()); }, /*confidence_error_max=*/0.1);
+      [make = kind.make] { return make(DType::kBf16); }, /*confidence_error_max=*/0.1);
   EXPECT_FALSE(results.empty());
   for (const CaseResult& result : results) {
     EXPECT_EQ(result.verdict, Verdict::kPass) << result.name << ": " << result.detail;
   }
 }
 
-std::string CaseName(const testing::TestParamInfo<Case>& of) {
-  const auto& [family, dtype, ranks] = of.param;
-  return absl::StrCat(family, "_", dtype, "_tp", ranks);
+std::string CaseName(const testing::TestParamInfo<GoldenCase>& of) {
+  const auto& [family, dtype, ranks, kind] = of.param;
+  return absl::StrCat(family, "_", dtype, "_tp", ranks, "_", kind.name);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, GoldenTracesTest,
-                         testing::Combine(testing::Values("llada", "sdar"), testing::Values("f32", "bf16"),
-                                          testing::Values(1, 2, 4)),
-                         CaseName);
+// The reference is too slow for whole decodings.
+std::vector<GoldenOps> FastGoldenOps() {
+  std::vector<GoldenOps> kinds = AllGoldenOps();
+  std::erase_if(kinds, [](const GoldenOps& kind) { return std::string(kind.name) == "reference"; });
+  return kinds;
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, GoldenTracesTest, testing::ValuesIn(GoldenCases(FastGoldenOps())), CaseName);
 
 // The comparison itself must be able to fail.
 TEST(GoldenSetTest, AChangedTokenConfidenceOrStepIsReported) {
