@@ -283,8 +283,6 @@ absl::StatusOr<std::unique_ptr<Program>> CudaOps::Record(const std::function<voi
     return status_;
   });
   recording_ = false;
-  angles_kind_ = {};  // They were recorded, not made.
-  attention_->BeginStep();
   // Nothing has run, so a failed recording leaves the device as it was.
   if (!absl::IsUnavailable(status_)) status_ = absl::OkStatus();
   if (!graph.ok())

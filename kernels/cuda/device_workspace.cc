@@ -33,9 +33,11 @@ absl::StatusOr<CudaMemory> AllocateDeviceMemory(size_t bytes, const std::string&
 
 absl::StatusOr<void*> DeviceWorkspace::Get(size_t bytes) {
   if (allocations_.empty() || bytes > bytes_) {
-    ASSIGN_OR_RETURN(CudaMemory memory, AllocateDeviceMemory(bytes, name_));
+    // What is outgrown is then at most twice what is used.
+    const size_t wanted = std::max(bytes, bytes_ + bytes_ / 2);
+    ASSIGN_OR_RETURN(CudaMemory memory, AllocateDeviceMemory(wanted, name_));
     allocations_.push_back(std::move(memory));
-    bytes_ = bytes;
+    bytes_ = wanted;
   }
   return allocations_.back().get();
 }

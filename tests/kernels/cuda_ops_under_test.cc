@@ -6,11 +6,13 @@
 namespace quicksilver {
 namespace {
 
+/// Where there is a driver and a device, whatever keeps them from working is a failure.
 std::string MissingDevice() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return "";
+  int driver = 0, count = 0;
+  const bool none =
+      (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) || cudaGetDeviceCount(&count) == cudaErrorNoDevice;
   cudaGetLastError();
-  return std::string(MakeCudaOps({}).status().message());
+  return none ? std::string(MakeCudaOps({}).status().message()) : "";
 }
 
 CudaOpsOptions OptionsFor(DType dtype) {

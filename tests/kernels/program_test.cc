@@ -96,6 +96,32 @@ TEST_P(ProgramTest, ALoopRunsUntilTheDeviceFindsZero) {
   }
 }
 
+TEST_P(ProgramTest, ALoopGoesOnForAnyOtherNumberThanZero) {
+  const DeviceArray<int32_t> first = PutArray<int32_t>({0});
+  const DeviceArray<uint32_t> zero = PutArray<uint32_t>({0}), next = PutArray<uint32_t>({0}),
+                              proceed = PutArray<uint32_t>({0});
+  const DeviceMatrix passes = Put(HostMatrix(1, 1));
+  const DeviceArray<float> one = PutArray(std::vector<float>{1.0f});
+  // Words as floats: copied, not computed with.
+  const auto copy = [&](const DeviceArray<uint32_t>& from, const DeviceArray<uint32_t>& to) {
+    ops().GatherRows({from.data(), 1, 1, 1, DType::kF32}, first.data(), {to.data(), 1, 1, 1, DType::kF32});
+  };
+  const std::unique_ptr<Program> program = Record(
+      [&] {
+        ops().AddBias(one.data(), passes);
+        copy(next, proceed);
+        copy(zero, next);
+      },
+      reinterpret_cast<const int32_t*>(proceed.data()));
+  float expected = 0.0f;
+  for (const uint32_t word : {0u, 1u, 2u, 0xFFFFFFFFu, 0x80000000u}) {
+    ops().Upload(&word, next.data(), sizeof word);
+    program->Launch();
+    expected += word == 0 ? 1.0f : 2.0f;
+    EXPECT_EQ(Get(passes).at(0, 0), expected) << word;
+  }
+}
+
 TEST_P(ProgramTest, AnglesFollowThePositionsOfEachLaunch) {
   const RotateCase rotate = {.heads = 2, .kv_heads = 1, .head_size = 24};
   const HostMatrix qkv = RandomMatrix(3, rotate.cols(), 1);

@@ -55,6 +55,12 @@ TEST_P(RowOpsTest, RmsNormInPlaceGivesTheSameBits) {
   ExpectSameBits(Get(device_x), RunRmsNorm(*this, x, gain, 1e-5f));
 }
 
+TEST_P(RowOpsTest, RmsNormRoundsBeforeTheGain) {
+  // 1.4140625 * 1.00823 = 1.425700, below the midpoint 1.42578125; 1.4142136 * 1.00823 = 1.425853 is above it.
+  const HostMatrix normed = RunRmsNorm(*this, {1, 2, {1.0f, 0.0f}}, {1, 2, {1.00823f, 1.0f}}, 0.0f);
+  EXPECT_NEAR(normed.at(0, 0), dtype() == DType::kF32 ? 1.425853f : 1.421875f, 1e-6f);
+}
+
 TEST_P(RowOpsTest, RmsNormOfARowOfZerosIsZero) {
   ExpectNear(RunRmsNorm(*this, HostMatrix(2, 33), RandomMatrix(1, 33, 2), 1e-6f), HostMatrix(2, 33), 0.0, 0.0);
 }

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -179,7 +180,9 @@ TEST_F(CudaOpsTest, HostMemoryIsTouchedOnlyInsideOfCalls) {
   UseCudaOps({.staging_bytes = 4096});
   TwinDevice().SetDeferred(true);
   for (const size_t count : {size_t{1}, size_t{200}, size_t{512}, size_t{5000}}) {
-    std::vector<int32_t> numbers(count, 1);
+    std::vector<int32_t> numbers(count), sent;
+    std::iota(numbers.begin(), numbers.end(), 10);
+    sent = numbers;
     const DeviceBuffer buffer = std::move(ops().Allocate(count * sizeof(int32_t))).value();
     ops().Upload(numbers.data(), buffer.data(), count * sizeof(int32_t));
     numbers.assign(count, 2);
@@ -187,7 +190,7 @@ TEST_F(CudaOpsTest, HostMemoryIsTouchedOnlyInsideOfCalls) {
     ops().Download(buffer.data(), back.data(), count * sizeof(int32_t));
     EXPECT_TRUE(count > 1 || back.front() == 3);
     ASSERT_TRUE(ops().Synchronize().ok());
-    EXPECT_EQ(back, std::vector<int32_t>(count, 1));
+    EXPECT_EQ(back, sent);
   }
 }
 
