@@ -269,22 +269,22 @@ TEST_F(IpcCommunicatorTest, TheOrderInWhichThreadsRunDoesNotMatter) {
 
 #ifdef QUICKSILVER_CUDA_TWIN
 // In a process of its own: nothing on the device works after this.
+[[noreturn]] void FailAKernel() {
+  PrepareDevice();
+  MemoryRendezvous store;
+  auto member = Make(0, 1, store, kTimeout);
+  CudaRankMemory& memory = static_cast<CudaRankMemory&>(*member->memory);
+  const RankArray<float> parts(memory, std::vector<float>(8)), sum(memory, std::vector<float>(4));
+  cuda_twin::TwinDevice().FailCall("kernel", 1, cudaErrorIllegalAddress);
+  EXPECT_EQ(LaunchRankOrderSum(parts.data(), 2, 4, DType::kF32, sum.data(), memory.stream()), cudaSuccess);
+  const absl::Status status = member->group->Synchronize();
+  std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  _exit(absl::IsUnavailable(status) ? 4 : 1);
+}
+
 TEST(IpcCommunicatorDeathTest, AStickyErrorOfAKernelIsTheFailureOfTheGroupAndNamesItself) {
   ::testing::FLAGS_gtest_death_test_style = "threadsafe";
-  EXPECT_EXIT(
-      {
-        PrepareDevice();
-        MemoryRendezvous store;
-        auto member = Make(0, 1, store, kTimeout);
-        CudaRankMemory& memory = static_cast<CudaRankMemory&>(*member->memory);
-        const RankArray<float> parts(memory, std::vector<float>(8)), sum(memory, std::vector<float>(4));
-        cuda_twin::TwinDevice().FailCall("kernel", 1, cudaErrorIllegalAddress);
-        LaunchRankOrderSum(parts.data(), 2, 4, DType::kF32, sum.data(), memory.stream());
-        const absl::Status status = member->group->Synchronize();
-        std::fprintf(stderr, "%s\n", status.ToString().c_str());
-        _exit(absl::IsUnavailable(status) ? 4 : 1);
-      },
-      ::testing::ExitedWithCode(4), "cudaErrorIllegalAddress, 700.*only a new process recovers");
+  EXPECT_EXIT(FailAKernel(), ::testing::ExitedWithCode(4), "cudaErrorIllegalAddress, 700.*only a new process recovers");
 }
 #endif
 
