@@ -103,7 +103,7 @@ CudaAttention::CudaAttention(const CudaAttentionOptions& options, void* workspac
 }
 
 int32_t CudaAttention::PartialRows(int32_t head_size) const {
-  const size_t row_bytes = static_cast<size_t>(head_size + 2) * sizeof(float);
+  const size_t row_bytes = static_cast<size_t>(attention::PartialStride(head_size) + 2) * sizeof(float);
   const size_t gap = 256;  // Between weights and sums.
   const size_t rows = options_.partial_bytes < gap ? 0 : (options_.partial_bytes - gap) / row_bytes;
   return static_cast<int32_t>(std::min(static_cast<int64_t>(rows), kPartialRowsMax));
@@ -114,7 +114,7 @@ Plan CudaAttention::PlanFor(int32_t head_size) const {
   Plan plan = Carve(carver);
   const size_t rows = static_cast<size_t>(PartialRows(head_size));
   plan.partial_weights = carver.Take<float>(rows * 2);
-  plan.partial_sums = carver.Take<float>(rows * static_cast<size_t>(head_size));
+  plan.partial_sums = carver.Take<float>(rows * static_cast<size_t>(attention::PartialStride(head_size)));
   return plan;
 }
 

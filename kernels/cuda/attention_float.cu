@@ -197,7 +197,8 @@ __device__ __forceinline__ void CloseChunk(const Arguments& a, const Job& job, i
       }
 #pragma unroll
       for (int32_t c = 0; c < kSlices; ++c) {
-        if (lane + 32 * c < a.head_size) a.plan.partial_sums[row * a.head_size + lane + 32 * c] = state.sums[i][c];
+        const int64_t column = lane + 32 * c;
+        if (column < a.head_size) a.plan.partial_sums[row * PartialStride(a.head_size) + column] = state.sums[i][c];
       }
     }
   }

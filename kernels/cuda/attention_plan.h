@@ -94,6 +94,9 @@ struct Counts {
   int32_t merge_units;
 };
 
+/// Floats from one row of partial sums to the next: rows begin at multiples of 16 bytes.
+__host__ __device__ constexpr int32_t PartialStride(int32_t head_size) { return (head_size + 3) / 4 * 4; }
+
 /// The work of a step, in device memory. Made by LaunchPlan, read by the kernels of every layer.
 struct Plan {
   Counts* counts = nullptr;
@@ -102,7 +105,7 @@ struct Plan {
   int32_t* first_tiles = nullptr;    ///< [kSegmentsMax]: query tiles of earlier segments.
   int32_t* costs_before = nullptr;   ///< [kJobsMax]: key tiles of earlier query tiles.
   float* partial_weights = nullptr;  ///< [partial rows, 2]: the largest score, and the sum of the weights.
-  float* partial_sums = nullptr;     ///< [partial rows, head size]: of weight * value.
+  float* partial_sums = nullptr;     ///< [partial rows, PartialStride(head size)]: of weight * value.
 };
 
 inline constexpr int32_t kJobsMax = 1 << 15;
