@@ -31,6 +31,8 @@ namespace quicksilver {
 /// A batch that has no plan of its own is cut into parts that have one, the last of them padded with zero rows: a plan
 /// has been tried out for its number of rows only, so that is the number the library always gets.
 ///
+/// docs/matrix_products.md: launches, what has never met a device, and what may be gained beyond the library.
+///
 /// Not thread-safe.
 class CudaGemm {
  public:
