@@ -66,27 +66,27 @@ __device__ bool Await(const Exchange& group, int peer, uint32_t exchange, uint32
 }
 
 // The block's word in shared memory that says whether the group is lost. Every thread calls this first.
-__device__ bool* Begin(const Exchange& group) {
+__device__ uint32_t* Begin(const Exchange& group) {
   DependencyWait();
-  bool* lost = reinterpret_cast<bool*>(SharedMemory());
-  if (threadIdx.x == 0) *lost = LoadAcquireDevice(&Own(group).failed) != 0u;
+  uint32_t* lost = reinterpret_cast<uint32_t*>(SharedMemory());
+  if (threadIdx.x == 0) *lost = LoadAcquireDevice(&Own(group).failed);
   __syncthreads();
   return lost;
 }
 
 // Raises the flags of `exchange` at the peers, after all that the block has written to their slots, and waits for
 // theirs. False when the group is lost. Every thread calls this.
-__device__ bool Meet(const Exchange& group, uint32_t exchange, uint32_t signature, bool* lost) {
+__device__ bool Meet(const Exchange& group, uint32_t exchange, uint32_t signature, uint32_t* lost) {
   __syncthreads();
   const int peer = static_cast<int>(threadIdx.x);
   if (peer < group.ranks && peer != group.rank) {
     ExchangeArrival& arrival = group.regions[peer]->arrivals[blockIdx.x][group.rank];
     arrival.signature[exchange & 1u] = signature;
     StoreReleaseSystem(&arrival.exchange, exchange);
-    if (!Await(group, peer, exchange, signature)) *lost = true;
+    if (!Await(group, peer, exchange, signature)) atomicExch(lost, 1u);
   }
   __syncthreads();
-  return !*lost;
+  return *lost == 0u;
 }
 
 // to[i] = from[i]; the threads of the block share the bytes in the same way in every function here, so a thread that
@@ -160,8 +160,8 @@ __device__ __forceinline__ void SumInRankOrder(const Exchange& group, uint32_t e
 template <typename T, int kRanks>
 __global__ void __launch_bounds__(kThreads, 1)
     OneShotKernel(const __grid_constant__ Exchange group, T* x, int64_t elements, int64_t slice, uint32_t signature) {
-  bool* lost = Begin(group);
-  if (*lost) return;
+  uint32_t* lost = Begin(group);
+  if (*lost != 0u) return;
   uint32_t exchange = Own(group).exchanges[blockIdx.x];
   for (int64_t first = blockIdx.x * slice; first < elements; first += gridDim.x * slice) {
     T* own = x + first;
@@ -181,8 +181,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <typename T, int kRanks>
 __global__ void __launch_bounds__(kThreads, 1)
     TwoShotKernel(const __grid_constant__ Exchange group, T* x, int64_t elements, int64_t slice, uint32_t signature) {
-  bool* lost = Begin(group);
-  if (*lost) return;
+  uint32_t* lost = Begin(group);
+  if (*lost != 0u) return;
   uint32_t exchange = Own(group).exchanges[blockIdx.x];
   const int64_t part = slice / group.ranks;
   for (int64_t first = blockIdx.x * slice; first < elements; first += gridDim.x * slice) {
@@ -214,8 +214,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 __global__ void __launch_bounds__(kThreads, 1)
     GatherKernel(const __grid_constant__ Exchange group, const unsigned char* in, unsigned char* out, int64_t bytes,
                  int64_t slice, uint32_t signature) {
-  bool* lost = Begin(group);
-  if (*lost) return;
+  uint32_t* lost = Begin(group);
+  if (*lost != 0u) return;
   uint32_t exchange = Own(group).exchanges[blockIdx.x];
   for (int64_t first = blockIdx.x * slice; first < bytes; first += gridDim.x * slice) {
     const int64_t count = min(slice, bytes - first);

@@ -103,6 +103,20 @@ TEST_F(IpcCommunicatorTest, ASilentPeerIsLostAfterTheTimeoutAndStaysLost) {
   });
 }
 
+TEST_F(IpcCommunicatorTest, SeveralSilentPeersAreOneLoss) {
+  MemoryRendezvous store;
+  RunRanks(3, [&](int rank) {
+    auto member = Make(rank, 3, store, absl::Milliseconds(300));
+    ASSERT_TRUE(member.ok()) << member.status();
+    if (rank == 0) {
+      const absl::Status status = Reduce(*member->group, *member->memory);
+      EXPECT_THAT(std::string(status.message()), ::testing::ContainsRegex("rank 0 lost rank [12]: silent for 300ms"));
+      ASSERT_TRUE(store.Put("done", "").ok());
+    }
+    ASSERT_TRUE(store.Get({"done"}, absl::Seconds(20)).ok());
+  });
+}
+
 // A step has a hundred collectives in flight: they must not wait for the dead one after the other.
 TEST_F(IpcCommunicatorTest, AfterTheFirstLossNothingWaitsAgain) {
   AgainstAnIdlePeer(absl::Milliseconds(300), [&](Communicator& group, RankMemory& memory) {

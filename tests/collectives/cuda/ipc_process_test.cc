@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <memory>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "tests/collectives/cuda/device_or_twin.h"
@@ -9,6 +11,14 @@
 
 namespace quicksilver {
 namespace {
+
+// As built, or beside this program where both were carried.
+std::string RankProgram() {
+  const std::filesystem::path built = IPC_RANK;
+  std::error_code error;
+  if (std::filesystem::exists(built, error)) return built;
+  return std::filesystem::read_symlink("/proc/self/exe", error).parent_path() / built.filename();
+}
 
 // Real processes that share the memory of one device: threads cannot be killed or stopped one by one.
 class IpcProcessTest : public ::testing::Test {
@@ -20,7 +30,7 @@ class IpcProcessTest : public ::testing::Test {
   void Start(int ranks, absl::Duration timeout) {
     for (int rank = 0; rank < ranks; ++rank) {
       ranks_.push_back(std::make_unique<ChildProcess>(
-          std::vector<std::string>{IPC_RANK, absl::StrCat(rank), absl::StrCat(ranks), directory_.path(),
+          std::vector<std::string>{RankProgram(), absl::StrCat(rank), absl::StrCat(ranks), directory_.path(),
                                    absl::StrCat(absl::ToInt64Milliseconds(timeout))}));
     }
     for (auto& rank : ranks_) {
