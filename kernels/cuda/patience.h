@@ -2,9 +2,10 @@
 
 #include <sched.h>
 
+#include <chrono>
+
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "common/clock.h"
 
 namespace quicksilver {
 
@@ -12,11 +13,11 @@ namespace quicksilver {
 /// so the beginning of a wait is not slept through.
 class Patience {
  public:
-  explicit Patience(absl::Duration limit = absl::InfiniteDuration()) : limit_(limit), start_(MonotonicNow()) {}
+  explicit Patience(absl::Duration limit = absl::InfiniteDuration()) : limit_(limit) {}
 
   /// Waits a little; false once the limit has passed.
   bool Pause() {
-    const absl::Duration waited = MonotonicNow() - start_;
+    const absl::Duration waited = absl::FromChrono(std::chrono::steady_clock::now() - start_);
     if (waited >= limit_) return false;
     if (waited < absl::Milliseconds(2)) {
       sched_yield();
@@ -28,7 +29,7 @@ class Patience {
 
  private:
   absl::Duration limit_;
-  absl::Duration start_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace quicksilver

@@ -41,6 +41,14 @@ class CudaOpsTest : public OpsTestBase {
   }
   static absl::Status Refusal(const CudaOpsOptions& options = {}) { return MakeCudaOps(options).status(); }
 
+  /// Options with which a CPU does not take long to choose matrix products.
+  static CudaOpsOptions FastOptions() {
+    CudaOpsOptions options;
+    options.gemm.plans = {.small_rows = 8, .large_rows = 64, .timed_runs = 0, .warm_ups = 0, .cold_cache = false};
+    options.gemm.row_buckets = {8, 64};
+    return options;
+  }
+
   std::vector<float> Ones(size_t count) { return std::vector<float>(count, 1.0f); }
 };
 
@@ -108,7 +116,7 @@ TEST_F(CudaOpsTest, CannotBeMadeWithoutMemoryAndLeavesNothingBehind) {
 
 TEST_F(CudaOpsTest, GivesEverythingBack) {
   const size_t streams = TwinDevice().streams();
-  UseCudaOps();
+  UseCudaOps(FastOptions());
   {
     const std::unique_ptr<GemmWeight> weight = Prepare(RandomMatrix(16, 16, 1));
     const DeviceMatrix x = Put(RandomMatrix(2, 16, 2)), out = Space(2, 16);
@@ -305,6 +313,55 @@ TEST_F(CudaOpsTest, LayersOfAStepShareTheirAngles) {
     for (int layer = 0; layer < 4; ++layer) ops().RotateAndCache(layout, {}, 1, 1, {keys, values}, qkv);
     EXPECT_EQ(TwinDevice().calls("cudaLaunchKernel") - before, 5u);
   }
+}
+
+// At small batches a layer costs what its launches cost.
+TEST_F(CudaOpsTest, ALayerIsNineLaunches) {
+  UseCudaOps(FastOptions());
+  const int64_t rows = 8, hidden = 128, mlp = 64, qkv_cols = (2 + 2) * 64;
+  const std::unique_ptr<GemmWeight> in = Prepare(RandomMatrix(qkv_cols, hidden, 1)),
+                                    out = Prepare(RandomMatrix(hidden, 2 * 64, 2)),
+                                    up = Prepare(RandomMatrix(2 * mlp, hidden, 3)),
+                                    down = Prepare(RandomMatrix(hidden, mlp, 4));
+  const auto space = [&](int64_t n, int64_t cols) { return Put(RandomMatrix(n, cols, 5), dtype(), /*gap=*/0); };
+  const DeviceMatrix x = space(rows, hidden), normed = space(rows, hidden), qkv = space(rows, qkv_cols),
+                     mixed = space(rows, 2 * 64), partial = space(rows, hidden), gate_up = space(rows, 2 * mlp),
+                     half = space(rows, mlp), keys = space(16, 64), values = space(16, 64);
+  const DeviceArray<float> gain = PutArray(Ones(hidden)), head_gain = PutArray(Ones(64));
+  const DeviceArray<int32_t> positions = PutArray<int32_t>({0, 1, 2, 3, 4, 5, 6, 7}), page = PutArray<int32_t>({0});
+  const DeviceArray<AttentionSegment> segment = PutArray<AttentionSegment>({{.rows = 8, .keys = 8}});
+  const StepLayout layout = {.rows = 8,
+                             .positions = positions.data(),
+                             .slots = positions.data(),
+                             .segments = segment.data(),
+                             .segments_count = 1,
+                             .page_table = page.data(),
+                             .page_size = 16,
+                             .block_length = 8,
+                             .rows_max = 8,
+                             .keys_max = 8};
+  const HeadTransform transform = {.q_gain = head_gain.data(), .k_gain = head_gain.data()};
+  const auto layer = [&] {
+    ops().Gemm(normed, *in, qkv);
+    ops().RotateAndCache(layout, transform, 2, 1, {keys, values}, qkv);
+    ops().Attention(layout, ColumnBand(qkv, 0, 2 * 64), 2, 1, {keys, values}, mixed);
+    ops().Gemm(mixed, *out, partial);
+    ops().AddRmsNorm(partial, gain.data(), 1e-6f, x, normed);
+    ops().Gemm(normed, *up, gate_up);
+    ops().SiluMul(gate_up, half);
+    ops().Gemm(half, *down, partial);
+    ops().AddRmsNorm(partial, gain.data(), 1e-6f, x, normed);
+  };
+  ops().BeginStep(layout);
+  layer();  // Makes plans, and the step's work list and angles.
+  const uint64_t kernels = TwinDevice().calls("cudaLaunchKernel"), products = TwinDevice().calls("cublasLtMatmul"),
+                 copies = TwinDevice().calls("cudaMemcpyAsync"), fills = TwinDevice().calls("cudaMemsetAsync");
+  layer();
+  ASSERT_TRUE(ops().Synchronize().ok());
+  EXPECT_EQ(TwinDevice().calls("cudaLaunchKernel") - kernels, 5u);
+  EXPECT_EQ(TwinDevice().calls("cublasLtMatmul") - products, 4u);
+  EXPECT_EQ(TwinDevice().calls("cudaMemcpyAsync") - copies, 0u);
+  EXPECT_EQ(TwinDevice().calls("cudaMemsetAsync") - fills, 0u);
 }
 
 TEST_F(CudaOpsTest, AProgramDoesNothingAfterAFailure) {
