@@ -27,6 +27,14 @@ function(qs_test name)
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}
     TEST_PREFIX "${arg_PREFIX}"
     PROPERTIES TIMEOUT ${arg_TIMEOUT} LABELS "${arg_LABELS}")
+  if("gpu" IN_LIST arg_LABELS)
+    set_property(GLOBAL APPEND PROPERTY QUICKSILVER_GPU_TESTS ${name})
+  endif()
+endfunction()
+
+# qs_gpu_program(name): a program that tools/gpu_check needs besides the tests with the label gpu.
+function(qs_gpu_program name)
+  set_property(GLOBAL APPEND PROPERTY QUICKSILVER_GPU_PROGRAMS ${name})
 endfunction()
 
 # qs_fuzz(name SOURCES a_fuzz.cc DEPS t …): a libFuzzer target, built only with QUICKSILVER_FUZZ and clang.

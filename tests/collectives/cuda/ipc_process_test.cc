@@ -24,7 +24,7 @@ std::string RankProgram() {
 class IpcProcessTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (const std::string missing = PrepareDevice(); !missing.empty()) GTEST_SKIP() << missing;
+    if (const std::string missing = PrepareDevices(1); !missing.empty()) GTEST_SKIP() << missing;
   }
 
   void Start(int ranks, absl::Duration timeout) {

@@ -1,0 +1,12 @@
+# All that tools/gpu_check runs, as one target, and where it lies: a line "KIND PATH" each. Included last.
+get_property(gpu_tests GLOBAL PROPERTY QUICKSILVER_GPU_TESTS)
+get_property(gpu_programs GLOBAL PROPERTY QUICKSILVER_GPU_PROGRAMS)
+add_custom_target(gpu_programs DEPENDS ${gpu_tests} ${gpu_programs})
+set(lines)
+foreach(target IN LISTS gpu_tests)
+  string(APPEND lines "test $<TARGET_FILE:${target}>\n")
+endforeach()
+foreach(target IN LISTS gpu_programs)
+  string(APPEND lines "program $<TARGET_FILE:${target}>\n")
+endforeach()
+file(GENERATE OUTPUT ${PROJECT_BINARY_DIR}/gpu_programs.txt CONTENT "${lines}")

@@ -1,0 +1,134 @@
+"""Builds the programs of gpu_check, and makes a folder of them that runs alone."""
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+PACK_MIB_MAX = 60
+SYSTEM_LIBRARIES = {"libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2"}
+CONFORMANCE = "gpu_kernels_test"
+# Families whose recordings the engine does not read yet need not travel.
+GOLDEN_FAMILIES = ("llada", "sdar")
+
+
+class BuildFailed(Exception):
+    pass
+
+
+def build(root, folder, portable):
+    """Configures and builds; returns the folder. Says how far it is."""
+    if not (root / "CMakeLists.txt").is_file():
+        raise BuildFailed(f"neither manifest.json beside this program nor sources in {root}")
+    configure = ["cmake", "-S", root, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DQUICKSILVER_CUDA=ON",
+                 f"-DQUICKSILVER_PORTABLE={'ON' if portable else 'OFF'}"]
+    environment = {**os.environ, "CCACHE_BASEDIR": str(root), "CCACHE_NOHASHDIR": "1"}
+    for what, command in (("configuring", configure),
+                          ("building: the first time takes minutes", ["cmake", "--build", folder, "--target", "gpu_programs"])):
+        print(f"==> {what}", file=sys.stderr, flush=True)
+        try:
+            # The build shows its own progress; what CMake finds is only of interest when it fails.
+            quiet = command is configure
+            done = subprocess.run([str(part) for part in command], env=environment, text=True,
+                                  stdout=subprocess.PIPE if quiet else sys.stderr, stderr=subprocess.STDOUT if quiet else None)
+        except FileNotFoundError:
+            raise BuildFailed(f"{command[0]} is not installed") from None
+        if done.returncode:
+            lines = (done.stdout or "").splitlines()
+            cause = next((i for i, line in enumerate(lines) if "CMake Error" in line), max(0, len(lines) - 6))
+            detail = " ".join(line.strip() for line in lines[cause:cause + 6] if line.strip())
+            raise BuildFailed(f"{what.split(':')[0]} failed. {detail}\nBuilding needs what tools/install_dependencies installs; "
+                              "where that cannot be, carry the folder that tools/gpu_check --pack DIR makes elsewhere")
+    return folder
+
+
+def programs_of(folder):
+    """[(kind, path)] of what was built."""
+    lines = (folder / "gpu_programs.txt").read_text().split("\n")
+    return [tuple(line.split(" ", 1)) for line in lines if line]
+
+
+def commit_of(root):
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
+    return commit + (" with changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def manifest_of(root, folder):
+    """What stages.py reads: paths are relative to `folder`."""
+    programs = programs_of(folder)
+
+    def path(name):
+        return next(os.path.relpath(path, folder) for _, path in programs if pathlib.Path(path).name == name)
+
+    tests = [{"name": pathlib.Path(test).name, "program": os.path.relpath(test, folder), "limit_s": 300}
+             for kind, test in programs if kind == "test"]
+    return {"commit": commit_of(root), "tests": tests, "conformance": CONFORMANCE, "bench": path("bench_gpu"),
+            "collectives": path("ipc_benchmark"), "torch": os.path.relpath(root / "tools/gpu/bench_torch.py", folder)}
+
+
+def needed(program):
+    """The shared libraries that the loader must find."""
+    out = subprocess.run(["readelf", "-d", str(program)], check=True, capture_output=True, text=True).stdout
+    return {line.split("[")[1].split("]")[0] for line in out.splitlines() if "(NEEDED)" in line}
+
+
+def copy_golden(source, target):
+    """The recordings, with the checkpoints of the families that we run."""
+    target.mkdir()
+    for name in ("README.md", "manifest.json"):
+        shutil.copy2(source / name, target / name)
+    for name in ("forward", "traces"):
+        shutil.copytree(source / name, target / name)
+    for folder in sorted((source / "checkpoints").iterdir()):
+        if folder.name.split("-")[0] in GOLDEN_FAMILIES:
+            shutil.copytree(folder, target / "checkpoints" / folder.name)
+
+
+def write(root, target):
+    """Builds portable programs and fills `target`. Returns the exit code."""
+    golden = pathlib.Path(os.environ.get("QUICKSILVER_GOLDEN", root / "../shared/golden"))
+    if target.exists() and any(target.iterdir()) and not (target / "manifest.json").is_file():
+        print(f"gpu_check: {target} is not empty, and no folder that --pack wrote", file=sys.stderr)
+        return 2
+    try:
+        folder = build(root, root / "build/portable", portable=True)
+    except BuildFailed as error:
+        print(f"gpu_check: {error}", file=sys.stderr)
+        return 1
+    if target.exists():
+        shutil.rmtree(target)
+    (target / "bin").mkdir(parents=True)
+    for _, program in programs_of(folder):
+        packed = target / "bin" / pathlib.Path(program).name
+        subprocess.run(["strip", "-o", str(packed), program], check=True)
+        if foreign := needed(packed) - SYSTEM_LIBRARIES:
+            print(f"gpu_check: {packed.name} needs {', '.join(sorted(foreign))}, which a bare machine lacks", file=sys.stderr)
+            return 1
+    manifest = manifest_of(root, folder)
+    for test in manifest["tests"]:
+        test["program"] = f"bin/{test['name']}"
+    manifest.update(bench="bin/bench_gpu", collectives="bin/ipc_benchmark", torch="gpu/bench_torch.py")
+    (target / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    shutil.copy2(root / "tools/gpu_check", target / "gpu_check")
+    shutil.copytree(root / "tools/gpu/check", target / "gpu/check", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(root / "tools/gpu/bench_torch.py", target / "gpu/bench_torch.py")
+    if (golden / "manifest.json").is_file():
+        copy_golden(golden, target / "golden")
+    return summarise(target, golden)
+
+
+def summarise(target, golden):
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 2**20
+    for program in sorted((target / "bin").iterdir()):
+        print(f"{program.stat().st_size / 2**20:6.1f} MiB  {program.name}")
+    if not (target / "golden").is_dir():
+        print(f"without golden recordings: {golden} has none")
+    print(f"{size:6.1f} MiB  in all; run {target}/gpu_check")
+    if size > PACK_MIB_MAX:
+        print(f"gpu_check: more than {PACK_MIB_MAX} MiB", file=sys.stderr)
+        return 1
+    return 0
