@@ -98,6 +98,20 @@ TEST(CudaGemmTest, ASliceOfTheWeightHasTheBitsOfTheWhole) {
   }
 }
 
+TEST(CudaGemmTest, TriesOutLessOfAWeightWhereMemoryIsShort) {
+  GemmUnderTest gemm(SmallOptions(DType::kBf16));
+  const std::unique_ptr<GemmWeight> weight = gemm.Prepare(RandomMatrix(64, 128, 4));
+  TwinDevice().FailCall("cudaMalloc", 1, cudaErrorMemoryAllocation);
+  CheckOk(gemm.gemm().Tune({8}, nullptr));
+  EXPECT_EQ(gemm.gemm().report().plans, 2);
+  TwinDevice().SetTotalMemory(TwinDevice().allocated_bytes() + 1000);
+  const absl::Status status = gemm.gemm().Tune({32, 40}, nullptr);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("for trying out matrix products"));
+  TwinDevice().SetTotalMemory(size_t{8} << 30);
+  CheckOk(gemm.gemm().Tune({40}, nullptr));
+}
+
 TEST(CudaGemmTest, KeepsNoMemoryOfTryingOut) {
   GemmUnderTest gemm(SmallOptions(DType::kBf16));
   const size_t before = TwinDevice().allocated_bytes();
