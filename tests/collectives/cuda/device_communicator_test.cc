@@ -47,7 +47,7 @@ void ExpectSums(int rank, int ranks, Communicator& group, RankMemory& memory) {
 
 class DeviceCommunicatorTest : public ::testing::Test {
  protected:
-  void SetUp() override { ASSERT_EQ(PrepareDevice(), ""); }
+  void SetUp() override { ASSERT_EQ(PrepareDevices(1), ""); }
   void TearDown() override { TwinDevice().Reset(); }
 };
 

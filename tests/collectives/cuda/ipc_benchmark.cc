@@ -108,7 +108,7 @@ absl::Status RunAll(const Settings& settings, bool two_shots, CudaRankMemory& me
 }
 
 int RunBenchRank(const Settings& settings) {
-  if (const std::string missing = PrepareDevice(); !missing.empty()) {
+  if (const std::string missing = PrepareDevices(settings.devices); !missing.empty()) {
     std::fprintf(stderr, "ipc_benchmark: %s\n", missing.c_str());
     return 1;
   }

@@ -25,7 +25,8 @@ using ::testing::HasSubstr;
 constexpr absl::Duration kTimeout = absl::Seconds(20);
 
 absl::StatusOr<RankMember> Make(int rank, int ranks, RendezvousStore& store, absl::Duration timeout,
-                                std::optional<size_t> two_shot_bytes_min = std::nullopt) {
+                                std::optional<size_t> two_shot_bytes_min = std::nullopt, int devices = 1) {
+  if (cudaSetDevice(rank % devices) != cudaSuccess) return absl::InternalError("cudaSetDevice");
   auto memory = std::make_unique<CudaRankMemory>();
   IpcOptions options;
   options.rank = rank;
@@ -37,24 +38,26 @@ absl::StatusOr<RankMember> Make(int rank, int ranks, RendezvousStore& store, abs
   return RankMember{std::move(memory), *std::move(group)};
 }
 
-CommunicatorKind Kind(const char* name, int ranks, std::optional<size_t> two_shot_bytes_min) {
+CommunicatorKind Kind(const char* name, int ranks, std::optional<size_t> two_shot_bytes_min, int devices = 1) {
   return {name, ranks,
-          [two_shot_bytes_min](int rank, int size, RendezvousStore& store) {
-            return Make(rank, size, store, kTimeout, two_shot_bytes_min);
+          [two_shot_bytes_min, devices](int rank, int size, RendezvousStore& store) {
+            return Make(rank, size, store, kTimeout, two_shot_bytes_min, devices);
           },
-          PrepareDevice};
+          [devices] { return PrepareDevices(devices); }};
 }
 
 INSTANTIATE_TEST_SUITE_P(Ipc, CommunicatorTest,
                          ::testing::Values(Kind("one", 1, std::nullopt), Kind("two", 2, std::nullopt),
                                            Kind("two_in_two_shots", 2, 0), Kind("three_in_one_shot", 3, SIZE_MAX),
-                                           Kind("three_in_two_shots", 3, 0), Kind("four", 4, std::nullopt)),
+                                           Kind("three_in_two_shots", 3, 0), Kind("four", 4, std::nullopt),
+                                           Kind("two_on_two_devices", 2, std::nullopt, 2),
+                                           Kind("four_on_four_devices", 4, std::nullopt, 4)),
                          [](const auto& kind) { return kind.param.name; });
 
 class IpcCommunicatorTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (const std::string missing = PrepareDevice(); !missing.empty()) GTEST_SKIP() << missing;
+    if (const std::string missing = PrepareDevices(1); !missing.empty()) GTEST_SKIP() << missing;
   }
 
   /// Forms a group of two and runs `body` on rank 0 while rank 1 does nothing until `body` is done.
@@ -284,7 +287,7 @@ TEST_F(IpcCommunicatorTest, TheOrderInWhichThreadsRunDoesNotMatter) {
 #ifdef QUICKSILVER_CUDA_TWIN
 // In a process of its own: nothing on the device works after this.
 [[noreturn]] void FailAKernel() {
-  PrepareDevice();
+  PrepareDevices(1);
   MemoryRendezvous store;
   auto member = Make(0, 1, store, kTimeout);
   CudaRankMemory& memory = static_cast<CudaRankMemory&>(*member->memory);

@@ -42,7 +42,7 @@ class NcclCommunicator final : public Communicator {
 
   absl::Status Form(const ncclUniqueId& id) {
     ASSIGN_OR_RETURN(wait_, StreamWait::Create(stream_));
-    if (options_.rank_order && size() > 1) {
+    if (options_.rank_order) {
       const size_t bytes = options_.piece_bytes * static_cast<size_t>(size());
       RETURN_IF_ERROR(CudaStatus(cudaMalloc(&pieces_, bytes), "cudaMalloc"));
     }
@@ -75,7 +75,7 @@ class NcclCommunicator final : public Communicator {
   void AllReduceSum(Matrix x) override {
     CHECK(x.stride == x.cols || x.rows <= 1);
     const int64_t elements = x.rows * x.cols;
-    if (!Usable() || elements == 0 || size() == 1) return;
+    if (!Usable() || elements == 0) return;
     if (options_.rank_order) {
       ReduceInRankOrder(static_cast<std::byte*>(x.data), elements, x.dtype);
     } else {
