@@ -116,7 +116,8 @@ class Ops {
   virtual std::string name() const = 0;  ///< E.g. "cpu-reference", "cpu-onednn", "cuda".
   virtual DType activation_dtype() const = 0;
 
-  // Memory. Upload and Download are ordered with the operations; Download's bytes are there after Synchronize().
+  // Memory. Upload and Download are ordered with the operations; what Upload reads may be changed as soon as it
+  // returns, and Download's bytes are there after Synchronize().
   virtual absl::StatusOr<DeviceBuffer> Allocate(size_t bytes) = 0;  ///< Zeroed. ResourceExhausted when it does not fit.
   virtual void Upload(const void* host, void* device, size_t bytes) = 0;
   virtual void Download(const void* device, void* host, size_t bytes) = 0;

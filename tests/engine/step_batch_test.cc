@@ -91,12 +91,15 @@ TEST(StepShapeTest, RoundsUpToFewShapesThatHoldTheExactOne) {
     StepShape shape;
     shape.rows = rows;
     shape.segments = 1 + (rows - 1) / 32;
+    shape.segment_rows = std::min(rows, 32);
     shape.blocks = shape.segments;
     shape.head_rows[0] = rows;
     const StepShape up = RoundUp(shape, 2048, 64);
     EXPECT_GE(up.rows, rows);
     EXPECT_LE(up.rows, std::max(8, rows * 3 / 2));
     EXPECT_GE(up.segments, shape.segments);
+    EXPECT_GE(up.segment_rows, shape.segment_rows);
+    EXPECT_LE(up.segment_rows, 32) << "short segments stay short";
     EXPECT_GE(up.blocks, shape.blocks);
     EXPECT_GE(up.head_rows[0], rows);
     EXPECT_EQ(up.head_rows[1], 0);

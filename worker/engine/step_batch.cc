@@ -9,6 +9,7 @@ namespace {
 
 constexpr int32_t kRowsMin = 8;
 constexpr int32_t kListTokensMin = 64;
+constexpr int32_t kShortSegmentRows = 64;
 constexpr size_t kAlignment = 64;
 
 // The smallest of least, 1.5 least, 2 least, 3 least, 4 least, … that is not below `count`; 0 for 0.
@@ -50,6 +51,10 @@ class Places {
 StepShape RoundUp(const StepShape& shape, int32_t rows_max, int32_t sequences_max) {
   StepShape up;
   up.rows = std::max(shape.rows, std::min(rows_max, RoundUpCount(shape.rows, kRowsMin)));
+  // Attention tells short segments apart, which may be many to a step; what holds longer ones is prefill.
+  up.segment_rows = shape.segment_rows > kShortSegmentRows
+                        ? up.rows
+                        : std::min(up.rows, std::max(shape.segment_rows, RoundUpCount(shape.segment_rows, kRowsMin)));
   // A row at least each, so that these add no shapes of their own.
   up.segments = std::max(shape.segments, std::min(up.rows, 2 * sequences_max));
   up.blocks = std::max(shape.blocks, std::min(up.rows, sequences_max));
@@ -86,6 +91,7 @@ StepShape StepBatch::ShapeOf(absl::Span<const PlannedSegment> plan) {
     const int32_t copies = SegmentsOf(planned);
     shape.segments += copies;
     shape.rows += copies * planned.segment.rows;
+    shape.segment_rows = std::max(shape.segment_rows, planned.segment.rows);
     if (!planned.segment.denoise) continue;
     ++shape.blocks;
     shape.head_rows[PartOf(sequence)] += copies * static_cast<int32_t>(sequence.masked().size());

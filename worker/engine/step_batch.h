@@ -15,6 +15,7 @@ namespace quicksilver {
 struct StepShape {
   int32_t rows = 0;               ///< Of the batch.
   int32_t segments = 0;           ///< Guides' included.
+  int32_t segment_rows = 0;       ///< Of the largest segment.
   int32_t blocks = 0;             ///< Sequences that denoise.
   int32_t head_rows[2] = {0, 0};  ///< Rows that need logits, without and with top lists; guides' included.
   int32_t list_tokens = 0;

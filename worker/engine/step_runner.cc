@@ -54,6 +54,7 @@ StepShape StepRunner::ShapeMax() const {
   const int32_t lists = limits_.sequences_max * (kStopIdsMax + static_cast<int32_t>(model_.spec().stop_ids.size()));
   StepShape shape;
   shape.rows = limits_.rows_max;
+  shape.segment_rows = limits_.rows_max;
   shape.segments = std::min(limits_.rows_max, 2 * limits_.sequences_max);
   shape.blocks = std::min(limits_.rows_max, limits_.sequences_max);
   // Each part alone may take all rows, and each is rounded up for itself.
@@ -90,6 +91,7 @@ absl::Status StepRunner::RecordCommonShapes() {
     for (const int32_t copies : {1, 2}) {
       StepShape shape;
       shape.rows = copies * blocks * block;
+      shape.segment_rows = copies * block;
       shape.segments = shape.blocks = blocks;
       shape.head_rows[0] = blocks * block;
       RETURN_IF_ERROR(ProgramOf(RoundUp(shape, limits_.rows_max, limits_.sequences_max)).status());
@@ -108,7 +110,7 @@ absl::StatusOr<Program*> StepRunner::ProgramOf(const StepShape& shape) {
   batch_.LayOut({}, shape, host);
   *host.control = {};
   ops_.Upload(staging_.data(), arrays_.data(), host.bytes_before_pages);
-  const StepLayout layout = LayoutOf(shape, shape.rows, model_.pages() * model_.page_size());
+  const StepLayout layout = LayoutOf(shape, shape.segment_rows, model_.pages() * model_.page_size());
   const std::function<void()> enqueue = [this, shape, layout] { Enqueue(shape, layout); };
   enqueue();
   RETURN_IF_ERROR(Finish());
@@ -171,12 +173,9 @@ absl::Status StepRunner::Launch(absl::Span<const PlannedSegment> plan, uint64_t 
     program->Launch();
     return absl::OkStatus();
   }
-  int32_t rows_max = 0, keys_max = 0;
-  for (const PlannedSegment& planned : plan) {
-    rows_max = std::max(rows_max, planned.segment.rows);
-    keys_max = std::max(keys_max, planned.segment.keys);
-  }
-  const StepLayout layout = LayoutOf(shape_, rows_max, keys_max);
+  int32_t keys_max = 0;
+  for (const PlannedSegment& planned : plan) keys_max = std::max(keys_max, planned.segment.keys);
+  const StepLayout layout = LayoutOf(shape_, shape_.segment_rows, keys_max);
   const StepArrays device = MapStepArrays(static_cast<char*>(arrays_.data()), shape_);
   ASSIGN_OR_RETURN(const std::unique_ptr<Program> once,
                    ops_.Record([&] { Enqueue(shape_, layout); }, loops_ ? &device.control->proceed : nullptr));

@@ -1,8 +1,10 @@
 #include "worker/model/weights.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "common/check.h"
@@ -36,6 +38,7 @@ class WeightLoader {
  private:
   absl::StatusOr<ConstMatrix> Stage(const std::vector<Band>& bands, int64_t rows);
   absl::Status ReadBand(const StoredTensor& tensor, const Band& band, char* out);
+  absl::Status ReadRows(const StoredTensor& tensor, const Band& band, char* out) const;
   void Widen(float (*to_float)(uint16_t));
 
   const Checkpoint& checkpoint_;
@@ -46,7 +49,34 @@ class WeightLoader {
   size_t staged_bytes_ = 0;  // As RankBudget counts them.
 };
 
+// Reads from the page cache are copies, which one thread makes slower than a device takes them.
+constexpr int64_t kReaders = 4;
+constexpr size_t kBytesAReaderMin = 4 << 20;
+
 absl::Status WeightLoader::ReadBand(const StoredTensor& tensor, const Band& band, char* out) {
+  const size_t row_bytes = static_cast<size_t>(band.cols) * StoredBytes(tensor.type);
+  const int64_t parts =
+      std::clamp<int64_t>(static_cast<int64_t>(band.rows * row_bytes / kBytesAReaderMin), 1, kReaders);
+  std::vector<std::thread> readers;
+  std::vector<absl::Status> results(static_cast<size_t>(parts));
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t first = band.rows * i / parts, end = band.rows * (i + 1) / parts;
+    const auto read = [this, &tensor, &result = results[static_cast<size_t>(i)], out = out + first * row_bytes,
+                       part = Band{band.tensor, band.first_row + first, end - first, band.first_col, band.cols}] {
+      result = ReadRows(tensor, part, out);
+    };
+    if (i + 1 < parts) {
+      readers.emplace_back(read);
+    } else {
+      read();
+    }
+  }
+  for (std::thread& reader : readers) reader.join();
+  for (const absl::Status& result : results) RETURN_IF_ERROR(result);
+  return absl::OkStatus();
+}
+
+absl::Status WeightLoader::ReadRows(const StoredTensor& tensor, const Band& band, char* out) const {
   const uint64_t element = StoredBytes(tensor.type);
   const uint64_t width = static_cast<uint64_t>(tensor.shape.back());
   const size_t row_bytes = static_cast<size_t>(band.cols) * element;
@@ -65,7 +95,7 @@ absl::StatusOr<ConstMatrix> WeightLoader::Stage(const std::vector<Band>& bands, 
   const StoredTensor* first = checkpoint_.Find(bands.front().tensor);
   CHECK(first != nullptr);
   const size_t row_bytes = static_cast<size_t>(cols) * StoredBytes(first->type);
-  stored_.assign(rows * row_bytes, 0);
+  stored_.resize(rows * row_bytes);
   int64_t done = 0;
   for (const Band& band : bands) {
     if (band.rows == 0) continue;  // A rank past the end of a padded vocabulary.
@@ -74,6 +104,7 @@ absl::StatusOr<ConstMatrix> WeightLoader::Stage(const std::vector<Band>& bands, 
     RETURN_IF_ERROR(ReadBand(*tensor, band, stored_.data() + done * row_bytes));
     done += band.rows;
   }
+  std::fill(stored_.begin() + static_cast<ptrdiff_t>(done * row_bytes), stored_.end(), 0);
   if (first->type != StoredType::kF16) {
     return ConstMatrix(stored_.data(), rows, cols, cols, first->type == StoredType::kF32 ? DType::kF32 : DType::kBf16);
   }
@@ -102,7 +133,6 @@ absl::StatusOr<DeviceBuffer> WeightLoader::LoadGain(const std::string& name) {
   ops_.Upload(gains, buffer.data(), bytes);
   device_bytes_ += bytes;
   staged_bytes_ += bytes;
-  RETURN_IF_ERROR(ops_.Synchronize());  // The staging memory is used again.
   return buffer;
 }
 
@@ -112,7 +142,6 @@ absl::StatusOr<std::unique_ptr<GemmWeight>> WeightLoader::LoadMatrix(const std::
   ASSIGN_OR_RETURN(std::unique_ptr<GemmWeight> weight, ops_.PrepareWeight(staged, role));
   device_bytes_ += weight->bytes();
   staged_bytes_ += static_cast<size_t>(staged.rows * staged.cols) * ElementBytes(staged.dtype);
-  RETURN_IF_ERROR(ops_.Synchronize());
   return weight;
 }
 
@@ -124,7 +153,6 @@ absl::StatusOr<DeviceBuffer> WeightLoader::LoadTable(const Band& band, int64_t r
   device_bytes_ += bytes;
   staged_bytes_ += bytes;
   *table = ConstMatrix(buffer.data(), staged.rows, staged.cols, staged.cols, staged.dtype);
-  RETURN_IF_ERROR(ops_.Synchronize());
   return buffer;
 }
 
