@@ -113,6 +113,16 @@ class StopWatch {
   WorkerServer* server_ GUARDED_BY(mutex_) = nullptr;
 };
 
+// Says how far the weights are, every other second.
+LoadProgress ProgressLog(int rank) {
+  return [rank, last = MonotonicNow()](size_t done, size_t of) mutable {
+    const absl::Duration now = MonotonicNow();
+    if (now - last < absl::Seconds(2)) return;
+    last = now;
+    LogInfo("loading weights", {{"rank", rank}, {"mebibytes", done >> 20}, {"of", of >> 20}});
+  };
+}
+
 class Rank {
  public:
   explicit Rank(const WorkerOptions& options) : options_(options), stop_(options) {}
@@ -160,8 +170,9 @@ class Rank {
     ASSIGN_OR_RETURN(links_, FormGroup(options_, agreement, plan_.machine.cuda ? ops_.get() : nullptr));
     if (leads() && !plan_.machine.cuda) TimeCollectives();
     prctl(PR_SET_DUMPABLE, 0);  // Prompts live in this process's memory. Forming needs /proc/self/fd.
-    ASSIGN_OR_RETURN(transformer_, Transformer::Load(plan_.spec, *model_.checkpoint, *ops_, *links_.ranks,
-                                                     plan_.engine.step_rows_max, plan_.pages, plan_.page_size));
+    ASSIGN_OR_RETURN(transformer_,
+                     Transformer::Load(plan_.spec, *model_.checkpoint, *ops_, *links_.ranks, plan_.engine.step_rows_max,
+                                       plan_.pages, plan_.page_size, ProgressLog(options_.rank)));
     model_.checkpoint.reset();
     // Ranks load at different speeds, and collectives wait for peers no longer than --peer-timeout.
     const absl::Duration patience = absl::Seconds(options_.formation_timeout_seconds);
