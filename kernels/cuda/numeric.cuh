@@ -120,12 +120,10 @@ __device__ __forceinline__ float WarpSum(float value) {
 /// The sum over all threads of a block of whole warps, in every thread. `shared`: a float a warp.
 __device__ __forceinline__ float BlockSum(float value, float* shared) {
   value = WarpSum(value);
-  const unsigned int warps = blockDim.x / 32;
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  const unsigned int lane = threadIdx.x % 32;
+  if (lane == 0) shared[threadIdx.x / 32] = value;
   __syncthreads();
-  float sum = shared[0];
-  for (unsigned int w = 1; w < warps; ++w) sum = __fadd_rn(sum, shared[w]);
-  return sum;
+  return WarpSum(lane < blockDim.x / 32 ? shared[lane] : 0.0f);
 }
 
 /// 1 / sqrt(sum_squares / size + epsilon), every step rounded as on a host.

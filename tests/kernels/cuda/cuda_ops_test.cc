@@ -71,6 +71,13 @@ TEST_F(CudaOpsTest, SaysWhatTheKernelsAreBuiltFor) {
   }
 }
 
+TEST_F(CudaOpsTest, SaysWhatTheDriverIsTooOldFor) {
+  TwinDevice().SetDriverVersion(12040);
+  EXPECT_THAT(Refusal(), FailsWith(kFailedPrecondition, AllOf(HasSubstr("12.4"), HasSubstr("needs 13.0"))));
+  TwinDevice().SetDriverVersion(0);
+  EXPECT_THAT(Refusal(), FailsWith(kFailedPrecondition, HasSubstr("no NVIDIA driver")));
+}
+
 TEST_F(CudaOpsTest, PassesOnWhyDevicesCannotBeCounted) {
   TwinDevice().FailCall("cudaGetDeviceCount", 1, cudaErrorInsufficientDriver);
   EXPECT_THAT(Refusal(), FailsWith(kFailedPrecondition, HasSubstr("cudaErrorInsufficientDriver")));

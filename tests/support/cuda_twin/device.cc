@@ -194,11 +194,15 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
   return cudaSuccess;
 }
 
-cudaError_t cudaDriverGetVersion(int* version) { return cudaRuntimeGetVersion(version); }
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = GetDeviceSettings().driver;
+  return cudaSuccess;
+}
 
 cudaError_t cudaGetDeviceCount(int* count) {
   return Api("cudaGetDeviceCount", [&] {
     *count = GetDeviceSettings().count;
+    if (GetDeviceSettings().driver < CUDART_VERSION) return cudaErrorInsufficientDriver;
     return *count == 0 ? cudaErrorNoDevice : cudaSuccess;
   });
 }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include "tests/support/cuda_twin/include/cuda_runtime_api.h"
+
 namespace quicksilver::cuda_twin {
 
 /// The pretended devices.
@@ -7,6 +9,7 @@ struct DeviceSettings {
   int count = 1;
   int major = 9;
   int minor = 0;
+  int driver = CUDART_VERSION;  ///< 0: none.
   bool peer_access = true;
 };
 void SetDeviceSettings(const DeviceSettings& settings);

@@ -44,6 +44,12 @@ void TwinControl::SetPeerAccess(bool possible) {
   SetDeviceSettings(settings);
 }
 
+void TwinControl::SetDriverVersion(int version) {
+  DeviceSettings settings = GetDeviceSettings();
+  settings.driver = version;
+  SetDeviceSettings(settings);
+}
+
 void TwinControl::SetTotalMemory(size_t bytes) { SetTotalBytes(bytes); }
 void TwinControl::SetThreadOrderSeed(uint64_t seed) { execution_settings.thread_order_seed = seed; }
 void TwinControl::SetRaceCheck(bool check) { execution_settings.race_check = check; }

@@ -18,7 +18,8 @@ class TwinControl {
   void SetDeviceCount(int count);
   void SetTotalMemory(size_t bytes);  ///< Of each device.
   void SetComputeCapability(int major, int minor);
-  void SetPeerAccess(bool possible);  ///< Between any two devices.
+  void SetDriverVersion(int version);  ///< As cudaDriverGetVersion says it: 12040 is 12.4, 0 no driver.
+  void SetPeerAccess(bool possible);   ///< Between any two devices.
 
   /// The order in which the threads and blocks of a kernel run: 0 ascending, 1 descending, others shuffled, and then up
   /// to three blocks run interleaved. A kernel whose result depends on it has a race.
