@@ -73,10 +73,14 @@ void Unpack(const MatrixView& m, int64_t row, int64_t first, int64_t count, int6
   }
 }
 
+#if defined(__SANITIZE_THREAD__)
+#define QS_TWIN_CLONES  // What chooses among them runs before ThreadSanitizer is there.
+#else
+#define QS_TWIN_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+
 // sums[c][r] = sum over k of a[k][r] * b[c][k]. Multiplied and added apart, so that every processor gives equal bits.
-__attribute__((target_clones("avx512f", "avx2", "default"))) void MultiplyTile(const float* a, const float* b,
-                                                                               int64_t k_count, int64_t b_stride,
-                                                                               float* sums) {
+QS_TWIN_CLONES void MultiplyTile(const float* a, const float* b, int64_t k_count, int64_t b_stride, float* sums) {
   float local[kColumnsTile][kRowsTile] = {};
   for (int64_t k = 0; k < k_count; ++k) {
     for (int c = 0; c < kColumnsTile; ++c) {
@@ -86,6 +90,8 @@ __attribute__((target_clones("avx512f", "avx2", "default"))) void MultiplyTile(c
   }
   for (int c = 0; c < kColumnsTile; ++c) std::copy_n(local[c], kRowsTile, sums + c * kRowsTile);
 }
+
+#undef QS_TWIN_CLONES
 
 void Finish(const Product& p, int64_t row, int64_t column, float sum) {
   float value = p.alpha * sum;
