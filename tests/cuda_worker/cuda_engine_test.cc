@@ -23,7 +23,7 @@ EngineGroup::MakeOps Cuda(DType activation) {
   };
 }
 
-std::unique_ptr<Ops> Cpu() { return MakeCpuOps(DType::kF32, CpuOpsOptions()); }
+std::unique_ptr<Ops> Cpu() { return MakeReferenceOps(DType::kF32); }
 
 class CudaEngineTest : public testing::TestWithParam<const char*> {
  protected:

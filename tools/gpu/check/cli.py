@@ -83,7 +83,7 @@ def main(here, description, arguments=None):
              "device": found}
     runner = Runner(out / "log.txt", options.time_limit)
     context = stages.Context(options=options, folder=folder, manifest=manifest, out=out, facts=facts,
-                             environment=device.environment(options.golden or folder / "golden"))
+                             environment=device.environment(options.golden or folder / "golden", folder / "lib"))
     results = run_stages(options, runner, context)
     print(report.text(facts, results))
     failed = [result["stage"] for result in results if result["verdict"] == "failed"]

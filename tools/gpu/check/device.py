@@ -69,10 +69,10 @@ def library_folders():
             if any(os.path.exists(os.path.join(folder, library)) for library in LIBRARIES)]
 
 
-def environment(golden):
-    """What the programs are run with."""
+def environment(golden, carried):
+    """What the programs are run with. carried: a folder of libraries."""
     variables = dict(os.environ)
-    folders = library_folders() + [part for part in variables.get("LD_LIBRARY_PATH", "").split(":") if part]
+    folders = library_folders() + ([str(carried.resolve())] if carried.is_dir() else []) + [part for part in variables.get("LD_LIBRARY_PATH", "").split(":") if part]
     if folders:
         variables["LD_LIBRARY_PATH"] = ":".join(folders)
     if golden.is_dir():
