@@ -4,6 +4,7 @@
 usage: sass_test.py LIBRARY [NVCC]    (LIBRARY: what nvcc has compiled. Ends 77, skipped, where no disassembler is.)
 """
 import collections
+import os
 import pathlib
 import re
 import shutil
@@ -145,7 +146,11 @@ class Parser(unittest.TestCase):
 
 class Kernels(unittest.TestCase):
     def test_kernels_are_made_of_what_they_are_meant_to(self):
-        text = subprocess.run([disassembler(), "-sass", LIBRARY], check=True, capture_output=True, text=True).stdout
+        path = f"{disassembler().parent}:{os.environ['PATH']}"  # It calls nvdisasm.
+        done = subprocess.run([disassembler(), "-sass", LIBRARY], env={**os.environ, "PATH": path}, capture_output=True,
+                              text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        text = done.stdout
         kernels = parse(text)
         self.assertGreater(len(kernels), 30, f"{LIBRARY} holds hardly any kernel")
         names = demangle(list(kernels))
