@@ -88,7 +88,7 @@ bool SharedMemoryArea::IntactBehind() const {
 
 void Engine::Run(const KernelCall& call) {
   call_ = &call;
-  seed_ = execution_settings.thread_order_seed.load(std::memory_order_relaxed);
+  seed_ = Execution().thread_order_seed.load(std::memory_order_relaxed);
   random_ = static_cast<uint32_t>(seed_ * 2654435761u) | 1u;
   blocks_total_ = uint64_t{call.grid.x} * call.grid.y * call.grid.z;
   blocks_started_ = 0;
@@ -101,7 +101,7 @@ void Engine::Run(const KernelCall& call) {
     while (std::gcd(block_stride_, blocks_total_) != 1);
     resident_wanted_ = std::max<size_t>(resident_wanted_, 1 + Random() % 3);
   }
-  checks_races_ = execution_settings.race_check.load(std::memory_order_relaxed);
+  checks_races_ = Execution().race_check.load(std::memory_order_relaxed);
   first_interval_ = next_interval_;
   interval_blocks_.clear();
   progress_ = progress_seen_ = 0;
@@ -328,7 +328,7 @@ void Engine::WaitForOthers() {
     return;
   }
   std::this_thread::sleep_for(std::chrono::microseconds(20));
-  const int seconds_max = execution_settings.spin_seconds_max.load(std::memory_order_relaxed);
+  const int seconds_max = Execution().spin_seconds_max.load(std::memory_order_relaxed);
   if (std::chrono::steady_clock::now() - stalled_since_ > std::chrono::seconds(seconds_max)) {
     Fail("deadlock: threads poll memory that nobody changes");
   }

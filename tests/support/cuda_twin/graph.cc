@@ -132,7 +132,7 @@ void ApplyDefaults(const ExecGraph& graph) {
 
 void RunGraph(const ExecGraph& graph) {
   ApplyDefaults(graph);
-  const uint64_t seed = execution_settings.thread_order_seed.load(std::memory_order_relaxed);
+  const uint64_t seed = Execution().thread_order_seed.load(std::memory_order_relaxed);
   auto random = static_cast<uint32_t>(seed < 2 ? 0 : seed * 2 + 1);
   RunNodes(graph, &random);
 }

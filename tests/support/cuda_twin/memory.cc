@@ -13,6 +13,7 @@
 #include <string>
 
 #include "tests/support/cuda_twin/api_call.h"
+#include "tests/support/cuda_twin/settings.h"
 #include "tests/support/cuda_twin/stream.h"
 
 namespace quicksilver::cuda_twin {
@@ -61,10 +62,7 @@ std::map<uintptr_t, Allocation>::iterator Find(Memory& memory, uintptr_t address
 
 size_t RoundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-bool UseShared(const Memory& memory) {
-  static const char* setting = std::getenv("QUICKSILVER_CUDA_TWIN_SHARED");
-  return memory.shared || (setting != nullptr && std::string(setting) == "1");
-}
+bool UseShared(const Memory& memory) { return memory.shared || Environment().shared; }
 
 // A file of poison. Private mappings of it are poisoned without a write, so what is not used costs nothing.
 int PoisonFile() {

@@ -7,6 +7,7 @@
 
 #include "tests/support/cuda_twin/api_call.h"
 #include "tests/support/cuda_twin/graph.h"
+#include "tests/support/cuda_twin/settings.h"
 #include "tests/support/cuda_twin/stream_state.h"
 
 namespace quicksilver::cuda_twin {
@@ -19,7 +20,7 @@ struct Streams {
   std::map<CUstream_st*, std::shared_ptr<CUstream_st>> streams;
   std::map<int, std::shared_ptr<CUstream_st>> defaults;  // By device.
   std::set<cudaEvent_t> events;
-  std::atomic<bool> deferred{false};
+  std::atomic<bool> deferred{Environment().deferred};
 };
 
 Streams& State() {

@@ -15,13 +15,13 @@ TwinControl& TwinDevice() {
 }
 
 void TwinControl::Reset() {
-  cuda_twin::SetDeferred(false);
+  cuda_twin::SetDeferred(Environment().deferred);
   SetDeviceSettings({});
   SetTotalBytes(0);
   SetSharedBacking(false);
-  execution_settings.thread_order_seed = 0;
-  execution_settings.spin_seconds_max = 60;
-  execution_settings.race_check = true;
+  Execution().thread_order_seed = Environment().thread_order_seed;
+  Execution().spin_seconds_max = 60;
+  Execution().race_check = true;
   ResetCalls();
 }
 
@@ -51,11 +51,11 @@ void TwinControl::SetDriverVersion(int version) {
 }
 
 void TwinControl::SetTotalMemory(size_t bytes) { SetTotalBytes(bytes); }
-void TwinControl::SetThreadOrderSeed(uint64_t seed) { execution_settings.thread_order_seed = seed; }
-void TwinControl::SetRaceCheck(bool check) { execution_settings.race_check = check; }
+void TwinControl::SetThreadOrderSeed(uint64_t seed) { Execution().thread_order_seed = seed; }
+void TwinControl::SetRaceCheck(bool check) { Execution().race_check = check; }
 void TwinControl::SetDeferred(bool deferred) { cuda_twin::SetDeferred(deferred); }
 void TwinControl::SetSharedMemory(bool shared) { SetSharedBacking(shared); }
-void TwinControl::SetSpinSecondsMax(int seconds) { execution_settings.spin_seconds_max = seconds; }
+void TwinControl::SetSpinSecondsMax(int seconds) { Execution().spin_seconds_max = seconds; }
 void TwinControl::FailCall(const std::string& function, int nth, cudaError_t error) {
   PlanFailure(function, nth, error);
 }

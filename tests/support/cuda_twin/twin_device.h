@@ -11,8 +11,8 @@ namespace quicksilver::cuda_twin {
 /// The pretended machine, for tests to set up. Thread-safe; what it sets holds for the whole process.
 class TwinControl {
  public:
-  /// Back to the defaults: one H100-like device of 8 GiB, work done at once, threads in ascending order, nothing
-  /// failing, counters at zero. Allocations, streams and graphs stay.
+  /// Back to the defaults, which the environment may change (settings.h): one H100-like device of 8 GiB, work done at
+  /// once, threads in ascending order, nothing failing, counters at zero. Allocations, streams and graphs stay.
   void Reset();
 
   void SetDeviceCount(int count);
@@ -32,8 +32,7 @@ class TwinControl {
   /// it is enqueued. Shows results that are read too early and host memory that is reused too early.
   void SetDeferred(bool deferred);
 
-  /// Backs cudaMalloc with memory that cudaIpcOpenMemHandle of another process can map. Also on where the environment
-  /// has QUICKSILVER_CUDA_TWIN_SHARED=1.
+  /// Backs cudaMalloc with memory that cudaIpcOpenMemHandle of another process can map.
   void SetSharedMemory(bool shared);
 
   /// A kernel that polls memory in vain this long is reported as a deadlock.
