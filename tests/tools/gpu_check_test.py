@@ -100,7 +100,7 @@ class GpuCheck(unittest.TestCase):
         folder = self.folder({}, bench=BENCH)
         code, results, page = folder.run("--stages", "ceilings,bench", "--cases", "llada8b_bf16_1x32,candidates_126k_32")
         self.assertEqual(code, 0, results)
-        rows = results["stages"][1]["rows"]
+        rows = report.rows_of(results["stages"], "step", "candidates")
         self.assertEqual([row["case"] for row in rows], ["llada8b_bf16_1x32", "candidates_126k_32"])
         self.assertRegex(page, r"\| LLaDA-8B bf16, one block of 32, 1k context, batch 1 \| [\d.]+ [mu]s \| [\d.]+ [mu]s \((bytes|flops)\)")
         self.assertIn("commit `abc`", page.lower())

@@ -28,6 +28,10 @@ void AddLlada(std::vector<BenchCase>& cases) {
   row.step = many;
   row.aim = {.gemm_share_min = 0.75};
   cases.push_back(row);
+  row.name = "llada8b_bf16_64x32_short";
+  row.what = "LLaDA-8B bf16, 64 sequences x 32 rows, one block of context: hardly any keys to read";
+  row.step.context = 32;
+  cases.push_back(row);
   row.name = "llada8b_bf16_canvas1024";
   row.what = "LLaDA-8B bf16, full canvas of 1,024 rows, no cache, 32 of them decided";
   row.step = canvas;

@@ -98,9 +98,12 @@ def test_table(results):
     return lines if len(lines) > 2 else []
 
 
-def fenced(results):
-    lines = stage(results, "collectives").get("lines", [])
+def fenced(lines):
     return ["```", *lines, "```"] if lines else []
+
+
+def product_lists(results):
+    return [line for row in rows_of(results, "products") for line in ["", f"From `{row['case']}` on:", "", *fenced(row["choices"])]]
 
 
 def stage_table(results):
@@ -117,8 +120,9 @@ def markdown(facts, results):
     failures = [name for result in results for program in result.get("programs", []) for name in program["failures"]]
     for heading, table in (("Stages", stage_table(results)), ("Tests", test_table(results)), ("Steps", step_table(results)),
                            ("Candidates", candidates_table(results)), ("Comparisons", comparison_table(results)),
-                           ("Collectives between two processes on one device", fenced(results)),
+                           ("Collectives between two processes on one device", fenced(stage(results, "collectives").get("lines", []))),
                            ("Tokens", token_table(results)), ("Where a step spends its time", breakdown_tables(results)),
+                           ("Algorithms of the matrix products", product_lists(results)),
                            ("Failed tests", [f"- `{name}`" for name in failures])):
         if table:
             lines += [f"## {heading}", "", *table, ""]
