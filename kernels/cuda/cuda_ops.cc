@@ -47,6 +47,7 @@ class CudaOps final : public Ops {
   std::string name() const override { return name_; }
   DType activation_dtype() const override { return activation_; }
   cudaStream_t stream() const { return stream_.get(); }
+  GemmPlansReport products() const { return gemm_->report(); }
 
   absl::StatusOr<DeviceBuffer> Allocate(size_t bytes) override;
   absl::StatusOr<DeviceBuffer> AllocateShared(size_t bytes) override;
@@ -410,5 +411,7 @@ void CudaOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, const Voc
 absl::StatusOr<std::unique_ptr<Ops>> MakeCudaOps(const CudaOpsOptions& options) { return CudaOps::Make(options); }
 
 cudaStream_t CudaStreamOf(const Ops& ops) { return static_cast<const CudaOps&>(ops).stream(); }
+
+GemmPlansReport CudaProductsOf(const Ops& ops) { return static_cast<const CudaOps&>(ops).products(); }
 
 }  // namespace quicksilver

@@ -32,4 +32,7 @@ absl::StatusOr<std::unique_ptr<Ops>> MakeCudaOps(const CudaOpsOptions& options);
 /// The stream of an Ops that MakeCudaOps() has made: for communicators, whose work is then in order with its.
 cudaStream_t CudaStreamOf(const Ops& ops);
 
+/// How its matrix products are done so far, and what determinism costs them.
+GemmPlansReport CudaProductsOf(const Ops& ops);
+
 }  // namespace quicksilver

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "kernels/tensor.h"
@@ -30,6 +31,17 @@ struct GemmPlansOptions {
   int32_t timed_runs = 5;
   int32_t warm_ups = 2;
   bool cold_cache = true;
+};
+
+/// What was chosen, and what for.
+struct GemmPlansReport {
+  int32_t families = 0;  ///< Kinds of products that have to agree within themselves.
+  int32_t plans = 0;
+  int32_t algorithms_tried = 0;    ///< For every plan, those that ran.
+  int32_t algorithms_refused = 0;  ///< Of these, those whose bits differed from what was agreed on.
+  int32_t rows_refused = 0;        ///< Numbers of rows that no algorithm which agrees can do at once.
+  uint64_t digest = 0;             ///< Of the bits agreed on: processes with the same digest give the same results.
+  std::string choices;             ///< A line for every plan: its time, and that of the fastest algorithm refused.
 };
 
 struct CudaGemmOptions {

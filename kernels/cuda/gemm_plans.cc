@@ -20,8 +20,8 @@ constexpr int kRounds = 2;  // Of probing, with other numbers, places and stride
 constexpr double kMuchFaster = 0.85;
 /// Timing of one algorithm ends when so much has gone by.
 constexpr float kTimedMillisecondsMax = 100.0f;
-/// Every different row of x stands in so many places of the smallest batch that is tried; other rows of the weight begin
-/// again after kColumnSources.
+/// Every different row of x stands in so many places of the smallest batch that is tried; other rows of the weight
+/// begin again after kColumnSources.
 constexpr int64_t kPlaces = 4;
 constexpr int64_t kColumnSources = kGemmOutUnit;
 /// A probe multiplies by no more of a weight than this, and writes no more outputs: more would only be more blocks.
@@ -39,6 +39,19 @@ ProbeType ProbeTypeOf(GemmArithmetic arithmetic) {
       return ProbeType::kBf16;
     default:
       return ProbeType::kE4m3;
+  }
+}
+
+const char* NameOf(GemmArithmetic arithmetic) {
+  switch (arithmetic) {
+    case GemmArithmetic::kF32:
+      return "f32";
+    case GemmArithmetic::kBf16:
+      return "bf16";
+    case GemmArithmetic::kFp8Scaled:
+      return "scaled e4m3";
+    default:
+      return "e4m3";
   }
 }
 
@@ -278,7 +291,8 @@ absl::StatusOr<std::unique_ptr<GemmPlan>> GemmPlans::Choose(const GemmShape& sha
     return absl::FailedPreconditionError(absl::StrCat("cuBLASLt ", library_.version(), " cannot multiply ", rows,
                                                       " rows, ", shape.in, " to ", shape.out, " features"));
   }
-  absl::StrAppend(&report_.choices, rows, " x ", shape.in, " to ", shape.out, ": ");
+  absl::StrAppend(&report_.choices, rows, " x ", shape.in, " to ", shape.out, ", ", NameOf(shape.arithmetic), " to ",
+                  shape.out_type == DType::kF32 ? "f32: " : "bf16: ");
   if (chosen == nullptr) {
     report_.choices += "in parts";
   } else {

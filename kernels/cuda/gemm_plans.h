@@ -23,16 +23,6 @@ struct GemmPlan {
   float microseconds = 0.0f;  ///< Measured.
 };
 
-struct GemmPlansReport {
-  int32_t families = 0;  ///< Kinds of products that have to agree within themselves.
-  int32_t plans = 0;
-  int32_t algorithms_tried = 0;    ///< For every plan, those that ran.
-  int32_t algorithms_refused = 0;  ///< Of these, those whose bits differed from what was agreed on.
-  int32_t rows_refused = 0;        ///< Numbers of rows that no algorithm which agrees can do at once.
-  uint64_t digest = 0;             ///< Of the bits agreed on: processes with the same digest give the same results.
-  std::string choices;             ///< A line for every plan: its time, and that of the fastest algorithm refused.
-};
-
 /// Chooses algorithms by running them. A library of matrix products promises nothing about the bits of a row in batches
 /// of different sizes, so what deterministic mode promises is measured: products of numbers that cancel, which leave
 /// nothing but rounding errors, must come out bit for bit as in the batch of small_rows, in every row and column of the

@@ -14,6 +14,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "common/clock.h"
 #include "common/exit_codes.h"
 #include "common/options.h"
@@ -91,6 +92,7 @@ class Bench {
   absl::StatusOr<ordered_json> RunStep(const BenchCase& of);
   absl::Status Load(const BenchCase& of);
   void Unload();
+  void PrintProducts(const BenchCase& of, const GemmPlansReport& report) const;
   absl::Status PrintBreakdown(const BenchCase& of);
 
   const Options& options_;
@@ -117,6 +119,7 @@ int Bench::Run() {
                           row->at("floor_us").get<double>(), absl::ToDoubleSeconds(MonotonicNow() - began)));
     }
   }
+  Unload();
   return failed;
 }
 
@@ -129,7 +132,22 @@ absl::StatusOr<ordered_json> Bench::RunCase(const BenchCase& of) {
   return CandidatesRow(of, times, ceilings_);
 }
 
+/// The algorithms of all batches that ran, and the fastest that had to be refused.
+void Bench::PrintProducts(const BenchCase& of, const GemmPlansReport& report) const {
+  if (options_.rank > 0) return;
+  const std::vector<std::string> choices = absl::StrSplit(report.choices, '\n', absl::SkipEmpty());
+  Print({{"kind", "products"},
+         {"case", of.name},
+         {"families", report.families},
+         {"plans", report.plans},
+         {"algorithms_tried", report.algorithms_tried},
+         {"algorithms_refused", report.algorithms_refused},
+         {"batches_refused", report.rows_refused},
+         {"choices", choices}});
+}
+
 void Bench::Unload() {
+  if (loaded_for_ != nullptr) PrintProducts(*loaded_for_, loaded_.ops->products());
   loaded_for_ = nullptr;
   loaded_.bench.reset();
   loaded_.ranks.reset();

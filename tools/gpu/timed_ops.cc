@@ -28,6 +28,8 @@ std::string NameOf(const char* what, const GemmWeight& weight) {
 
 }  // namespace
 
+GemmPlansReport TimedOps::products() const { return CudaProductsOf(*inner_); }
+
 TimedOps::TimedOps(std::unique_ptr<Ops> inner) : inner_(std::move(inner)), stream_(CudaStreamOf(*inner_)) {}
 
 void TimedOps::Listen(bool listen) {

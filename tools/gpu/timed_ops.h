@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/cuda/gemm_memory.h"
+#include "kernels/cuda/gemm_options.h"
 #include "kernels/ops.h"
 
 namespace quicksilver {
@@ -31,6 +32,7 @@ class TimedOps final : public Ops {
   absl::StatusOr<std::map<std::string, Part>> Parts();
 
   cudaStream_t stream() const { return stream_; }
+  GemmPlansReport products() const;
 
   std::string name() const override { return inner_->name(); }
   DType activation_dtype() const override { return inner_->activation_dtype(); }
