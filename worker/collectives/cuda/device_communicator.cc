@@ -1,6 +1,8 @@
 #include "worker/collectives/cuda/device_communicator.h"
 
+#include <filesystem>
 #include <fstream>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -18,11 +20,18 @@
 namespace quicksilver {
 namespace {
 
-// Two ranks with equal names run under one kernel, also in different containers.
+// Two ranks with equal names can open each other's memory handles: they run under one kernel and see each other, as the
+// ranks of one container do. Empty: unknown.
 std::string HostName() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");
   std::string id;
   std::getline(file, id);
+  for (const char* space : {"ipc", "pid"}) {
+    std::error_code error;
+    const std::filesystem::path path = std::filesystem::read_symlink(absl::StrCat("/proc/self/ns/", space), error);
+    if (error) return "";
+    absl::StrAppend(&id, ",", path.string());
+  }
   return id;
 }
 
@@ -68,7 +77,7 @@ absl::StatusOr<std::string> WhyNoIpc(const DeviceCommunicatorOptions& options, R
   for (int peer = 0; peer < options.size && obstacle.empty(); ++peer) {
     const std::vector<std::string> place = absl::StrSplit(places[peer], ' ');
     if (place.size() != 2 || place[0].empty() || place[0] != HostName()) {
-      obstacle = "another host";
+      obstacle = "on another host, or in another container";
     } else {
       ASSIGN_OR_RETURN(obstacle, WhyUnreachable(device, bus_id, place[1]));
     }
@@ -90,7 +99,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeNccl(const DeviceCommunicatorO
   nccl.library = options.nccl_library;
   nccl.rank_order = options.kind != CollectivesKind::kNcclFast;
   nccl.init_timeout = options.formation;
-  nccl.step_timeout = 4 * options.timeout;  // A launch of several steps, not one collective.
+  nccl.step_timeout = options.timeout;  // A launch is one step: repeats() is false.
   return MakeNcclCommunicator(nccl, stream, control);
 }
 #else

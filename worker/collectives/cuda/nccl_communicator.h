@@ -19,7 +19,7 @@ struct NcclOptions {
   /// NCCL's all-reduce, whose order depends on its version, the machine and the message: deterministic() is false.
   bool rank_order = true;
   absl::Duration init_timeout = absl::Seconds(120);  ///< The other ranks may still be starting.
-  absl::Duration step_timeout = absl::Seconds(20);   ///< How long Synchronize() waits: for a whole launch.
+  absl::Duration step_timeout = absl::Seconds(5);    ///< How long Synchronize() waits: for a whole step.
   absl::Duration abort_budget = absl::Seconds(2);    ///< Then the process ends itself.
   size_t piece_bytes = 1 << 20;  ///< Of a sum in rank order: a message is gathered so many bytes at a time.
 };
