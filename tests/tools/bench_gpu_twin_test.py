@@ -33,6 +33,9 @@ class BenchGpu(unittest.TestCase):
             self.assertGreater(row["measured_us"], 0)
             self.assertGreater(row["floor_us"], 0)
             self.assertAlmostEqual(row["ratio"], row["measured_us"] / row["floor_us"], places=6)
+        products = {line["case"]: line for line in lines if line["kind"] == "products"}
+        self.assertIn("scaled e4m3", " ".join(products["llada8b_fp8_1x32"]["choices"]))
+        self.assertGreater(products["llada8b_bf16_1x32"]["algorithms_refused"], 0)
         step = rows["llada8b_bf16_1x32"]
         self.assertIn("measured / floor <= 1.10", step["aim"])
         self.assertAlmostEqual(step["host_gap_us"], max(0, step["measured_us"] - step["device_us"]), places=3)
