@@ -31,6 +31,9 @@ struct GemmPlansOptions {
   int32_t timed_runs = 5;
   int32_t warm_ups = 2;
   bool cold_cache = true;
+  /// A probe multiplies by no more of a weight, and writes no more outputs: more would only be more blocks.
+  int64_t probe_weight_bytes_max = int64_t{256} << 20;
+  int64_t probe_outputs_max = int64_t{64} << 20;
 };
 
 /// What was chosen, and what for.

@@ -24,9 +24,6 @@ constexpr float kTimedMillisecondsMax = 100.0f;
 /// begin again after kColumnSources.
 constexpr int64_t kPlaces = 4;
 constexpr int64_t kColumnSources = kGemmOutUnit;
-/// A probe multiplies by no more of a weight than this, and writes no more outputs: more would only be more blocks.
-constexpr int64_t kProbeWeightBytesMax = int64_t{256} << 20;
-constexpr int64_t kProbeOutputsMax = int64_t{64} << 20;
 /// Strides of the second round are longer by this: 16-byte aligned in every type.
 constexpr int64_t kStrideGap = 64;
 constexpr float kNever = std::numeric_limits<float>::infinity();
@@ -55,11 +52,12 @@ const char* NameOf(GemmArithmetic arithmetic) {
   }
 }
 
-/// Of at most kProbeWeightBytesMax and kProbeOutputsMax, divided by `divisor`.
-GemmShape Probed(GemmShape shape, int64_t rows, int64_t divisor) {
-  const int64_t by_weight = kProbeWeightBytesMax / divisor / (shape.in * GemmElementBytes(shape.arithmetic));
-  const int64_t fitting = std::min(by_weight, kProbeOutputsMax / divisor / rows) / kGemmOutUnit * kGemmOutUnit;
-  shape.out = std::min(shape.out, std::max(fitting, kGemmOutUnit));
+/// Of the bounds in `options`, divided by `divisor`.
+GemmShape Probed(GemmShape shape, int64_t rows, const GemmPlansOptions& options, int64_t divisor) {
+  const int64_t row_bytes = shape.in * GemmElementBytes(shape.arithmetic);
+  const int64_t by_weight = options.probe_weight_bytes_max / divisor / row_bytes;
+  const int64_t fitting = std::min(by_weight, options.probe_outputs_max / divisor / rows);
+  shape.out = std::min(shape.out, std::max(fitting / kGemmOutUnit * kGemmOutUnit, kGemmOutUnit));
   return shape;
 }
 
@@ -361,7 +359,7 @@ absl::StatusOr<std::vector<GemmPlans::Trial>> GemmPlans::Try(const GemmShape& wh
   GemmShape shape;
   absl::Status room;
   for (int64_t divisor = 1; divisor <= kDivisorMax; divisor *= 4) {  // Late plans may find little memory left.
-    shape = Probed(whole, rows, divisor);
+    shape = Probed(whole, rows, options_, divisor);
     room = Reserve(shape, rows);
     if (!absl::IsResourceExhausted(room)) break;
   }
@@ -369,6 +367,7 @@ absl::StatusOr<std::vector<GemmPlans::Trial>> GemmPlans::Try(const GemmShape& wh
   std::vector<Trial> trials(algorithms.size());
   for (size_t i = 0; i < trials.size(); ++i) {
     trials[i].algorithm = algorithms[i];
+    trials[i].ran = shape.out == whole.out || library_.Supports(whole, rows, algorithms[i], options_.workspace_bytes);
     trials[i].bits.resize(static_cast<size_t>(kRounds * sources_));
   }
   for (int round = 0; round < kRounds; ++round) RETURN_IF_ERROR(Probe(shape, rows, round, /*again=*/false, trials));

@@ -49,6 +49,12 @@ struct Destroyer {
 template <typename Handle>
 using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroyer<Handle>>;
 
+/// Operands to ask about. Scaled products need scales even then; nothing is read.
+GemmOperands DenseOperands(const GemmShape& shape) {
+  alignas(64) static constexpr float kNoScales = 1.0f;
+  return {.x_stride = shape.in, .x_scales = &kNoScales, .weight_scales = &kNoScales, .out_stride = shape.out};
+}
+
 template <typename Preference, typename Attribute, typename T>
 void SetPreference(const CublasLtLibrary& library, Preference preference, Attribute attribute, T value) {
   CHECK(library.MatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value) == CUBLAS_STATUS_SUCCESS);
@@ -117,11 +123,7 @@ absl::StatusOr<GemmLibrary::Description> GemmLibrary::Describe(const GemmShape& 
 
 std::vector<GemmAlgorithm> GemmLibrary::Advise(const GemmShape& shape, int64_t rows, size_t workspace_bytes_max,
                                                int count) const {
-  // Scaled products need scales even to be asked about; they are not read.
-  alignas(64) static constexpr float kNoScales = 1.0f;
-  const GemmOperands operands = {
-      .x_stride = shape.in, .x_scales = &kNoScales, .weight_scales = &kNoScales, .out_stride = shape.out};
-  absl::StatusOr<Description> description = Describe(shape, rows, operands);
+  absl::StatusOr<Description> description = Describe(shape, rows, DenseOperands(shape));
   cublasLtMatmulPreference_t made = nullptr;
   if (!description.ok() || library_.MatmulPreferenceCreate(&made) != CUBLAS_STATUS_SUCCESS) return {};
   const Owned<cublasLtMatmulPreference_t> preference(made, {library_.MatmulPreferenceDestroy});
@@ -147,6 +149,17 @@ std::vector<GemmAlgorithm> GemmLibrary::Advise(const GemmShape& shape, int64_t r
     algorithms.push_back({results[i].algo, results[i].workspaceSize});
   }
   return algorithms;
+}
+
+bool GemmLibrary::Supports(const GemmShape& shape, int64_t rows, const GemmAlgorithm& algorithm,
+                           size_t workspace_bytes_max) const {
+  const absl::StatusOr<Description> description = Describe(shape, rows, DenseOperands(shape));
+  if (!description.ok()) return false;
+  cublasLtMatmulHeuristicResult_t result = {};
+  const cublasStatus_t status =
+      library_.MatmulAlgoCheck(handle_, description->operation.get(), description->weight.get(), description->x.get(),
+                               description->out.get(), description->out.get(), &algorithm.choice, &result);
+  return status == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= workspace_bytes_max;
 }
 
 absl::Status GemmLibrary::Multiply(const GemmShape& shape, int64_t rows, const GemmOperands& operands,

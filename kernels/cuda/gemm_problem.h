@@ -74,6 +74,9 @@ class GemmLibrary {
   /// support the shape. At most `count`.
   std::vector<GemmAlgorithm> Advise(const GemmShape& shape, int64_t rows, size_t workspace_bytes_max, int count) const;
 
+  /// Whether the algorithm can do this product, as far as the library says without doing it.
+  bool Supports(const GemmShape& shape, int64_t rows, const GemmAlgorithm& algorithm, size_t workspace_bytes_max) const;
+
   /// Enqueues the product. FailedPrecondition: the algorithm cannot do it, and nothing was enqueued.
   absl::Status Multiply(const GemmShape& shape, int64_t rows, const GemmOperands& operands,
                         const GemmAlgorithm& algorithm, void* workspace, size_t workspace_bytes,

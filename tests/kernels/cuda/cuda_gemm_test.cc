@@ -250,6 +250,25 @@ TEST(CudaGemmTest, RefusesAnAlgorithmThatTreatsEqualRowsDifferently) {
   }
 }
 
+// A weight may be too large for all of it to be tried out.
+TEST(CudaGemmTest, KeepsRowsApartWhenAPartOfTheWeightWasTriedOut) {
+  CublasLtLibrary library = **LoadCublasLt();
+  library.MatmulAlgoCheck = +[](cublasLtHandle_t handle, cublasLtMatmulDesc_t operation, cublasLtMatrixLayout_t a,
+                                cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                const cublasLtMatmulAlgo_t* algorithm, cublasLtMatmulHeuristicResult_t* result) {
+    EXPECT_EQ(a->cols, 96u);  // The whole weight is asked about.
+    if (SettingOf(*algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID) == kSmallTile) return CUBLAS_STATUS_NOT_SUPPORTED;
+    return cublasLtMatmulAlgoCheck(handle, operation, a, b, c, d, algorithm, result);
+  };
+  CudaGemmOptions options = SmallOptions(DType::kF32);
+  options.plans.probe_weight_bytes_max = 32 * 512 * static_cast<int64_t>(sizeof(float));
+  GemmUnderTest gemm(options, &library);
+  const std::unique_ptr<GemmWeight> weight = gemm.Prepare(RandomMatrix(96, 512, 4));
+  ExpectRowsDoNotMix(gemm, *weight, 512);
+  EXPECT_THAT(gemm.gemm().report().choices, testing::Not(HasSubstr("tile 15")));
+  EXPECT_GT(gemm.gemm().report().algorithms_refused, 0);
+}
+
 TEST(CudaGemmTest, AMeasuredAnchorKeepsRowsApartToo) {
   CudaGemmOptions options = SmallOptions(DType::kF32);
   options.plans.anchor = GemmAnchor::kMeasured;
