@@ -79,7 +79,7 @@ class GpuCheck(unittest.TestCase):
     def test_a_failing_and_a_hanging_program_are_counted_and_stop_no_other(self):
         folder = self.folder({"gpu_a_test": PASSING, "gpu_b_test": FAILING, "gpu_c_test": HANGING, "gpu_golden_test": PASSING})
         began = time.monotonic()
-        code, results, page = folder.run("--stages", "tests,golden")
+        code, results, page = folder.run("--stages", "tests,golden", "--shards", "1")
         self.assertLess(time.monotonic() - began, 30)
         self.assertEqual(code, 1)
         tests, golden = results["stages"]
@@ -90,6 +90,13 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual((golden["verdict"], golden["passed"]), ("passed", 2))
         self.assertIn("| tests | gpu_b_test | 1 | 1 | 0 | ended with 1 |", page)
         self.assertIn("`Suite.D`", page)
+
+    def test_shards_are_added_up_and_peers_that_are_timed_have_the_machine_alone(self):
+        share = "echo \"[       OK ] Suite.Case$GTEST_SHARD_INDEX (3 ms)\"; [ $GTEST_SHARD_INDEX != 2 ] || exit 3"
+        code, results, _ = self.folder({"gpu_a_test": share, "ipc_a_test": share}).run("--stages", "tests", "--shards", "3")
+        whole, alone = results["stages"][0]["programs"]
+        self.assertEqual((code, whole["passed"], whole["ended"]), (1, 3, "ended with 3"))
+        self.assertEqual((alone["passed"], alone["ended"]), (1, ""))
 
     def test_all_passing_ends_with_0_and_a_program_of_skips_alone_does_not(self):
         self.assertEqual(self.folder({"gpu_a_test": PASSING}).run("--stages", "tests")[0], 0)

@@ -17,6 +17,7 @@ def parse(arguments, description):
     parser.add_argument("--pack", type=pathlib.Path, metavar="DIR", help="build, and write a folder that runs alone")
     parser.add_argument("--stages", default=",".join(stages.DEFAULT),
                         help=f"of {', '.join(stages.ALL)}; default: %(default)s")
+    parser.add_argument("--shards", type=int, default=4, help="processes that share the cases of a test program; default %(default)s")
     parser.add_argument("--sanitize", action="store_true", help="also compute-sanitizer: memcheck, racecheck")
     parser.add_argument("--sanitize-seconds", type=float, default=150, help="for each of its tools; default %(default)s")
     parser.add_argument("--time-limit", type=float, default=0, help="seconds for all stages together; 0: none")
@@ -29,6 +30,8 @@ def parse(arguments, description):
     parser.add_argument("--toy", action="store_true", help=argparse.SUPPRESS)  # Tiny cases and no look at the device.
     options = parser.parse_args(arguments)
     options.wanted = options.stages.split(",") + (["sanitize"] if options.sanitize else [])
+    if options.shards < 1:
+        parser.error(f"--shards {options.shards}: at least 1")
     unknown = [name for name in options.wanted if name not in stages.ALL]
     if unknown:
         parser.error(f"unknown stage '{unknown[0]}': {', '.join(stages.ALL)}")

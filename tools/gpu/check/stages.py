@@ -1,4 +1,5 @@
 """The stages. Each returns {"verdict": "passed" | "failed" | "skipped", "summary": a line, …what it found}."""
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -69,8 +70,8 @@ def how_it_ended(done):
     return f"stopped at its limit of {done.seconds:.0f}s" if done.timed_out else f"ended with {done.code}"
 
 
-def google_test(runner, context, test, limit, prefix=(), extra=()):
-    """Counts of one program of tests, and the names of what failed."""
+def google_test(runner, context, test, limit, prefix=(), shard=0, shards=1):
+    """Counts of one program of tests, or of its share number `shard`, and the names of what failed."""
     counts = {"passed": 0, "failed": 0, "skipped": 0, "failures": []}
 
     def watch(line):
@@ -84,12 +85,25 @@ def google_test(runner, context, test, limit, prefix=(), extra=()):
                 return line
         return None
 
-    command = [*prefix, context.folder / test["program"], *test.get("arguments", []), *extra]
-    done = runner.run(command, limit, context.environment, watch)
+    environment = {**context.environment, "GTEST_TOTAL_SHARDS": str(shards), "GTEST_SHARD_INDEX": str(shard)}
+    done = runner.run([*prefix, context.folder / test["program"]], limit, environment, watch)
     counts["name"], counts["seconds"] = test["name"], round(done.seconds, 1)
     counts["ended"] = "" if done.code == 0 else how_it_ended(done)
     counts["timed_out"], counts["code"] = done.timed_out, done.code
     return counts
+
+
+def google_test_in_shards(runner, context, test, limit):
+    """The same, by several processes at a time. What measures how soon a lost peer is noticed runs alone."""
+    shards = 1 if test["name"].startswith(("ipc_", "nccl_")) else context.options.shards
+    with concurrent.futures.ThreadPoolExecutor(shards) as pool:
+        parts = list(pool.map(lambda shard: google_test(runner, context, test, limit, shard=shard, shards=shards),
+                              range(shards)))
+    whole = {kind: sum(part[kind] for part in parts) for kind in ("passed", "failed", "skipped")}
+    whole.update(name=test["name"], failures=[name for part in parts for name in part["failures"]],
+                 seconds=max(part["seconds"] for part in parts),
+                 ended=", ".join(dict.fromkeys(part["ended"] for part in parts if part["ended"])))
+    return whole
 
 
 def summary_of(programs):
@@ -104,7 +118,7 @@ def run_tests(runner, context, golden):
     for test in context.manifest["tests"]:
         if ("golden" in test["name"]) == golden:
             runner.say(f"    {test['name']}")
-            programs.append(google_test(runner, context, test, test.get("limit_s", 300)))
+            programs.append(google_test_in_shards(runner, context, test, test.get("limit_s", 300)))
     if not programs:
         return {"verdict": "skipped", "summary": "no such program"}
     totals, summary = summary_of(programs)
