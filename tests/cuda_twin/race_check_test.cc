@@ -102,6 +102,25 @@ TEST_F(RaceCheckDeathTest, BytesAreToldApart) {
   EXPECT_DEATH(Launch(HalvesKernel, 1, 64, 128, true), "race: .* writes what .* wrote");
 }
 
+// Every thread writes a byte; then each reads the word that holds its own.
+__global__ void BytesKernel(bool barrier, unsigned* out) {
+  unsigned char* shared = SharedMemory();
+  const int thread = threadIdx.x;
+  for (int round = 0; round < 3; ++round) {
+    shared[thread] = static_cast<unsigned char>(thread + round);
+    if (barrier || round < 2) __syncthreads();
+    out[thread] = reinterpret_cast<unsigned*>(shared)[thread / 4];
+    __syncthreads();
+  }
+}
+
+TEST_F(RaceCheckDeathTest, AWordIsTheSumOfItsBytes) {
+  const DeviceArray<unsigned> out(64);
+  EXPECT_EQ(Launch(BytesKernel, 1, 64, 64, true, out.data()), cudaSuccess);
+  EXPECT_EQ(out.Values()[0], 0x05040302u);
+  EXPECT_DEATH(Launch(BytesKernel, 1, 64, 64, false, out.data()), "race: ");
+}
+
 // Copies of every thread, read by its neighbour.
 __global__ void CopyKernel(const uint4* in, bool barrier, bool early_reuse, uint4* out) {
   auto* shared = reinterpret_cast<uint4*>(SharedMemory());

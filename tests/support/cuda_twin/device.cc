@@ -237,7 +237,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
         {cudaDevAttrConcurrentKernels, 1},
         {cudaDevAttrMemoryClockRate, 2619000},
         {cudaDevAttrGlobalMemoryBusWidth, 5120},
-        {cudaDevAttrL2CacheSize, 50 << 20},
+        {cudaDevAttrL2CacheSize, kL2Bytes},
         {cudaDevAttrMaxThreadsPerMultiProcessor, kThreadsPerProcessor},
         {cudaDevAttrUnifiedAddressing, 1},
         {cudaDevAttrComputeCapabilityMajor, settings.major},
@@ -274,7 +274,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     properties->multiProcessorCount = kProcessors;
     properties->pciBusID = 1 + device;
     properties->memoryBusWidth = 5120;
-    properties->l2CacheSize = 50 << 20;
+    properties->l2CacheSize = kL2Bytes;
     properties->maxThreadsPerMultiProcessor = kThreadsPerProcessor;
     properties->sharedMemPerMultiprocessor = kSharedPerProcessor;
     properties->sharedMemPerBlockOptin = kSharedMax;

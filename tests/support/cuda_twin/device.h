@@ -22,6 +22,7 @@ inline constexpr int kSharedDefaultMax = 48 * 1024;  ///< A block, unless its ke
 inline constexpr int kSharedMax = 227 * 1024;        ///< A block.
 inline constexpr int kSharedPerProcessor = 228 * 1024;
 inline constexpr int kSharedReserved = 1024;  ///< A block, by the system.
+inline constexpr int kL2Bytes = 1 << 20;      ///< Small, so that who flushes it before a measurement loses no time.
 inline constexpr int kBlocksPerProcessor = 32;
 
 }  // namespace quicksilver::cuda_twin

@@ -142,7 +142,7 @@ void Engine::StartBlock() {
   block.number = blocks_started_;
   block.index = BlockIndex(blocks_started_++);
   block.acquired = false;
-  if (checks_races_ && block.shared_cells.size() < call_->shared_bytes) block.shared_cells.resize(call_->shared_bytes);
+  if (checks_races_) block.shared_cells.resize(std::max(block.shared_cells.size(), call_->shared_bytes + 16));
   NextInterval(&block);
   block.shared_bytes = call_->shared_bytes;
   block.shared = block.shared_area.Begin(call_->shared_bytes);

@@ -1,6 +1,6 @@
 #include "tests/support/cuda_twin/race_check.h"
 
-#include <cstdio>
+#include <algorithm>
 #include <string>
 
 #include "tests/support/cuda_twin/engine.h"
@@ -104,6 +104,20 @@ void Check(AccessCell* cell, const Access& access, bool shared, const void* poin
   cell->write_turn = static_cast<uint16_t>(access.turn | (access.atomic ? AccessCell::kAtomic : 0));
 }
 
+// `count` bytes from `first` of the aligned word whose four cells these are.
+void CheckWord(AccessCell* cells, size_t first, size_t count, const Access& access, bool shared, const void* pointer) {
+  const bool split = (cells->read_turn & AccessCell::kSplit) != 0;
+  if (count == 4 && !split) {
+    Check(cells, access, shared, pointer);
+    return;
+  }
+  if (!split) cells[1] = cells[2] = cells[3] = cells[0];
+  cells->read_turn &= static_cast<uint16_t>(~AccessCell::kSplit);
+  for (size_t i = first; i < first + count; ++i) Check(cells + i, access, shared, pointer);
+  const bool whole = count == 4 && access.write;  // Any later race with the earlier reads is one with this write.
+  if (!whole) cells->read_turn |= AccessCell::kSplit;
+}
+
 }  // namespace
 
 AccessCell* GlobalCells::Find(uintptr_t granule) {
@@ -123,18 +137,19 @@ void RecordAccess(const void* pointer, size_t bytes, bool write, bool atomic) {
   const auto at = reinterpret_cast<uintptr_t>(pointer);
   const Access access{block.interval, static_cast<uint16_t>(thread->linear_index),
                       static_cast<uint16_t>(thread->warp->turn & 0x7FFF), write, atomic};
-  const uintptr_t offset = at - reinterpret_cast<uintptr_t>(block.shared);
-  if (offset < block.shared_bytes) {
-    AccessCell* cells = thread->block->shared_cells.data() + offset;
-    for (size_t i = 0; i < bytes && offset + i < block.shared_bytes; ++i) Check(cells + i, access, true, pointer);
-    return;
-  }
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(block.shared);
+  const bool shared = at - begin < block.shared_bytes;
   const auto frame = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
-  if (at - frame + kStackReach < 2 * kStackReach) return;  // A local variable.
+  if (!shared && at - frame + kStackReach < 2 * kStackReach) return;  // A local variable.
+  AccessCell* shared_cells = thread->block->shared_cells.data();
   for (uintptr_t byte = at; byte < at + bytes;) {
-    AccessCell* cells = current_engine->global_cells().Find(byte / 8);
-    do Check(cells + byte % 8, access, false, pointer);
-    while (++byte % 8 != 0 && byte < at + bytes);
+    const size_t first = byte % 4;
+    const size_t count = std::min(4 - first, at + bytes - byte);
+    const uintptr_t word = byte - first;
+    AccessCell* cells =
+        shared ? shared_cells + (word - begin) : current_engine->global_cells().Find(word / 8) + word % 8;
+    CheckWord(cells, first, count, access, shared, pointer);
+    byte += count;
   }
 }
 

@@ -14,18 +14,20 @@ namespace quicksilver::cuda_twin {
 // votes and matrix instructions order nothing, as on the device. Accesses of different blocks are ordered by nothing
 // either, unless the later block has read a flag or counter atomically before: then they count as ordered.
 
-/// Who touched a byte last. An interval is what lies between two barriers of one block; numbers are never reused.
+/// Who touched a byte last. An interval is what lies between two barriers of one block; numbers are never reused. The
+/// first cell of an aligned word speaks for its four bytes until one of them is touched alone.
 struct AccessCell {
   static constexpr uint16_t kSeveralThreads = 0x8000;  ///< Added to one of them: others of its warp read too.
   static constexpr uint16_t kSeveralWarps = 0xFFFF;
   static constexpr uint16_t kAtomic = 0x8000;
+  static constexpr uint16_t kSplit = 0x8000;
 
   uint32_t write_interval = 0;
   uint16_t write_thread = 0;
   uint16_t write_turn = 0;  ///< Number of the __syncwarp() in the interval; kAtomic is added.
   uint32_t read_interval = 0;
   uint16_t read_thread = 0;
-  uint16_t read_turn = 0;
+  uint16_t read_turn = 0;  ///< In the first cell of a word, kSplit is added when the others speak for themselves.
 };
 
 /// The cells of global memory: those of the last use of each of so many places. Others are forgotten, not mixed up.
