@@ -18,6 +18,26 @@ namespace quicksilver {
 
 inline void CheckOk(const absl::Status& status) { ASSERT_TRUE(status.ok()) << status; }
 
+#ifdef QUICKSILVER_CUDA_TWIN
+inline constexpr bool kOnTwin = true;
+#else
+inline constexpr bool kOnTwin = false;
+#endif
+
+/// Tests that also run on a device. Without one they are skipped.
+class DeviceTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    int devices = 0;
+    const cudaError_t error = cudaGetDeviceCount(&devices);
+    if (error != cudaSuccess || devices == 0) GTEST_SKIP() << "no CUDA device: " << cudaGetErrorString(error);
+  }
+};
+
+/// How far e4m3 products may be from exact ones, relative to the sum of their magnitudes: tensor cores align the
+/// numbers that they add, and keep about 13 bits of the smaller ones.
+inline constexpr double kE4m3SumError = kOnTwin ? 1e-6 : 0x1p-10;
+
 /// Small enough to be tried out on a CPU.
 inline CudaGemmOptions SmallOptions(DType activation, bool fp8 = false) {
   CudaGemmOptions options;
@@ -26,7 +46,7 @@ inline CudaGemmOptions SmallOptions(DType activation, bool fp8 = false) {
   options.plans.small_rows = 32;
   options.plans.large_rows = 96;
   options.plans.workspace_bytes = size_t{1} << 20;
-  options.plans.timed_runs = 0;
+  options.plans.timed_runs = kOnTwin ? 0 : 2;
   options.plans.cold_cache = false;
   options.row_buckets = {8, 32, 96};
   return options;
@@ -105,19 +125,23 @@ struct Size {
   int64_t rows, in, out;
 };
 
-/// Runs some rows alone and together, and expects the same bits.
-inline void ExpectRowsDoNotMix(GemmUnderTest& gemm, const GemmWeight& weight, int64_t in) {
-  const HostMatrix x = RandomMatrix(130, in, 3);
+/// Runs random choices of x's rows, as many as `counts` says, and expects the bits that they have all together.
+inline void ExpectRowsDoNotMix(GemmUnderTest& gemm, const GemmWeight& weight, const HostMatrix& x,
+                               const std::vector<int64_t>& counts) {
   const HostMatrix together = gemm.Multiply(x, weight);
   std::mt19937 generator(5);
-  std::vector<int32_t> order(130);
+  std::vector<int32_t> order(static_cast<size_t>(x.rows));
   std::iota(order.begin(), order.end(), 0);
-  for (const int64_t rows : {1, 2, 7, 8, 9, 31, 32, 33, 64, 95, 96, 97, 129}) {
+  for (const int64_t rows : counts) {
     SCOPED_TRACE(absl::StrCat(rows, " rows"));
     std::shuffle(order.begin(), order.end(), generator);
     const std::vector<int32_t> some(order.begin(), order.begin() + rows);
     ExpectSameBits(gemm.Multiply(SelectRows(x, some), weight, rows % 2 == 0 ? 0 : 5), SelectRows(together, some));
   }
+}
+
+inline void ExpectRowsDoNotMix(GemmUnderTest& gemm, const GemmWeight& weight, int64_t in) {
+  ExpectRowsDoNotMix(gemm, weight, RandomMatrix(130, in, 3), {1, 2, 7, 8, 9, 31, 32, 33, 64, 95, 96, 97, 129});
 }
 
 }  // namespace quicksilver

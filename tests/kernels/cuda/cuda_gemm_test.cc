@@ -19,33 +19,12 @@ using ::testing::HasSubstr;
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-// Aligned and not; less than a bucket, one, several and a rest.
-TEST(CudaGemmTest, MultipliesByTheTransposedWeight) {
+TEST(CudaGemmTest, RefusesAlgorithmsThatAddInAnotherOrder) {
   for (const DType dtype : {DType::kF32, DType::kBf16}) {
     GemmUnderTest gemm(SmallOptions(dtype));
-    for (const auto& [rows, in, out] :
-         {Size{0, 16, 16}, {1, 1, 1}, {3, 5, 7}, {8, 64, 64}, {33, 64, 48}, {200, 40, 21}}) {
-      for (const int64_t gap : {0, 3, 8}) {
-        SCOPED_TRACE(absl::StrCat(rows, " x ", in, " by ", out, ", gap ", gap));
-        const HostMatrix x = Rounded(RandomMatrix(rows, in, 1), dtype), weight = RandomMatrix(out, in, 2, 0.1f);
-        const std::unique_ptr<GemmWeight> prepared = gemm.Prepare(weight);
-        const HostMatrix expected = Product(x, Rounded(weight, dtype));
-        ExpectNear(gemm.Multiply(x, *prepared, gap), expected, dtype == DType::kF32 ? 1e-6 : 0x1p-8, 1e-5);
-        ExpectNear(gemm.Multiply(x, *prepared, gap, DType::kF32), expected, 1e-6, 1e-5);
-      }
-    }
-  }
-}
-
-TEST(CudaGemmTest, KeepsRowsApartInDeterministicMode) {
-  for (const DType dtype : {DType::kF32, DType::kBf16}) {
-    GemmUnderTest gemm(SmallOptions(dtype));
-    for (const auto& [in, out] : {std::pair<int64_t, int64_t>{512, 96}, {63, 65}}) {
-      const std::unique_ptr<GemmWeight> weight = gemm.Prepare(RandomMatrix(out, in, 4));
-      ExpectRowsDoNotMix(gemm, *weight, in);
-    }
+    const std::unique_ptr<GemmWeight> weight = gemm.Prepare(RandomMatrix(96, 512, 4));
+    ExpectRowsDoNotMix(gemm, *weight, 512);
     const GemmPlansReport report = gemm.gemm().report();
-    EXPECT_EQ(report.families, 2);
     EXPECT_GT(report.algorithms_refused, 0) << report.choices;
     EXPECT_LT(report.algorithms_refused, report.algorithms_tried);
   }
@@ -61,41 +40,6 @@ TEST(CudaGemmTest, TheLibraryAloneMixesRows) {
   const std::vector<int32_t> some = {0, 1, 2, 3};
   EXPECT_FALSE(HaveSameBits(gemm.Multiply(SelectRows(x, some), *weight), SelectRows(gemm.Multiply(x, *weight), some)));
   EXPECT_EQ(gemm.gemm().report().algorithms_refused, 0);
-}
-
-/// Multiplies the first rows of x by slices of a weight, into tiles that are wider than most of them.
-void ExpectSlicesOfTheWhole(GemmUnderTest& gemm, const GemmWeight& weight, DType out_type) {
-  const HostMatrix x = RandomMatrix(70, 256, 3);
-  const HostMatrix whole = gemm.Multiply(x, weight, 0, out_type);
-  const DeviceRows device_x(x, DType::kBf16);
-  for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 48}, {48, 128}, {176, 125}}) {
-    for (const int64_t rows : {5, 32, 70}) {
-      for (const int64_t width : {count, int64_t{144}}) {
-        const DeviceRows out(rows, width, out_type);
-        Matrix tile = out.view();
-        tile.cols = count;
-        CheckOk(gemm.gemm().MultiplyRows(TopRows(device_x.view(), rows), weight, first, tile));
-        ASSERT_EQ(cudaStreamSynchronize(gemm.stream()), cudaSuccess);
-        const HostMatrix got = out.Get();
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t c = 0; c < count; ++c) {
-            ASSERT_EQ(BitsOfFloat(got.at(r, c)), BitsOfFloat(whole.at(r, first + c)))
-                << rows << " rows, row " << r << ", feature " << first + c << ", tile of " << width;
-          }
-        }
-      }
-    }
-  }
-}
-
-TEST(CudaGemmTest, ASliceOfTheWeightHasTheBitsOfTheWhole) {
-  for (const bool fp8 : {false, true}) {
-    for (const DType out_type : {DType::kF32, DType::kBf16}) {
-      GemmUnderTest gemm(SmallOptions(DType::kBf16, fp8));
-      const std::unique_ptr<GemmWeight> weight = gemm.Prepare(RandomMatrix(301, 256, 4), WeightRole::kLayer);
-      ExpectSlicesOfTheWhole(gemm, *weight, out_type);
-    }
-  }
 }
 
 TEST(CudaGemmTest, TriesOutLessOfAWeightWhereMemoryIsShort) {
@@ -121,30 +65,6 @@ TEST(CudaGemmTest, KeepsNoMemoryOfTryingOut) {
   gemm.Multiply(RandomMatrix(8, 128, 1), *weight);
   gemm.Multiply(RandomMatrix(8, 128, 1), *weight);  // The first product keeps it until nothing is recorded.
   EXPECT_LE(TwinDevice().allocated_bytes(), before + weight->bytes() + raw_bytes);
-}
-
-TEST(CudaGemmTest, RecordedProductsGetAPlanOfTheirOwnAndRunAgain) {
-  GemmUnderTest gemm(SmallOptions(DType::kBf16));
-  const std::unique_ptr<GemmWeight> weight = gemm.Prepare(RandomMatrix(64, 128, 4));
-  const HostMatrix x = RandomMatrix(20, 128, 3);
-  const HostMatrix expected = gemm.Multiply(x, *weight);
-  const DeviceRows device_x(x, DType::kBf16), out(20, 64, DType::kBf16);
-  const uint64_t kernels = TwinDevice().calls("kernel");
-  ASSERT_EQ(cudaStreamBeginCapture(gemm.stream(), cudaStreamCaptureModeThreadLocal), cudaSuccess);
-  CheckOk(gemm.gemm().Multiply(device_x.view(), *weight, out.view()));
-  cudaGraph_t graph = nullptr;
-  ASSERT_EQ(cudaStreamEndCapture(gemm.stream(), &graph), cudaSuccess);
-  EXPECT_GT(TwinDevice().calls("kernel"), kernels);  // It was tried out.
-  size_t nodes = 0;
-  ASSERT_EQ(cudaGraphGetNodes(graph, nullptr, &nodes), cudaSuccess);
-  EXPECT_EQ(nodes, 1u);  // No copies.
-  cudaGraphExec_t exec = nullptr;
-  ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
-  ASSERT_EQ(cudaGraphLaunch(exec, gemm.stream()), cudaSuccess);
-  ASSERT_EQ(cudaStreamSynchronize(gemm.stream()), cudaSuccess);
-  ExpectSameBits(out.Get(), expected);
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
 }
 
 TEST(CudaGemmTest, TunesEveryLayerAndReportsProgress) {
