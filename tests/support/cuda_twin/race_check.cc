@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "tests/support/cuda_twin/device_functions.h"
 #include "tests/support/cuda_twin/engine.h"
 #include "tests/support/cuda_twin/settings.h"
 
@@ -10,6 +11,7 @@ namespace quicksilver::cuda_twin {
 namespace {
 
 constexpr uintptr_t kStackReach = 64 * 1024;  // Of a fiber.
+constexpr uintptr_t kBuiltInReach = 128;      // threadIdx and its like lie together.
 
 struct Access {
   uint32_t interval;
@@ -141,6 +143,8 @@ void RecordAccess(const void* pointer, size_t bytes, bool write, bool atomic) {
   const bool shared = at - begin < block.shared_bytes;
   const auto frame = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
   if (!shared && at - frame + kStackReach < 2 * kStackReach) return;  // A local variable.
+  const auto built_in = reinterpret_cast<uintptr_t>(&threadIdx);
+  if (at - built_in + kBuiltInReach < 2 * kBuiltInReach) return;
   AccessCell* shared_cells = thread->block->shared_cells.data();
   for (uintptr_t byte = at; byte < at + bytes;) {
     const size_t first = byte % 4;
