@@ -46,7 +46,9 @@ TEST_F(CudaGemmRowTest, RowsDoNotMix) {
 TEST_F(CudaGemmRowTest, RowsOfAModelDoNotMix) {
   for (const bool fp8 : {false, true}) {
     for (const auto& [in, out] : {std::pair<int64_t, int64_t>{4096, 6144}, {12288, 4096}}) {
-      GemmUnderTest gemm({.activation = DType::kBf16, .fp8_layers = fp8});
+      CudaGemmOptions options;
+      options.fp8_layers = fp8;
+      GemmUnderTest gemm(options);
       const std::unique_ptr<GemmWeight> weight = gemm.Prepare(RandomMatrix(out, in, 4, 0.02f));
       ExpectRowsDoNotMix(gemm, *weight, RandomMatrix(2100, in, 3),
                          {1, 4, 8, 16, 32, 33, 64, 128, 200, 256, 500, 1024, 2048});
