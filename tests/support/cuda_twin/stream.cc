@@ -28,13 +28,18 @@ Streams& State() {
   return *streams;
 }
 
+uint64_t EnqueuedOf(CUstream_st& stream) {
+  std::lock_guard lock(stream.mu);
+  return stream.enqueued;
+}
+
 // The default stream waits for the blocking ones and they for it.
 void DrainBefore(const CUstream_st& stream) {
   if (!stream.blocking) return;
   for (const auto& other : AllStreams()) {
     if (other->device != stream.device || other.get() == &stream || !other->blocking) continue;
     if (other->is_default == stream.is_default) continue;
-    DrainUpTo(*other, other->enqueued);
+    DrainUpTo(*other, EnqueuedOf(*other));
   }
 }
 
@@ -156,13 +161,18 @@ cudaError_t Drain(cudaStream_t handle) {
     return cudaErrorStreamCaptureUnsupported;
   }
   DrainBefore(*stream);
-  DrainUpTo(*stream, stream->enqueued);
+  DrainUpTo(*stream, EnqueuedOf(*stream));
   return BrokenContext();
 }
 
 void DrainAllStreams() {
   for (const auto& stream : AllStreams()) {
-    if (stream->last_user == std::this_thread::get_id()) DrainUpTo(*stream, stream->enqueued);
+    uint64_t end = 0;
+    {
+      std::lock_guard lock(stream->mu);
+      if (stream->last_user == std::this_thread::get_id()) end = stream->enqueued;
+    }
+    DrainUpTo(*stream, end);
   }
 }
 
@@ -206,7 +216,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle) {
         if (capture->owns_graph) DropGraph(capture->graph);
       }
     }
-    DrainUpTo(*stream, stream->enqueued);
+    DrainUpTo(*stream, EnqueuedOf(*stream));
     std::lock_guard lock(State().mu);
     State().streams.erase(handle);
     return cudaSuccess;
@@ -339,11 +349,13 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
     if (record->capture) return cudaErrorCapturedEvent;
     if (const cudaError_t error = CheckNoCapture(); error != cudaSuccess) return error;
     if (DoneAfter(*record)) return cudaSuccess;
+    uint64_t done = 0;
     {
       std::lock_guard lock(record->stream->mu);
       if (record->stream->running) return cudaErrorNotReady;
+      done = record->stream->done;
     }
-    DrainUpTo(*record->stream, record->stream->done + 1);  // Time passes.
+    DrainUpTo(*record->stream, done + 1);  // Time passes.
     return cudaErrorNotReady;
   });
 }
