@@ -3,6 +3,7 @@
 usage: gpu_check_test.py ROOT BENCH_GPU_TWIN
 """
 import json
+import lzma
 import os
 import pathlib
 import subprocess
@@ -15,7 +16,8 @@ ROOT, BENCH = pathlib.Path(sys.argv[1]), sys.argv[2]
 sys.path.insert(0, str(ROOT / "tools/gpu"))
 from check import device, report, stages  # noqa: E402
 
-PASSING = """echo '[       OK ] Suite.A (3 ms)'; echo '[       OK ] Suite.B/2 (0 ms)'; echo '[  SKIPPED ] Suite.C (0 ms)'
+PASSING = """echo '[       OK ] Suite.A (3 ms)'; echo '[       OK ] Suite.B/2 (0 ms)'
+echo 'needs 2 CUDA devices, has 1'; echo '[  SKIPPED ] Suite.C (0 ms)'
 echo '[  SKIPPED ] 1 test, listed below:'; echo '[  SKIPPED ] Suite.C'"""
 FAILING = """echo '[       OK ] Suite.A (3 ms)'; echo '[  FAILED  ] Suite.D, where GetParam() = 7 (12 ms)'
 echo '[  FAILED  ] 1 test, listed below:'; echo '[  FAILED  ] Suite.D, where GetParam() = 7'; exit 1"""
@@ -98,10 +100,22 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual((code, whole["passed"], whole["ended"]), (1, 3, "ended with 3"))
         self.assertEqual((alone["passed"], alone["ended"]), (1, ""))
 
-    def test_all_passing_ends_with_0_and_a_program_of_skips_alone_does_not(self):
+    def test_compressed_programs_are_unpacked_before_they_run(self):
+        folder = self.folder({"gpu_a_test": PASSING})
+        plain, packed = folder.path / "gpu_a_test", folder.path / "bin/gpu_a_test.xz"
+        packed.parent.mkdir()
+        packed.write_bytes(lzma.compress(plain.read_bytes()))
+        plain.unlink()
+        manifest = (folder.path / "manifest.json")
+        manifest.write_text(manifest.read_text().replace('"program": "', '"program": "bin/'))
+        self.assertEqual(folder.run("--stages", "tests")[0], 0)
+
+    def test_all_passing_ends_with_0_and_a_skip_that_one_device_does_not_explain_with_1(self):
         self.assertEqual(self.folder({"gpu_a_test": PASSING}).run("--stages", "tests")[0], 0)
-        skips = "echo '[  SKIPPED ] Suite.C (0 ms)'"
-        self.assertEqual(self.folder({"gpu_a_test": skips}).run("--stages", "tests")[0], 1)
+        skips = PASSING + "; echo 'this machine has no NVIDIA driver'; echo '[  SKIPPED ] Suite.C (0 ms)'"
+        code, results, _ = self.folder({"gpu_a_test": skips}).run("--stages", "tests", "--shards", "1")
+        self.assertEqual(code, 1)
+        self.assertEqual(results["stages"][0]["summary"], "2 passed, 0 failed, 2 skipped; skipped: this machine has no NVIDIA driver")
 
     def test_the_real_benchmarks_fill_the_table(self):
         folder = self.folder({}, bench=BENCH)

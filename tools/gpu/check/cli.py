@@ -42,6 +42,7 @@ def programs_of(here, options):
     """(folder, manifest): carried beside this script, named by --programs, or built from the sources around it."""
     for folder in (options.programs, here):
         if folder and (folder / "manifest.json").is_file():
+            pack.unpack(folder)
             return folder, json.loads((folder / "manifest.json").read_text())
     root = here.parent
     build = pack.build(root, root / "build/cuda", portable=False)

@@ -1,5 +1,6 @@
 """Builds the programs of gpu_check, and makes a folder of them that runs alone."""
 import json
+import lzma
 import os
 import pathlib
 import shutil
@@ -109,7 +110,8 @@ def write(root, target):
     shutil.rmtree(part, ignore_errors=True)
     try:
         fill(root, build(root, root / "build/portable", portable=True), part)
-        size = summarise(part)
+        compress(part)
+        size = mebibytes(part)
         if size > PACK_MIB_MAX:
             raise BuildFailed(f"the folder has more than {PACK_MIB_MAX} MiB")
     except BuildFailed as error:
@@ -145,8 +147,23 @@ def fill(root, folder, target):
         print(f"without golden recordings: {golden} has none")
 
 
-def summarise(target):
-    """Prints the sizes; returns MiB in all."""
-    for program in sorted([*(target / "bin").iterdir(), *(target / "lib").glob("*")]):
-        print(f"{program.stat().st_size / 2**20:6.1f} MiB  {program.name}")
+def compress(target):
+    """Programs and libraries wait compressed for unpack(). Prints their sizes."""
+    for path in sorted([*(target / "bin").iterdir(), *(target / "lib").glob("*")]):
+        packed = path.with_name(path.name + ".xz")
+        packed.write_bytes(lzma.compress(path.read_bytes()))
+        print(f"{path.stat().st_size / 2**20:6.1f} MiB, packed {packed.stat().st_size / 2**20:4.1f}  {path.name}", flush=True)
+        path.unlink()
+
+
+def unpack(folder):
+    """Puts beside each compressed program of a carried folder what is in it."""
+    for packed in [*folder.glob("bin/*.xz"), *folder.glob("lib/*.xz")]:
+        path = packed.with_suffix("")
+        if not path.exists() or path.stat().st_mtime < packed.stat().st_mtime:
+            path.write_bytes(lzma.decompress(packed.read_bytes()))
+            path.chmod(0o755)
+
+
+def mebibytes(target):
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 2**20

@@ -22,6 +22,8 @@ BENCH_GROUPS = [
 BENCH_GROUP_SECONDS = 240
 TORCH_SECONDS = 300
 SANITIZER_ERROR = 99
+# What a machine with one device may lack. Any other reason to skip is a stage that has not shown what it should.
+EXPECTED_SKIP = re.compile(r"needs \d+ CUDA devices, has [1-9]|at most \d+ ranks")
 
 
 @dataclasses.dataclass
@@ -72,14 +74,19 @@ def how_it_ended(done):
 
 def google_test(runner, context, test, limit, prefix=(), shard=0, shards=1):
     """Counts of one program of tests, or of its share number `shard`, and the names of what failed."""
-    counts = {"passed": 0, "failed": 0, "skipped": 0, "failures": []}
+    counts = {"passed": 0, "failed": 0, "skipped": 0, "failures": [], "reasons": []}
+    before = ""
 
     def watch(line):
+        nonlocal before
+        reason, before = before, line
         if found := re.match(r"\[ +(OK|FAILED|SKIPPED) +\] (\S+?),? ", line + " "):
             kind = {"OK": "passed", "FAILED": "failed", "SKIPPED": "skipped"}[found.group(1)]
             if "." not in found.group(2) or " ms" not in line:
                 return None  # The summary repeats failures and skips, without a time.
             counts[kind] += 1
+            if kind == "skipped" and not EXPECTED_SKIP.search(reason) and reason not in counts["reasons"]:
+                counts["reasons"].append(reason)
             if kind == "failed":
                 counts["failures"].append(found.group(2))
                 return line
@@ -101,6 +108,7 @@ def google_test_in_shards(runner, context, test, limit):
                               range(shards)))
     whole = {kind: sum(part[kind] for part in parts) for kind in ("passed", "failed", "skipped")}
     whole.update(name=test["name"], failures=[name for part in parts for name in part["failures"]],
+                 reasons=list(dict.fromkeys(reason for part in parts for reason in part["reasons"])),
                  seconds=max(part["seconds"] for part in parts),
                  ended=", ".join(dict.fromkeys(part["ended"] for part in parts if part["ended"])))
     return whole
@@ -110,7 +118,8 @@ def summary_of(programs):
     totals = {kind: sum(program[kind] for program in programs) for kind in ("passed", "failed", "skipped")}
     text = ", ".join(f"{count} {kind}" for kind, count in totals.items())
     ended = [f"{program['name']} {program['ended']}" for program in programs if program["ended"]]
-    return totals, "; ".join([text, *ended])
+    reasons = dict.fromkeys(f"skipped: {reason}" for program in programs for reason in program["reasons"])
+    return totals, "; ".join([text, *ended, *reasons])
 
 
 def run_tests(runner, context, golden):
@@ -122,7 +131,7 @@ def run_tests(runner, context, golden):
     if not programs:
         return {"verdict": "skipped", "summary": "no such program"}
     totals, summary = summary_of(programs)
-    bad = totals["failed"] or totals["passed"] == 0 or any(program["ended"] for program in programs)
+    bad = totals["failed"] or any(program["ended"] or program["reasons"] for program in programs)
     return {"verdict": verdict(bad), "summary": summary, "programs": programs, **totals}
 
 
