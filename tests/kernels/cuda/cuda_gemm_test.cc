@@ -150,6 +150,7 @@ CublasLtLibrary WithAnOddLastRow() {
     const cublasStatus_t status = cublasLtMatmul(handle, operation, alpha, a, a_layout, b, b_layout, beta, c, c_layout,
                                                  d, d_layout, algorithm, workspace, workspace_bytes, stream);
     if (status == CUBLAS_STATUS_SUCCESS && SettingOf(*algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID) == kSmallTile) {
+      EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
       static_cast<uint32_t*>(d)[(static_cast<int64_t>(d_layout->cols) - 1) * d_layout->ld] ^= 1;
     }
     return status;
