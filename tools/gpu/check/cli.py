@@ -17,7 +17,8 @@ def parse(arguments, description):
     parser.add_argument("--pack", type=pathlib.Path, metavar="DIR", help="build, and write a folder that runs alone")
     parser.add_argument("--stages", default=",".join(stages.DEFAULT),
                         help=f"of {', '.join(stages.ALL)}; default: %(default)s")
-    parser.add_argument("--shards", type=int, default=4, help="processes that share the cases of a test program; default %(default)s")
+    parser.add_argument("--shards", type=int, default=4,
+                        help="processes that share the cases of a test program; default %(default)s")
     parser.add_argument("--sanitize", action="store_true", help="also compute-sanitizer: memcheck, racecheck")
     parser.add_argument("--sanitize-seconds", type=float, default=150, help="for each of its tools; default %(default)s")
     parser.add_argument("--time-limit", type=float, default=0, help="seconds for all stages together; 0: none")

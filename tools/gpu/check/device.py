@@ -55,7 +55,8 @@ def look():
 
 def library_folders():
     """Folders that hold CUDA's libraries, of the toolkit or of Python's packages, where the loader may not look."""
-    candidates = ["/usr/local/cuda/lib64", "/usr/local/cuda/targets/x86_64-linux/lib", *sorted(glob.glob("/usr/local/cuda-13*/lib64"))]
+    candidates = ["/usr/local/cuda/lib64", "/usr/local/cuda/targets/x86_64-linux/lib",
+                  *sorted(glob.glob("/usr/local/cuda-13*/lib64"))]
     pythons = {sys.executable, shutil.which("python3") or sys.executable}
     for python in pythons:
         try:
@@ -72,7 +73,8 @@ def library_folders():
 def environment(golden, carried):
     """What the programs are run with. carried: a folder of libraries."""
     variables = dict(os.environ)
-    folders = library_folders() + ([str(carried.resolve())] if carried.is_dir() else []) + [part for part in variables.get("LD_LIBRARY_PATH", "").split(":") if part]
+    folders = library_folders() + ([str(carried.resolve())] if carried.is_dir() else [])
+    folders += [part for part in variables.get("LD_LIBRARY_PATH", "").split(":") if part]
     if folders:
         variables["LD_LIBRARY_PATH"] = ":".join(folders)
     if golden.is_dir():

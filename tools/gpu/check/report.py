@@ -45,7 +45,8 @@ def mark(row):
 
 
 def step_table(results):
-    lines = ["| case | measured | floor (of) | ÷ floor | of GEMM ceiling | host gap / step | aim | |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| case | measured | floor (of) | ÷ floor | of GEMM ceiling | host gap / step | aim | |",
+             "|---|---|---|---|---|---|---|---|"]
     for row in rows_of(results, "step"):
         lines.append(f"| {row['what']} | {microseconds(row['measured_us'])} | {microseconds(row['floor_us'])} ({row['floor_of']}) "
                      f"| {row['ratio']:.2f} | {100 * row['gemm_share']:.0f} % | {microseconds(row['host_gap_us'])} "
@@ -62,7 +63,8 @@ def candidates_table(results):
 
 
 def token_table(results):
-    lines = ["| case | steps/s | tokens a forward and sequence | tokens/s | where the second factor comes from |", "|---|---|---|---|---|"]
+    lines = ["| case | steps/s | tokens a forward and sequence | tokens/s | where the second factor comes from |",
+             "|---|---|---|---|---|"]
     for row in rows_of(results, "step"):
         for tokens in row.get("tokens", []):
             lines.append(f"| {row['what']} | {row['steps_per_second']:.1f} | {tokens['per_forward']:g} | {tokens['per_second']:.0f} "
@@ -103,12 +105,14 @@ def fenced(lines):
 
 
 def product_lists(results):
-    return [line for row in rows_of(results, "products") for line in ["", f"From `{row['case']}` on:", "", *fenced(row["choices"])]]
+    return [line for row in rows_of(results, "products")
+            for line in ["", f"From `{row['case']}` on:", "", *fenced(row["choices"])]]
 
 
 def stage_table(results):
     return ["| stage | verdict | | time |", "|---|---|---|---|",
-            *[f"| {result['stage']} | {result['verdict']} | {result['summary']} | {result['seconds']:.0f} s |" for result in results]]
+            *[f"| {result['stage']} | {result['verdict']} | {result['summary']} | {result['seconds']:.0f} s |"
+              for result in results]]
 
 
 def markdown(facts, results):
