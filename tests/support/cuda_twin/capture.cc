@@ -1,6 +1,6 @@
 #include <algorithm>
-#include <mutex>
 
+#include "common/mutex.h"
 #include "tests/support/cuda_twin/api_call.h"
 #include "tests/support/cuda_twin/graph.h"
 #include "tests/support/cuda_twin/stream_state.h"
@@ -9,7 +9,7 @@ namespace quicksilver::cuda_twin {
 namespace {
 
 struct Captures {
-  std::mutex mu;
+  Mutex mu;
   std::vector<std::shared_ptr<Capture>> captures;
   unsigned long long next_id = 1;
 };
@@ -31,11 +31,11 @@ cudaError_t Begin(const std::shared_ptr<CUstream_st>& stream, cudaGraph_t graph,
   capture->mode = mode;
   capture->thread = std::this_thread::get_id();
   {
-    std::lock_guard lock(State().mu);
+    MutexLock lock(State().mu);
     capture->id = State().next_id++;
     State().captures.push_back(capture);
   }
-  std::lock_guard lock(stream->mu);
+  MutexLock lock(stream->mu);
   stream->capture = capture;
   stream->frontier = std::move(frontier);
   return cudaSuccess;
@@ -44,24 +44,24 @@ cudaError_t Begin(const std::shared_ptr<CUstream_st>& stream, cudaGraph_t graph,
 }  // namespace
 
 std::shared_ptr<Capture> CaptureOf(const std::shared_ptr<CUstream_st>& stream) {
-  std::lock_guard lock(stream->mu);
+  MutexLock lock(stream->mu);
   return stream->capture;
 }
 
 void EndCapture(const std::shared_ptr<Capture>& capture) {
   for (const auto& stream : AllStreams()) {
-    std::lock_guard lock(stream->mu);
+    MutexLock lock(stream->mu);
     if (stream->capture != capture) continue;
     stream->capture = nullptr;
     stream->frontier.clear();
   }
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   std::erase(State().captures, capture);
 }
 
 cudaError_t CheckNoCapture() {
   if (thread_capture_mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   for (const auto& capture : State().captures) {
     if (capture->mode == cudaStreamCaptureModeRelaxed) continue;
     const bool own = capture->thread == std::this_thread::get_id();
@@ -78,6 +78,7 @@ cudaError_t CheckNoCapture() {
 }  // namespace quicksilver::cuda_twin
 
 using namespace quicksilver::cuda_twin;
+using quicksilver::MutexLock;
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mode) {
   return Api("cudaStreamBeginCapture", [&] {
@@ -157,7 +158,7 @@ cudaError_t cudaStreamUpdateCaptureDependencies(cudaStream_t handle, cudaGraphNo
     for (size_t i = 0; i < count; ++i) {
       if (dependencies[i]->graph != capture->graph) return cudaErrorInvalidValue;
     }
-    std::lock_guard lock(stream->mu);
+    MutexLock lock(stream->mu);
     std::vector<cudaGraphNode_t>& frontier = stream->frontier;
     if (flags == cudaStreamSetCaptureDependencies) {
       // What is dropped this way need not be joined.

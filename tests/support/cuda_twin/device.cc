@@ -4,9 +4,9 @@
 #include <cstdio>
 #include <cstring>
 #include <map>
-#include <mutex>
 #include <string>
 
+#include "common/mutex.h"
 #include "tests/support/cuda_twin/api_call.h"
 #include "tests/support/cuda_twin/launch.h"
 #include "tests/support/cuda_twin/memory.h"
@@ -22,7 +22,7 @@ struct PlannedFailure {
 };
 
 struct Calls {
-  std::mutex mu;
+  Mutex mu;
   std::map<std::string, uint64_t> counts;
   std::vector<PlannedFailure> planned;
   std::map<int, cudaError_t> broken;  // By device.
@@ -48,7 +48,7 @@ bool BreaksContext(cudaError_t error) {
 // Counts and returns what is planned for this call.
 cudaError_t CountCall(const char* function) {
   Calls& state = State();
-  std::lock_guard lock(state.mu);
+  MutexLock lock(state.mu);
   ++state.counts[function];
   for (PlannedFailure& plan : state.planned) {
     if (plan.calls_left > 0 && (plan.function.empty() || plan.function == function) && --plan.calls_left == 0) {
@@ -77,7 +77,7 @@ cudaError_t CheckLaunch(const cudaLaunchConfig_t& config, const void* function, 
   }
   size_t shared_max = kSharedDefaultMax;
   {
-    std::lock_guard lock(State().mu);
+    MutexLock lock(State().mu);
     const auto at = State().dynamic_shared.find(function);
     if (at != State().dynamic_shared.end()) shared_max = static_cast<size_t>(at->second);
   }
@@ -101,12 +101,12 @@ bool IsCooperative(const cudaLaunchConfig_t& config) {
 }  // namespace
 
 void SetDeviceSettings(const DeviceSettings& settings) {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   State().settings = settings;
 }
 
 DeviceSettings GetDeviceSettings() {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   return State().settings;
 }
 
@@ -123,12 +123,12 @@ cudaError_t LeaveCall(cudaError_t error) {
 }
 
 void BreakContext(cudaError_t error) {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   State().broken.try_emplace(current_device, error);
 }
 
 cudaError_t BrokenContext() {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   const auto at = State().broken.find(current_device);
   return at == State().broken.end() ? cudaSuccess : at->second;
 }
@@ -136,7 +136,7 @@ cudaError_t BrokenContext() {
 int CurrentDevice() { return current_device; }
 
 void ResetCalls() {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   State().counts.clear();
   State().planned.clear();
   State().broken.clear();
@@ -144,12 +144,12 @@ void ResetCalls() {
 }
 
 void PlanFailure(const std::string& function, int nth, cudaError_t error) {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   State().planned.push_back({function, nth, error});
 }
 
 uint64_t CallsCount(const std::string& function) {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   const auto at = State().counts.find(function);
   return at == State().counts.end() ? 0 : at->second;
 }
@@ -176,6 +176,7 @@ cudaError_t LaunchKernel(const cudaLaunchConfig_t& config, KernelCall call, std:
 }  // namespace quicksilver::cuda_twin
 
 using namespace quicksilver::cuda_twin;
+using quicksilver::MutexLock;
 
 cudaError_t cudaGetLastError() {
   const cudaError_t broken = BrokenContext();
@@ -340,7 +341,7 @@ cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribu
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || value > kSharedMax) {
       return cudaErrorInvalidValue;
     }
-    std::lock_guard lock(State().mu);
+    MutexLock lock(State().mu);
     State().dynamic_shared[function] = value;
     return cudaSuccess;
   });
@@ -353,7 +354,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* fu
     attributes->maxThreadsPerBlock = kThreadsMax;
     attributes->numRegs = 64;
     attributes->binaryVersion = attributes->ptxVersion = 90;
-    std::lock_guard lock(State().mu);
+    MutexLock lock(State().mu);
     const auto at = State().dynamic_shared.find(function);
     attributes->maxDynamicSharedSizeBytes = at == State().dynamic_shared.end() ? kSharedDefaultMax : at->second;
     return cudaSuccess;

@@ -8,10 +8,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <numeric>
 #include <thread>
 
+#include "common/mutex.h"
 #include "tests/support/cuda_twin/device_functions.h"
 #include "tests/support/cuda_twin/fault_handler.h"
 #include "tests/support/cuda_twin/report.h"
@@ -46,7 +46,7 @@ void SetCurrent(Thread* thread) {
 
 ThreadState* State(Thread* thread) { return static_cast<ThreadState*>(thread); }
 
-std::mutex engines_mu;
+Mutex engines_mu;
 std::vector<Engine*>& SpareEngines() {
   static auto* engines = new std::vector<Engine*>;
   return *engines;
@@ -399,7 +399,7 @@ void RunKernel(const KernelCall& call) {
   ReportFaultsOfKernels();
   Engine* engine = nullptr;
   {
-    std::lock_guard lock(engines_mu);
+    MutexLock lock(engines_mu);
     if (!SpareEngines().empty()) {
       engine = SpareEngines().back();
       SpareEngines().pop_back();
@@ -407,7 +407,7 @@ void RunKernel(const KernelCall& call) {
   }
   if (engine == nullptr) engine = new Engine;
   engine->Run(call);
-  std::lock_guard lock(engines_mu);
+  MutexLock lock(engines_mu);
   SpareEngines().push_back(engine);
 }
 

@@ -4,11 +4,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
-#include <mutex>
 #include <set>
 #include <unordered_map>
 #include <unordered_set>
 
+#include "common/mutex.h"
 #include "tests/support/cuda_twin/api_call.h"
 #include "tests/support/cuda_twin/graph_condition.h"
 #include "tests/support/cuda_twin/settings.h"
@@ -37,7 +37,7 @@ namespace quicksilver::cuda_twin {
 namespace {
 
 struct Registry {
-  std::mutex mu;
+  Mutex mu;
   std::set<cudaGraph_t> graphs;       // Of the user.
   std::set<cudaGraph_t> body_graphs;  // And those of captures under way.
   std::set<cudaGraphExec_t> execs;
@@ -51,7 +51,7 @@ Registry& State() {
 }
 
 bool Lives(cudaGraph_t graph) {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   return State().graphs.contains(graph) || State().body_graphs.contains(graph);
 }
 
@@ -151,7 +151,7 @@ cudaError_t AddConditional(cudaGraphNode_t* node, cudaGraph_t graph, const std::
   Registry& registry = State();
   std::shared_ptr<Condition> condition;
   {
-    std::lock_guard lock(registry.mu);
+    MutexLock lock(registry.mu);
     const auto at = registry.conditions.find(parameters->handle);
     if (at != registry.conditions.end()) condition = at->second.lock();
   }
@@ -163,7 +163,7 @@ cudaError_t AddConditional(cudaGraphNode_t* node, cudaGraph_t graph, const std::
   cudaGraphNode_t added = AddGraphNode(graph, cudaGraphNodeTypeConditional, nullptr, dependencies);
   added->condition_type = parameters->type;
   added->condition = condition;
-  std::lock_guard lock(registry.mu);
+  MutexLock lock(registry.mu);
   for (unsigned i = 0; i < size; ++i) {
     added->bodies.push_back(std::make_unique<CUgraph_st>());
     added->body_handles.push_back(added->bodies.back().get());
@@ -189,19 +189,19 @@ cudaGraphNode_t AddGraphNode(cudaGraph_t graph, cudaGraphNodeType type, std::fun
 
 cudaGraph_t NewCapturedGraph() {
   auto* graph = new CUgraph_st;
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   State().body_graphs.insert(graph);
   return graph;
 }
 
 void AdoptGraph(cudaGraph_t graph) {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   State().body_graphs.erase(graph);
   State().graphs.insert(graph);
 }
 
 void DropGraph(cudaGraph_t graph) {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   State().body_graphs.erase(graph);
   ForgetBodies(*graph);
   delete graph;
@@ -223,19 +223,19 @@ bool AllBefore(cudaGraph_t graph, size_t first, const std::vector<cudaGraphNode_
 }
 
 size_t GraphsCount() {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   return State().graphs.size();
 }
 
 size_t GraphExecsCount() {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   return State().execs.size();
 }
 
 void SetGraphCondition(unsigned long long handle, unsigned int value) {
   std::shared_ptr<Condition> condition;
   {
-    std::lock_guard lock(State().mu);
+    MutexLock lock(State().mu);
     const auto at = State().conditions.find(handle);
     if (at != State().conditions.end()) condition = at->second.lock();
   }
@@ -249,12 +249,13 @@ void SetGraphCondition(unsigned long long handle, unsigned int value) {
 }  // namespace quicksilver::cuda_twin
 
 using namespace quicksilver::cuda_twin;
+using quicksilver::MutexLock;
 
 cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned int flags) {
   return Api("cudaGraphCreate", [&] {
     if (graph == nullptr || flags != 0) return cudaErrorInvalidValue;
     *graph = new CUgraph_st;
-    std::lock_guard lock(State().mu);
+    MutexLock lock(State().mu);
     State().graphs.insert(*graph);
     return cudaSuccess;
   });
@@ -262,7 +263,7 @@ cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned int flags) {
 
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   return Api("cudaGraphDestroy", [&] {
-    std::lock_guard lock(State().mu);
+    MutexLock lock(State().mu);
     if (State().graphs.erase(graph) == 0) return cudaErrorInvalidValue;
     ForgetBodies(*graph);
     delete graph;
@@ -291,7 +292,7 @@ cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle* handle,
     condition->default_value = default_value;
     condition->assign_default = flags == cudaGraphCondAssignDefault;
     graph->conditions.push_back(condition);
-    std::lock_guard lock(State().mu);
+    MutexLock lock(State().mu);
     *handle = State().next_handle++;
     State().conditions[*handle] = condition;
     return cudaSuccess;
@@ -329,7 +330,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
   return Api("cudaGraphInstantiate", [&] {
     if (exec == nullptr || !Lives(graph)) return cudaErrorInvalidValue;
     *exec = new CUgraphExec_st{std::make_shared<const ExecGraph>(Snapshot(*graph))};
-    std::lock_guard lock(State().mu);
+    MutexLock lock(State().mu);
     State().execs.insert(*exec);
     return cudaSuccess;
   });
@@ -341,7 +342,7 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* exec, cudaGraph_t gra
 
 cudaError_t cudaGraphUpload(cudaGraphExec_t exec, cudaStream_t) {
   return Api("cudaGraphUpload", [&] {
-    std::lock_guard lock(State().mu);
+    MutexLock lock(State().mu);
     return State().execs.contains(exec) ? cudaSuccess : cudaErrorInvalidValue;
   });
 }
@@ -350,7 +351,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   return Api("cudaGraphLaunch", [&] {
     std::shared_ptr<const ExecGraph> graph;
     {
-      std::lock_guard lock(State().mu);
+      MutexLock lock(State().mu);
       if (!State().execs.contains(exec)) return cudaErrorInvalidValue;
       graph = exec->graph;
     }
@@ -360,7 +361,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
   return Api("cudaGraphExecDestroy", [&] {
-    std::lock_guard lock(State().mu);
+    MutexLock lock(State().mu);
     if (State().execs.erase(exec) == 0) return cudaErrorInvalidValue;
     delete exec;  // A launch under way keeps what it runs.
     return cudaSuccess;

@@ -9,9 +9,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <mutex>
 #include <string>
 
+#include "common/mutex.h"
 #include "tests/support/cuda_twin/api_call.h"
 #include "tests/support/cuda_twin/settings.h"
 #include "tests/support/cuda_twin/stream.h"
@@ -37,7 +37,7 @@ struct Allocation {
 };
 
 struct Memory {
-  std::mutex mu;
+  Mutex mu;
   std::map<uintptr_t, Allocation> allocations;  // By first byte.
   size_t total = kTotalBytesDefault;
   std::map<int, size_t> used;
@@ -131,7 +131,7 @@ cudaError_t Allocate(void** memory, size_t bytes, MemoryKind kind) {
   *memory = nullptr;
   if (bytes == 0) return cudaSuccess;
   Memory& state = State();
-  std::lock_guard lock(state.mu);
+  MutexLock lock(state.mu);
   Allocation allocation{.bytes = bytes, .kind = kind, .device = CurrentDevice()};
   size_t& used = state.used[allocation.device];
   if (kind == MemoryKind::kDevice && RoundUp(bytes, kAlignment) > state.total - std::min(used, state.total)) {
@@ -163,7 +163,7 @@ cudaError_t Free(void* pointer, MemoryKind kind) {
   if (pointer == nullptr) return cudaSuccess;
   DrainAllStreams();
   Memory& state = State();
-  std::lock_guard lock(state.mu);
+  MutexLock lock(state.mu);
   auto at = state.allocations.find(Address(pointer));
   if (at == state.allocations.end() || at->second.kind != kind) return cudaErrorInvalidValue;
   if (kind == MemoryKind::kDevice) state.used[at->second.device] -= RoundUp(at->second.bytes, kAlignment);
@@ -187,7 +187,7 @@ static_assert(sizeof(IpcHandle) <= CUDA_IPC_HANDLE_SIZE);
 
 MemoryInfo FindMemory(const void* pointer) {
   Memory& state = State();
-  std::lock_guard lock(state.mu);
+  MutexLock lock(state.mu);
   const auto at = Find(state, Address(pointer));
   if (at == state.allocations.end()) return {};
   return {at->second.kind, at->second.device, reinterpret_cast<unsigned char*>(at->first), at->second.bytes};
@@ -229,35 +229,36 @@ cudaError_t CheckCopy(const void* to, const void* from, size_t bytes, cudaMemcpy
 }
 
 void SetSharedBacking(bool shared) {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   State().shared = shared;
 }
 
 void SetTotalBytes(size_t bytes) {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   State().total = bytes == 0 ? kTotalBytesDefault : bytes;
 }
 
 size_t TotalBytes() {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   return State().total;
 }
 
 size_t AllocatedBytes() {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   size_t bytes = 0;
   for (const auto& [device, used] : State().used) bytes += used;
   return bytes;
 }
 
 size_t AllocationsCount() {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   return State().allocations.size();
 }
 
 }  // namespace quicksilver::cuda_twin
 
 using namespace quicksilver::cuda_twin;
+using quicksilver::MutexLock;
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
   return Api("cudaMalloc", [&] {
@@ -298,7 +299,7 @@ cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned int) {
   return Api("cudaHostRegister", [&] {
     if (memory == nullptr || bytes == 0) return cudaErrorInvalidValue;
     Memory& state = State();
-    std::lock_guard lock(state.mu);
+    MutexLock lock(state.mu);
     const auto next = state.allocations.lower_bound(Address(memory));
     if (Find(state, Address(memory)) != state.allocations.end() ||
         (next != state.allocations.end() && next->first < Address(memory) + bytes)) {
@@ -313,7 +314,7 @@ cudaError_t cudaHostUnregister(void* memory) {
   return Api("cudaHostUnregister", [&] {
     DrainAllStreams();
     Memory& state = State();
-    std::lock_guard lock(state.mu);
+    MutexLock lock(state.mu);
     const auto at = state.allocations.find(Address(memory));
     if (at == state.allocations.end() || at->second.kind != MemoryKind::kRegistered) {
       return cudaErrorHostMemoryNotRegistered;
@@ -358,7 +359,7 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
   return Api("cudaMemGetInfo", [&] {
     Memory& state = State();
-    std::lock_guard lock(state.mu);
+    MutexLock lock(state.mu);
     const size_t used = state.used[CurrentDevice()];
     if (total_bytes != nullptr) *total_bytes = state.total;
     if (free_bytes != nullptr) *free_bytes = state.total - std::min(used, state.total);
@@ -369,7 +370,7 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* device) {
   return Api("cudaIpcGetMemHandle", [&] {
     Memory& state = State();
-    std::lock_guard lock(state.mu);
+    MutexLock lock(state.mu);
     const auto at = Find(state, Address(device));
     if (handle == nullptr || at == state.allocations.end() || at->second.kind != MemoryKind::kDevice) {
       return cudaErrorInvalidValue;
@@ -416,7 +417,7 @@ cudaError_t cudaIpcOpenMemHandle(void** device, cudaIpcMemHandle_t handle, unsig
     std::memcpy(&ipc, handle.reserved, sizeof ipc);
     if (device == nullptr || ipc.bytes == 0) return cudaErrorInvalidValue;
     Memory& state = State();
-    std::lock_guard lock(state.mu);
+    MutexLock lock(state.mu);
     if (ipc.pid != getpid()) return Import(state, ipc, device);
     // Real CUDA refuses its own process's handle; ranks that are threads stand for processes here.
     const auto at = state.allocations.find(ipc.address);
@@ -431,7 +432,7 @@ cudaError_t cudaIpcCloseMemHandle(void* device) {
   return Api("cudaIpcCloseMemHandle", [&] {
     DrainAllStreams();
     Memory& state = State();
-    std::lock_guard lock(state.mu);
+    MutexLock lock(state.mu);
     const auto at = state.allocations.find(Address(device));
     if (at == state.allocations.end() || at->second.opened == 0) return cudaErrorInvalidValue;
     if (--at->second.opened == 0 && at->second.kind == MemoryKind::kImported) {

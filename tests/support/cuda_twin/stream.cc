@@ -5,6 +5,7 @@
 #include <map>
 #include <set>
 
+#include "common/mutex.h"
 #include "tests/support/cuda_twin/api_call.h"
 #include "tests/support/cuda_twin/graph.h"
 #include "tests/support/cuda_twin/settings.h"
@@ -16,7 +17,7 @@ namespace {
 constexpr size_t kDeferredMax = 64;
 
 struct Streams {
-  std::mutex mu;
+  Mutex mu;
   std::map<CUstream_st*, std::shared_ptr<CUstream_st>> streams;
   std::map<int, std::shared_ptr<CUstream_st>> defaults;  // By device.
   std::set<cudaEvent_t> events;
@@ -29,7 +30,7 @@ Streams& State() {
 }
 
 uint64_t EnqueuedOf(CUstream_st& stream) {
-  std::lock_guard lock(stream.mu);
+  MutexLock lock(stream.mu);
   return stream.enqueued;
 }
 
@@ -48,7 +49,7 @@ cudaError_t Enqueue(const std::shared_ptr<CUstream_st>& stream, std::function<vo
   uint64_t end = 0;
   uint64_t drain_to = 0;
   {
-    std::lock_guard lock(stream->mu);
+    MutexLock lock(stream->mu);
     stream->queue.push_back(std::move(work));
     stream->last_user = std::this_thread::get_id();
     end = ++stream->enqueued;
@@ -63,7 +64,7 @@ cudaError_t Enqueue(const std::shared_ptr<CUstream_st>& stream, std::function<vo
 cudaError_t CheckImplicit(const CUstream_st& stream) {
   if (!stream.is_default) return cudaSuccess;
   for (const auto& other : AllStreams()) {
-    std::lock_guard lock(other->mu);
+    MutexLock lock(other->mu);
     if (other->capture && other->blocking && other->device == stream.device) {
       other->capture->invalidated = true;
       return cudaErrorStreamCaptureImplicit;
@@ -80,20 +81,20 @@ cudaError_t CreateStream(cudaStream_t* stream, unsigned int flags) {
   made->blocking = flags != cudaStreamNonBlocking;
   made->device = CurrentDevice();
   *stream = made.get();
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   State().streams[made.get()] = made;
   return cudaSuccess;
 }
 
 bool EventLives(cudaEvent_t event) {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   return State().events.contains(event);
 }
 
 }  // namespace
 
 std::vector<std::shared_ptr<CUstream_st>> AllStreams() {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   std::vector<std::shared_ptr<CUstream_st>> all;
   for (const auto& [key, stream] : State().streams) all.push_back(stream);
   for (const auto& [key, stream] : State().defaults) all.push_back(stream);
@@ -101,7 +102,7 @@ std::vector<std::shared_ptr<CUstream_st>> AllStreams() {
 }
 
 std::shared_ptr<CUstream_st> FindStream(cudaStream_t stream) {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   if (stream == nullptr || stream == cudaStreamLegacy || stream == cudaStreamPerThread) {
     auto& made = State().defaults[CurrentDevice()];
     if (!made) {
@@ -116,23 +117,24 @@ std::shared_ptr<CUstream_st> FindStream(cudaStream_t stream) {
 }
 
 void DrainUpTo(CUstream_st& stream, uint64_t ticket) {
-  std::unique_lock lock(stream.mu);
+  stream.mu.Lock();
   while (stream.done < ticket) {
     if (stream.running) {
-      stream.changed.wait(lock, [&] { return !stream.running; });
+      stream.changed.Wait(stream.mu);
       continue;
     }
     std::function<void()> work = std::move(stream.queue.front());
     stream.queue.pop_front();
     stream.running = true;
-    lock.unlock();
+    stream.mu.Unlock();
     if (BrokenContext() == cudaSuccess) work();
     work = nullptr;
-    lock.lock();
+    stream.mu.Lock();
     stream.running = false;
     ++stream.done;
-    stream.changed.notify_all();
+    stream.changed.NotifyAll();
   }
+  stream.mu.Unlock();
 }
 
 cudaError_t Submit(cudaStream_t handle, cudaGraphNodeType type, std::function<void()> work) {
@@ -141,7 +143,7 @@ cudaError_t Submit(cudaStream_t handle, cudaGraphNodeType type, std::function<vo
   if (const cudaError_t error = CheckImplicit(*stream); error != cudaSuccess) return error;
   if (const auto capture = CaptureOf(stream)) {
     if (capture->invalidated) return cudaErrorStreamCaptureInvalidated;
-    std::lock_guard lock(stream->mu);
+    MutexLock lock(stream->mu);
     stream->frontier = {AddGraphNode(capture->graph, type, std::move(work), stream->frontier)};
     return cudaSuccess;
   }
@@ -169,7 +171,7 @@ void DrainAllStreams() {
   for (const auto& stream : AllStreams()) {
     uint64_t end = 0;
     {
-      std::lock_guard lock(stream->mu);
+      MutexLock lock(stream->mu);
       if (stream->last_user == std::this_thread::get_id()) end = stream->enqueued;
     }
     DrainUpTo(*stream, end);
@@ -182,18 +184,19 @@ void SetDeferred(bool deferred) {
 }
 
 size_t StreamsCount() {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   return State().streams.size();
 }
 
 size_t EventsCount() {
-  std::lock_guard lock(State().mu);
+  MutexLock lock(State().mu);
   return State().events.size();
 }
 
 }  // namespace quicksilver::cuda_twin
 
 using namespace quicksilver::cuda_twin;
+using quicksilver::MutexLock;
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, cudaStreamDefault); }
 
@@ -217,7 +220,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle) {
       }
     }
     DrainUpTo(*stream, EnqueuedOf(*stream));
-    std::lock_guard lock(State().mu);
+    MutexLock lock(State().mu);
     State().streams.erase(handle);
     return cudaSuccess;
   });
@@ -230,7 +233,7 @@ cudaError_t cudaStreamQuery(cudaStream_t handle) {
     if (CaptureOf(stream)) return cudaErrorStreamCaptureUnsupported;
     uint64_t done = 0;
     {
-      std::lock_guard lock(stream->mu);
+      MutexLock lock(stream->mu);
       if (stream->done == stream->enqueued) return cudaSuccess;
       if (stream->running) return cudaErrorNotReady;
       done = stream->done;
@@ -263,7 +266,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
   return Api("cudaEventCreateWithFlags", [&] {
     if (event == nullptr) return cudaErrorInvalidValue;
     *event = new CUevent_st{flags, nullptr};
-    std::lock_guard lock(State().mu);
+    MutexLock lock(State().mu);
     State().events.insert(*event);
     return cudaSuccess;
   });
@@ -274,7 +277,7 @@ cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlag
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return Api("cudaEventDestroy", [&] {
     {
-      std::lock_guard lock(State().mu);
+      MutexLock lock(State().mu);
       if (State().events.erase(event) == 0) return cudaErrorInvalidResourceHandle;
     }
     delete event;
@@ -297,7 +300,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
     }
     uint64_t ticket = 0;
     {
-      std::lock_guard lock(stream->mu);
+      MutexLock lock(stream->mu);
       ticket = stream->enqueued + 1;
     }
     record->ticket = ticket;
@@ -323,7 +326,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned
     if (record->capture) {
       if (record->capture->invalidated) return cudaErrorStreamCaptureInvalidated;
       if (capture && capture != record->capture) return cudaErrorStreamCaptureMerge;
-      std::lock_guard lock(stream->mu);
+      MutexLock lock(stream->mu);
       stream->capture = record->capture;
       for (cudaGraphNode_t node : record->frontier) {
         if (std::find(stream->frontier.begin(), stream->frontier.end(), node) == stream->frontier.end()) {
@@ -351,7 +354,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
     if (DoneAfter(*record)) return cudaSuccess;
     uint64_t done = 0;
     {
-      std::lock_guard lock(record->stream->mu);
+      MutexLock lock(record->stream->mu);
       if (record->stream->running) return cudaErrorNotReady;
       done = record->stream->done;
     }

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 
+#include "common/mutex.h"
 #include "tests/support/cuda_twin/stream.h"
 
 namespace quicksilver::cuda_twin {
@@ -48,8 +49,8 @@ void DrainUpTo(CUstream_st& stream, uint64_t ticket);
 }  // namespace quicksilver::cuda_twin
 
 struct CUstream_st {
-  std::mutex mu;
-  std::condition_variable changed;
+  quicksilver::Mutex mu;
+  quicksilver::CondVar changed;
   std::deque<std::function<void()>> queue;
   uint64_t enqueued = 0;
   uint64_t done = 0;
