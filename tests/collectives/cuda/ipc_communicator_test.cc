@@ -123,7 +123,7 @@ TEST_F(IpcCommunicatorTest, SeveralSilentPeersAreOneLoss) {
 // A step has a hundred collectives in flight: they must not wait for the dead one after the other.
 TEST_F(IpcCommunicatorTest, AfterTheFirstLossNothingWaitsAgain) {
   AgainstAnIdlePeer(absl::Milliseconds(300), [&](Communicator& group, RankMemory& memory) {
-    const RankArray<float> x(memory, std::vector<float>(20000));
+    const RankArray<float> x(memory, std::vector<float>(1000));
     const absl::Time start = absl::Now();
     for (int i = 0; i < 50; ++i) group.AllReduceSum(x.row(DType::kF32));
     EXPECT_TRUE(absl::IsUnavailable(group.Synchronize()));
