@@ -50,11 +50,11 @@ class Folder:
         path.write_text(f"#!/bin/sh\n{body}\n")
         path.chmod(0o755)
 
-    def run(self, *arguments):
+    def run(self, *arguments, path=""):
         """(exit code, results.json, the markdown page)"""
         out = self.path / "out"
         done = check("--programs", self.path, "--toy", "--out", out, *arguments,
-                     env={**os.environ, "QUICKSILVER_CUDA_TWIN_SHARED": "1"})
+                     env={**os.environ, "QUICKSILVER_CUDA_TWIN_SHARED": "1", "PATH": f"{path}:{os.environ['PATH']}"})
         results = json.loads((out / "results.json").read_text())
         return done.returncode, results, next(out.glob("gpu-*.md")).read_text()
 
@@ -116,6 +116,24 @@ class GpuCheck(unittest.TestCase):
         code, results, _ = self.folder({"gpu_a_test": skips}).run("--stages", "tests", "--shards", "1")
         self.assertEqual(code, 1)
         self.assertEqual(results["stages"][0]["summary"], "2 passed, 0 failed, 2 skipped; skipped: this machine has no NVIDIA driver")
+
+    def sanitize(self, suite, finding):
+        """(exit code, the stage's summary) with a stand-in for compute-sanitizer that says `finding` of memcheck."""
+        folder = self.folder({"gpu_kernels_test": suite})
+        folder.script("compute-sanitizer", f"""[ $2 = racecheck ] || echo '{finding}'
+                      for program; do :; done; "$program"; code=$?; echo '========= ERROR SUMMARY: 0 errors'; exit $code""")
+        code, results, _ = folder.run("--stages", "sanitize", "--sanitize-seconds", "3", path=folder.path)
+        return code, results["stages"][0]["summary"]
+
+    def test_the_sanitizer_fails_on_findings_and_on_failures_and_may_run_out_of_time(self):
+        code, summary = self.sanitize(PASSING, "")
+        self.assertEqual((code, summary.split(",")[0]), (0, "0 findings; 4 passed"))
+        code, summary = self.sanitize(PASSING, "========= Invalid __global__ read of size 4 bytes")
+        self.assertEqual((code, summary.split(";")[0]), (1, "1 findings"))
+        self.assertEqual(self.sanitize(FAILING, "")[0], 1)
+        code, summary = self.sanitize(HANGING, "")
+        self.assertEqual(code, 0)
+        self.assertIn("memcheck stopped after 3s: the rest was not looked at", summary)
 
     def test_the_real_benchmarks_fill_the_table(self):
         folder = self.folder({}, bench=BENCH)

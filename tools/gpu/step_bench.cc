@@ -140,6 +140,7 @@ absl::StatusOr<StepTimes> StepBench::Time(const StepCase& of, double seconds, in
   for (int i = 0; i < kWarmUpLaunches; ++i) {
     RETURN_IF_ERROR(RunLaunch(*plan->runner, plan->segments, plan->steps, nullptr));
   }
+  StepTimes times;
   std::vector<double> device, step;
   const absl::Duration start = MonotonicNow();
   absl::Duration began = start;
@@ -151,17 +152,17 @@ absl::StatusOr<StepTimes> StepBench::Time(const StepCase& of, double seconds, in
   for (; !enough(done); ++done) {
     std::vector<absl::Duration> moments;
     RETURN_IF_ERROR(RunLaunch(*plan->runner, plan->segments, plan->steps, &moments));
-    CHECK(static_cast<int32_t>(moments.size()) == plan->steps);
-    if (plan->steps > 1) device.push_back(Seconds(moments.back() - moments.front()) / (plan->steps - 1));
+    // Fewer than asked for where the device cannot loop.
+    const auto steps = static_cast<int>(moments.size());
+    times.steps_per_launch = done == 0 ? steps : std::min(times.steps_per_launch, steps);
+    if (steps > 1) device.push_back(Seconds(moments.back() - moments.front()) / (steps - 1));
     const absl::Duration now = MonotonicNow();
-    step.push_back(Seconds(now - began) / plan->steps);
+    step.push_back(Seconds(now - began) / steps);
     began = now;
   }
-  StepTimes times;
   times.launches = done;
-  times.steps_per_launch = plan->steps;
   times.step = Median(step);
-  times.device = device.empty() ? times.step : Median(device);
+  times.device = device.empty() ? 0.0 : Median(device);
   times.host_gap = std::max(0.0, times.step - times.device);
   times.step_p10 = Quantile(step, 0.1);
   times.step_p90 = Quantile(step, 0.9);

@@ -19,8 +19,10 @@ namespace quicksilver {
 struct StepTimes {
   int launches = 0;
   int steps_per_launch = 0;
-  double step = 0.0;      ///< From launch to launch, divided by their steps: what a user sees.
-  double device = 0.0;    ///< From the first to the last step of a launch, divided by those between: no host there.
+  double step = 0.0;  ///< From launch to launch, divided by their steps: what a user sees.
+  /// From the first to the last step of a launch, divided by those between: no host there. 0 where a launch has only
+  /// one step: not known, and all of the step counts as the host's.
+  double device = 0.0;
   double host_gap = 0.0;  ///< step - device: the device waits for the host, spread over the steps of a launch.
   double step_p10 = 0.0;
   double step_p90 = 0.0;
