@@ -21,6 +21,9 @@ struct OpenBlock {
   int32_t distrusted_count = 0;
   int32_t first_stop = 0;  ///< Into BlockStep::token_lists: tokens whose commit ends the launch.
   int32_t stop_count = 0;
+  /// The launch ends when rows [0, rows_before_stop) of the block have their tokens: a stop token that stands behind
+  /// them then ends the answer. INT32_MAX: none does.
+  int32_t rows_before_stop = INT32_MAX;
 };
 
 /// One masked row. Row i is what request i asked, and the ranks answered in record i + 1.
@@ -103,7 +106,8 @@ QS_HOST_DEVICE inline bool CommitRow(const BlockStep& step, const OpenBlock& blo
   return Contains({step.token_lists + block.first_stop, block.stop_count}, token);
 }
 
-/// After all rows have committed: closes the ranks and makes the requests of the next step. True when none is left.
+/// After all rows have committed: closes the gaps and makes the requests of the next step. True when the host has to
+/// look at the block: no row is left, or none before a stop token.
 QS_HOST_DEVICE inline bool KeepLiveRows(const BlockStep& step, OpenBlock& block) {
   int32_t* const live = step.live + block.first_row;
   int32_t kept = 0;
@@ -114,7 +118,7 @@ QS_HOST_DEVICE inline bool KeepLiveRows(const BlockStep& step, OpenBlock& block)
   }
   block.live = kept;
   ++block.forwards;
-  return kept == 0;
+  return kept == 0 || live[0] >= block.rows_before_stop;
 }
 
 /// The seal of a rank, as its record 0 carries it.

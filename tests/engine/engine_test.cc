@@ -104,6 +104,31 @@ TEST_P(EngineFamilyTest, GroupsOfOneTwoAndFourRanksGiveTheSameTokens) {
   }
 }
 
+// An answer may also end in a step that commits no stop token: when it fills the last mask before one.
+TEST_P(EngineFamilyTest, StopTokensAmidMasksEndAnswersAlikeAtAnyNumberOfStepsALaunch) {
+  std::vector<v1::Submit> submits = VariedSubmits(std::string(GetParam()) == "llada");
+  for (v1::Submit& submit : submits) {
+    submit.clear_stop_ids();
+    for (TokenId id = static_cast<TokenId>(submit.sequence_id() % 3); id < 248; id += 3) submit.add_stop_ids(id);
+    submit.mutable_decoding()->set_policy(v1::POLICY_STATIC);
+  }
+  std::vector<std::string> expected;
+  for (const int32_t steps : {1, 2, 8}) {
+    SCOPED_TRACE(absl::StrCat(steps, " steps a launch"));
+    EngineGroup::Options options = OptionsFor(GetParam(), 1);
+    options.engine.steps_per_launch_max = steps;
+    const std::unique_ptr<EngineGroup> group = Start(options);
+    size_t i = 0;
+    for (const v1::Submit& submit : submits) {
+      const absl::StatusOr<std::vector<Transcript>> transcripts = group->RunAll({submit});
+      ASSERT_TRUE(transcripts.ok()) << transcripts.status();
+      if (steps == 1) expected.push_back(Bytes((*transcripts)[0]));
+      EXPECT_EQ(Bytes((*transcripts)[0]), expected[i++]) << "sequence " << submit.sequence_id();
+    }
+    EXPECT_THAT(group->Stop(), Each(absl::OkStatus()));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, EngineFamilyTest, testing::Values("sdar", "llada", "demo"),
                          [](const testing::TestParamInfo<const char*>& of) { return std::string(of.param); });
 

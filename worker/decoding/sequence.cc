@@ -86,6 +86,14 @@ void Sequence::ApplyPrefill(const Segment& segment) {
   CHECK(written_ <= BlockStart(block_));
 }
 
+int32_t Sequence::NextStop() const {
+  if (spec_.finish_blocks) return -1;
+  for (int32_t p = final_before_; p < prompt_ + spec_.tokens_max; ++p) {
+    if (std::binary_search(spec_.stop_ids.begin(), spec_.stop_ids.end(), canvas_[static_cast<size_t>(p)])) return p;
+  }
+  return -1;
+}
+
 BlockRule Sequence::rule() const {
   const DecodingRule& decoding = spec_.decoding;
   BlockRule rule;

@@ -86,6 +86,9 @@ class Sequence {
 
   /// Masked positions of the open block, ascending: the rows whose choices a denoising step wants.
   absl::Span<const int32_t> masked() const { return masked_; }
+  /// The first position of the answer that holds a stop token, with masks before it: the answer ends when these are
+  /// filled. -1: there is none, or blocks are finished in any case.
+  int32_t NextStop() const;
   /// How the rows of masked() are decided.
   BlockRule rule() const;
   /// Tokens that rank last.

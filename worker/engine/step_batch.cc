@@ -191,6 +191,10 @@ void StepBatch::AddBlock(const RunningSequence& running, const Segment& segment,
   block.first_distrusted = AddList(sequence.distrusted(), arrays);
   block.stop_count = static_cast<int32_t>(spec.stop_ids.size());
   block.first_stop = AddList(spec.stop_ids, arrays);
+  if (const int32_t stop = sequence.NextStop(); stop >= 0) {
+    const auto before = std::lower_bound(open.positions.begin(), open.positions.end(), stop);
+    block.rows_before_stop = static_cast<int32_t>(before - open.positions.begin());
+  }
 }
 
 int32_t StepBatch::AddList(absl::Span<const TokenId> tokens, const StepArrays& arrays) {
