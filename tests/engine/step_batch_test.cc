@@ -104,8 +104,19 @@ TEST(StepShapeTest, RoundsUpToFewShapesThatHoldTheExactOne) {
     EXPECT_GE(up.head_rows[0], rows);
     EXPECT_EQ(up.head_rows[1], 0);
     shapes.insert(up);
+    // However many of the rows need logits, with and without top lists.
+    for (int32_t masked = 0; masked <= rows; masked += 1 + rows / 40) {
+      shape.head_rows[0] = masked;
+      shape.head_rows[1] = rows - masked;
+      const StepShape other = RoundUp(shape, 2048, 64);
+      EXPECT_GE(other.head_rows[0], masked);
+      EXPECT_GE(other.head_rows[1], rows - masked);
+      shapes.insert(other);
+    }
   }
-  EXPECT_LE(shapes.size(), 17u);
+  // 17 row counts; for each at most 3 head row counts of either kind, and two sizes of the largest segment.
+  EXPECT_LE(shapes.size(), 17u * 9 * 2);
+  EXPECT_GE(shapes.size(), 17u);
 }
 
 TEST(StepShapeTest, NeverExceedsTheRowsOfAStep) {

@@ -56,8 +56,8 @@ class Engine {
                                         const EngineOptions& options, uint64_t epoch, Report report);
   virtual ~Engine() = default;
 
-  /// Makes the buffers of a step and, on a device, records the steps of common shapes, which takes seconds. To be called
-  /// once, by every rank at about the same time, before Run(). ResourceExhausted: they do not fit.
+  /// Makes the buffers of a step and, on a device, records the steps of common shapes, which takes seconds. To be
+  /// called once, by every rank at about the same time, before Run(). ResourceExhausted: they do not fit.
   virtual absl::Status Prepare() = 0;
 
   /// The loop of this rank: returns OK after Shutdown() (on followers: the leader's), Unavailable when the group is

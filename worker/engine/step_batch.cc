@@ -23,6 +23,20 @@ int32_t RoundUpCount(int32_t count, int32_t least) {
   return size;
 }
 
+// None, half or all of the rows: what is too many costs the LM head alone, and other counts would add shapes.
+int32_t RoundUpHeadRows(int32_t head_rows, int32_t rows) {
+  if (head_rows == 0) return 0;
+  return head_rows <= rows / 2 ? rows / 2 : rows;
+}
+
+// Segments of up to kShortSegmentRows are told apart by the attention, which may find many in a step: 16, 32, 64 rows.
+int32_t RoundUpSegmentRows(int32_t segment_rows, int32_t rows) {
+  if (segment_rows > kShortSegmentRows) return rows;
+  int32_t up = kShortSegmentRows / 4;
+  while (up < segment_rows) up *= 2;
+  return std::min(up, rows);
+}
+
 int32_t SegmentsOf(const PlannedSegment& planned) { return planned.running->sequence.guided() ? 2 : 1; }
 
 int32_t PartOf(const Sequence& sequence) { return NeedsTopLogits(sequence.spec().sampling) ? 1 : 0; }
@@ -51,16 +65,11 @@ class Places {
 StepShape RoundUp(const StepShape& shape, int32_t rows_max, int32_t sequences_max) {
   StepShape up;
   up.rows = std::max(shape.rows, std::min(rows_max, RoundUpCount(shape.rows, kRowsMin)));
-  // Attention tells short segments apart, which may be many to a step; what holds longer ones is prefill.
-  up.segment_rows = shape.segment_rows > kShortSegmentRows
-                        ? up.rows
-                        : std::min(up.rows, std::max(shape.segment_rows, RoundUpCount(shape.segment_rows, kRowsMin)));
+  up.segment_rows = RoundUpSegmentRows(shape.segment_rows, up.rows);
   // A row at least each, so that these add no shapes of their own.
   up.segments = std::max(shape.segments, std::min(up.rows, 2 * sequences_max));
   up.blocks = std::max(shape.blocks, std::min(up.rows, sequences_max));
-  for (int i = 0; i < 2; ++i) {
-    up.head_rows[i] = std::max(shape.head_rows[i], std::min(rows_max, RoundUpCount(shape.head_rows[i], kRowsMin)));
-  }
+  for (int i = 0; i < 2; ++i) up.head_rows[i] = RoundUpHeadRows(shape.head_rows[i], up.rows);
   up.list_tokens = RoundUpCount(std::max(1, shape.list_tokens), kListTokensMin);
   return up;
 }

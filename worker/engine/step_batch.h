@@ -24,8 +24,8 @@ struct StepShape {
   auto operator<=>(const StepShape&) const = default;
 };
 
-/// `shape` rounded up to one of few, within the bounds of a step: rows to 8 or 16 times a power of two or 1.5 times
-/// one, the rest following from them.
+/// `shape` rounded up to one of few, within the bounds of a step: rows to 8 times a power of two or 1.5 times one, the
+/// rows that need logits to half or all of them, the largest segment to 16, 32, 64 or all rows.
 StepShape RoundUp(const StepShape& shape, int32_t rows_max, int32_t sequences_max);
 
 /// Everything that a step's kernels read besides weights and cache, one array after the other in one piece of memory.

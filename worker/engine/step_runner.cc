@@ -18,7 +18,7 @@ namespace {
 static_assert(sizeof(uint64_t) <= sizeof(Candidate));
 
 // Programs that are kept; each holds some megabytes of the host's and the device's memory.
-constexpr size_t kProgramsMax = 96;
+constexpr size_t kProgramsMax = 256;
 
 // Where the results are in shared memory.
 constexpr size_t kSealsOffset = 64;
@@ -44,7 +44,12 @@ absl::Status DeviceError(const absl::Status& status) {
 }  // namespace
 
 StepRunner::StepRunner(Transformer& model, Ops& ops, Communicator& ranks, const Limits& limits)
-    : model_(model), ops_(ops), ranks_(ranks), limits_(limits), loops_(ranks.repeats()), batch_(model.page_size()) {
+    : model_(model),
+      ops_(ops),
+      ranks_(ranks),
+      limits_(limits),
+      loops_(!ops.prefers_programs()),
+      batch_(model.page_size()) {
   CHECK(ranks.size() <= kRanksMax && limits.steps_per_launch_max >= 1);
 }
 
@@ -81,31 +86,69 @@ absl::Status StepRunner::Allocate() {
     ASSIGN_OR_RETURN(gathered_candidates_, ops_.Allocate(candidates * ranks));
     ASSIGN_OR_RETURN(gathered_top_, ops_.Allocate(top * ranks));
   }
-  return ops_.prefers_programs() && limits_.record_common_shapes ? RecordCommonShapes() : absl::OkStatus();
+  // A loss is noticed, and this called, by the engine's thread alone, which then launches nothing any more.
+  ranks_.BeforeAbort([this] { programs_.clear(); });
+  if (!ops_.prefers_programs()) return absl::OkStatus();
+  RETURN_IF_ERROR(AgreeOnLoops());
+  return limits_.record_common_shapes ? RecordCommonShapes() : absl::OkStatus();
 }
 
-// Steps that denoise 1, 2, 4, … whole blocks, without and with the rows that close the blocks before.
+StepShape StepRunner::DenoisingShape(int32_t sequences, int32_t rows, int32_t masked) const {
+  StepShape shape;
+  shape.segment_rows = rows;
+  shape.rows = sequences * rows;
+  shape.segments = shape.blocks = sequences;
+  shape.head_rows[0] = sequences * masked;
+  return RoundUp(shape, limits_.rows_max, limits_.sequences_max);
+}
+
+// One that cannot record a loop makes all ranks do without: they have to run the same steps.
+absl::Status StepRunner::AgreeOnLoops() {
+  if (!ranks_.repeats()) return absl::OkStatus();
+  loops_ = true;
+  const StepShape smallest = DenoisingShape(1, 1, 1);
+  const absl::Status recorded = ProgramOf(smallest).status();
+  RETURN_IF_ERROR(ops_.status());
+  if (!recorded.ok()) {
+    LogWarning("this device takes no loop: one step a launch", {{"reason", std::string(recorded.message())}});
+  }
+  uint64_t here = recorded.ok() ? 1 : 0;
+  std::vector<uint64_t> everywhere(static_cast<size_t>(ranks_.size()), here);
+  if (ranks_.size() > 1) {
+    ops_.Upload(&here, candidates_.data(), sizeof here);
+    ranks_.AllGather(candidates_.data(), gathered_candidates_.data(), sizeof here);
+    ops_.Download(gathered_candidates_.data(), everywhere.data(), everywhere.size() * sizeof here);
+    RETURN_IF_ERROR(Finish());
+  }
+  loops_ = std::all_of(everywhere.begin(), everywhere.end(), [](uint64_t able) { return able == 1; });
+  if (!loops_) programs_.clear();
+  return absl::OkStatus();
+}
+
+// Steps that denoise 1, 2, 4, … blocks, without and with the rows that close the blocks before, as they fill up. Where
+// a step runs whole canvases of any length there is no shape that is met often enough.
 absl::Status StepRunner::RecordCommonShapes() {
-  const int32_t block = std::max<int32_t>(1, static_cast<int32_t>(model_.spec().block_length));
+  const ModelSpec& spec = model_.spec();
+  if (spec.grid != BlockGrid::kAbsolute) return absl::OkStatus();
+  const int32_t block = spec.block_length;
   for (int32_t blocks = 1; blocks <= limits_.sequences_max && 2 * blocks * block <= limits_.rows_max; blocks *= 2) {
     for (const int32_t copies : {1, 2}) {
-      StepShape shape;
-      shape.rows = copies * blocks * block;
-      shape.segment_rows = copies * block;
-      shape.segments = shape.blocks = blocks;
-      shape.head_rows[0] = blocks * block;
-      RETURN_IF_ERROR(ProgramOf(RoundUp(shape, limits_.rows_max, limits_.sequences_max)).status());
+      for (const int32_t share : {2, 1}) {
+        const int32_t masked = std::max(1, block / share);
+        RETURN_IF_ERROR(ProgramOf(DenoisingShape(blocks, copies * block, masked)).status());
+      }
     }
-    LogInfo("step recorded", {{"rows", 2 * blocks * block}, {"programs", programs_.size()}});
+    LogInfo("steps recorded", {{"rows", 2 * blocks * block}, {"programs", programs_.size()}});
   }
   return absl::OkStatus();
 }
 
 // A shape runs once on padding alone before it is recorded: what libraries do at a first call is not recorded.
 absl::StatusOr<Program*> StepRunner::ProgramOf(const StepShape& shape) {
-  Recorded& recorded = programs_[shape];
-  recorded.last_use = ++uses_;
-  if (recorded.program != nullptr) return recorded.program.get();
+  if (const auto known = programs_.find(shape); known != programs_.end()) {
+    known->second.last_use = ++uses_;
+    return known->second.program.get();
+  }
   const StepArrays host = MapStepArrays(static_cast<char*>(staging_.data()), shape);
   batch_.LayOut({}, shape, host);
   *host.control = {};
@@ -116,18 +159,14 @@ absl::StatusOr<Program*> StepRunner::ProgramOf(const StepShape& shape) {
   RETURN_IF_ERROR(Finish());
   const StepArrays device = MapStepArrays(static_cast<char*>(arrays_.data()), shape);
   absl::StatusOr<std::unique_ptr<Program>> program = ops_.Record(enqueue, loops_ ? &device.control->proceed : nullptr);
-  if (!program.ok() && loops_ && ops_.status().ok()) {
-    LogWarning("this device takes no loop: one step a launch", {{"reason", std::string(program.status().message())}});
-    loops_ = false;
-    program = ops_.Record(enqueue, nullptr);
-  }
   if (!program.ok()) return DeviceError(program.status());
-  recorded.program = *std::move(program);
-  if (programs_.size() > kProgramsMax) {
+  if (programs_.size() >= kProgramsMax) {
     programs_.erase(std::min_element(programs_.begin(), programs_.end(), [](const auto& a, const auto& b) {
       return a.second.last_use < b.second.last_use;
     }));
   }
+  Recorded& recorded = programs_[shape];
+  recorded = {*std::move(program), ++uses_};
   return recorded.program.get();
 }
 
@@ -238,17 +277,11 @@ BlockStep StepRunner::BlockStepOf(const StepShape& shape, const StepArrays& arra
 absl::StatusOr<bool> StepRunner::Next() {
   CHECK(running_);
   const uint32_t wanted = steps_read_ + 1;
-  // A longer wait is the communicator's, which notices a peer that has gone.
-  constexpr int32_t kPatienceMilliseconds = 50;
-  ops_.Await(MapResults(results_.data()).published, wanted, kPatienceMilliseconds).IgnoreError();
+  RETURN_IF_ERROR(AwaitStep(wanted));
   if (Published(results_) < wanted) {
-    RETURN_IF_ERROR(Finish());
-    // The work has ended: the last step may have been published in between.
-    if (Published(results_) < wanted) {
-      running_ = false;
-      if (steps_read_ == 0) return absl::InternalError("device: a launch ended without a step");
-      return false;
-    }
+    running_ = false;
+    if (steps_read_ == 0) return absl::InternalError("device: a launch ended without a step");
+    return false;
   }
   // A step may have been decided on what a failed collective or device left behind.
   RETURN_IF_ERROR(ranks_.status());
@@ -256,6 +289,21 @@ absl::StatusOr<bool> StepRunner::Next() {
   if (steps_read_ == 0) RETURN_IF_ERROR(CheckSeals());
   ++steps_read_;
   return true;
+}
+
+// Until the step is there, or the launch has ended.
+absl::Status StepRunner::AwaitStep(uint32_t wanted) {
+  constexpr int32_t kRoundMilliseconds = 50;
+  constexpr int32_t kRoundsMax = 400;
+  for (int32_t round = 0; round < kRoundsMax && Published(results_) < wanted; ++round) {
+    const absl::Status awaited = ops_.Await(MapResults(results_.data()).published, wanted, kRoundMilliseconds);
+    RETURN_IF_ERROR(ranks_.status());
+    if (!absl::IsDeadlineExceeded(awaited)) break;
+  }
+  if (Published(results_) >= wanted) return absl::OkStatus();
+  // It has ended, and its last step may have been published in between; or it takes so long that the communicator,
+  // which knows how long is too long, is to say what to do.
+  return Finish();
 }
 
 absl::Status StepRunner::Finish() {

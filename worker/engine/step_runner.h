@@ -56,6 +56,8 @@ class StepRunner {
   };
 
   StepShape ShapeMax() const;
+  StepShape DenoisingShape(int32_t sequences, int32_t rows, int32_t masked) const;
+  absl::Status AgreeOnLoops();
   absl::Status RecordCommonShapes();
   absl::StatusOr<Program*> ProgramOf(const StepShape& shape);
   StepLayout LayoutOf(const StepShape& shape, int32_t rows_max, int32_t keys_max) const;
@@ -64,6 +66,7 @@ class StepRunner {
   void Gather(const StepShape& shape);
   BlockStep BlockStepOf(const StepShape& shape, const StepArrays& arrays) const;
   absl::Status CheckSeals() const;
+  absl::Status AwaitStep(uint32_t wanted);
   absl::Status Finish();
 
   Transformer& model_;
