@@ -14,13 +14,18 @@
 namespace quicksilver {
 namespace {
 
-// What a person has to mend is found here, before a rank is started or a port bound.
-absl::Status CheckModel(const WorkerOptions& options) {
+// What a person has to mend is found here, before a rank is started or a port bound. What is decided for the whole
+// group goes to the ranks: each of them sees its own device only.
+absl::Status PlanForRanks(WorkerOptions& options) {
   const absl::StatusOr<OpenModel> model = OpenModelForServing(options);
   if (!model.ok()) return model.status();
   const absl::StatusOr<Machine> machine = InspectMachine(options);
   if (!machine.ok()) return machine.status();
-  return MakeGroupPlan(options, *model, *machine).status();
+  const absl::StatusOr<GroupPlan> plan = MakeGroupPlan(options, *model, *machine);
+  if (!plan.ok()) return plan.status();
+  options.planned_device = machine->cuda ? "cuda" : "cpu";
+  options.planned_pages = plan->pages;
+  return absl::OkStatus();
 }
 
 int Main(int argc, char** argv) {
@@ -33,7 +38,7 @@ int Main(int argc, char** argv) {
     absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);  // gRPC's own locks.
     return RunRank(options);
   }
-  if (const absl::Status status = CheckModel(options); !status.ok()) {
+  if (const absl::Status status = PlanForRanks(options); !status.ok()) {
     std::cerr << "quicksilver-worker: " << status.message() << "\n";
     return ExitCodeOf(status);
   }

@@ -98,7 +98,7 @@ void AddCapacity(CLI::App& app, WorkerOptions& o) {
   app.add_option("--step-rows-max", o.step_rows_max,
                  "Rows (tokens) of one step; default 0: 512, on a GPU 2048, or the model's length up to 4096 where "
                  "every step computes whole sequences")
-      ->check(CLI::Range(0, 1 << 20))
+      ->check(CLI::Range(0, 1 << 16))
       ->group(group);
 }
 
@@ -152,6 +152,12 @@ void AddRank(CLI::App& app, WorkerOptions& o) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--restarts", o.restarts, "How often the group was formed before")->group(group);
+  app.add_option("--planned-device", o.planned_device, "What --device=auto means to the whole group")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->group(group);
+  app.add_option("--planned-pages", o.planned_pages, "KV pages of every rank, where --kv-pages leaves it open")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 31))
+      ->group(group);
   app.add_option("--group-address", o.group_address, "Where rank 0 gathers its group: HOST:PORT or unix-abstract:NAME")
       ->group(group);
 }
@@ -164,6 +170,16 @@ absl::Status Check(const WorkerOptions& o) {
   if (o.kv_pages > 0 && o.kv_tokens > 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("--kv-pages (", o.kv_pages, ") and --kv-tokens (", o.kv_tokens, ") exclude each other"));
+  }
+  if (o.device == "cpu") {
+    const std::string collectives = o.collectives == "auto" ? "" : o.collectives;
+    for (const auto& [flag, value] :
+         {std::pair<const char*, std::string>{"--devices", o.devices.empty() ? "" : absl::StrCat(o.devices[0])},
+          {"--collectives", collectives},
+          {"--nccl-library", o.nccl_library}}) {
+      if (!value.empty())
+        return absl::InvalidArgumentError(absl::StrCat(flag, ": '", value, "' needs a GPU, and --device=cpu"));
+    }
   }
   if (o.rank >= o.tensor_parallel_size) {
     return absl::InvalidArgumentError(

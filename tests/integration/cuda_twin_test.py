@@ -45,6 +45,14 @@ class Answers(unittest.TestCase):
                 self.assertIn("CUDA twin", cluster.worker.text())
 
 
+    def test_ranks_that_share_devices_unevenly_plan_the_same_pages(self):
+        flags = ["--device=cuda", "--step-rows-max=64", "--sequences-max=1", "--devices=0,0,0,1"]
+        # A third of the memory holds the workspaces and a few pages: these are really taken.
+        machine = {**SHARED, "TWIN_DEVICES": "2", "TWIN_MEMORY_BYTES": "11000000000"}
+        with Cluster(ranks=4, worker=TWIN, worker_flags=flags, environment=machine) as cluster:
+            self.assertNotEqual(answer(cluster), "")
+
+
 class Faults(unittest.TestCase):
     def expect_loss_and_recovery(self, cluster, fault, seconds):
         connection, reply = open_stream(cluster)
@@ -111,11 +119,15 @@ class WrongMachines(unittest.TestCase):
         self.expect(3, ["memory"], "--tensor-parallel-size=1", TWIN_FAIL=f"cudaMalloc:9:{out_of_memory}")
 
     def test_collectives_without_their_library(self):
-        self.expect(3, ["/nowhere/libnccl.so.2"], "--tensor-parallel-size=2", "--devices=0", "--collectives=nccl",
-                    "--nccl-library=/nowhere/libnccl.so.2")
+        self.expect(3, ["/nowhere/libnccl.so.2"], "--tensor-parallel-size=2", "--collectives=nccl",
+                    "--nccl-library=/nowhere/libnccl.so.2", TWIN_DEVICES="2")
 
-    def test_auto_takes_the_processor_where_there_is_no_device(self):
-        with Cluster(ranks=1, worker=TWIN, environment={"TWIN_DEVICES": "0"}) as cluster:
+    def test_nccl_for_two_ranks_on_one_device(self):
+        self.expect(2, ["--collectives", "nccl", "CUDA device 0"], "--tensor-parallel-size=2", "--devices=0",
+                    "--collectives=nccl")
+
+    def test_auto_takes_the_processor_where_a_rank_finds_no_device(self):
+        with Cluster(ranks=2, worker=TWIN, environment={"TWIN_DEVICES": "1"}) as cluster:
             self.assertNotEqual(answer(cluster), "")
             self.assertIn("computing on the processor", cluster.worker.text())
 

@@ -112,7 +112,7 @@ TEST_F(GroupPlanTest, OnAGpuThePagesTakeWhatTheWeightsAndWorkspacesLeave) {
 TEST_F(GroupPlanTest, AModelThatDoesNotFitItsGpuIsRefusedWithEveryNumber) {
   const absl::Status status = MakeGroupPlan(options_, model_, Gpu(int64_t{1} << 30)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
-  for (const char* part : {"weights 0.01 GiB", "workspaces 2.0", "KV pages", "a rank has 0.90 GiB", "0.9 of 1.00 GiB",
+  for (const char* part : {"weights 0.01 GiB", "workspaces 3.0", "KV pages", "a rank has 0.90 GiB", "0.9 of 1.00 GiB",
                            "--tensor-parallel-size"}) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(part));
   }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -65,11 +66,12 @@ absl::Status WeightLoader::ReadBand(const StoredTensor& tensor, const Band& band
                        part = Band{band.tensor, band.first_row + first, end - first, band.first_col, band.cols}] {
       result = ReadRows(tensor, part, out);
     };
-    if (i + 1 < parts) {
-      readers.emplace_back(read);
-    } else {
+    try {
+      if (i + 1 < parts) readers.emplace_back(read);
+    } catch (const std::system_error&) {  // No thread to be had.
       read();
     }
+    if (i + 1 == parts) read();
   }
   for (std::thread& reader : readers) reader.join();
   for (const absl::Status& result : results) RETURN_IF_ERROR(result);

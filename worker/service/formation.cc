@@ -38,6 +38,19 @@ absl::StatusOr<Links> Connect(const WorkerOptions& options, Ops* cuda, Rendezvou
   return links;
 }
 
+// A device that hangs is noticed by its communicator, also where there is nobody to talk to.
+absl::StatusOr<Links> Alone(const WorkerOptions& options, Ops* cuda) {
+  Links links;
+  links.control = MakeLocalControlChannel();
+  if (cuda == nullptr) {
+    links.ranks = MakeLocalCommunicator();
+    return links;
+  }
+  MemoryRendezvous store;
+  ASSIGN_OR_RETURN(links.ranks, MakeCudaCommunicator(options, *cuda, *links.control, store));
+  return links;
+}
+
 absl::StatusOr<Links> Lead(const WorkerOptions& options, const Agreement& agreement, Ops* cuda) {
   const absl::Duration timeout = absl::Seconds(options.formation_timeout_seconds);
   JoinTable table(options.tensor_parallel_size, options.epoch);
@@ -64,7 +77,7 @@ absl::StatusOr<Links> Follow(const WorkerOptions& options, const Agreement& agre
 }  // namespace
 
 absl::StatusOr<Links> FormGroup(const WorkerOptions& options, const Agreement& agreement, Ops* cuda) {
-  if (options.tensor_parallel_size == 1) return Links{MakeLocalCommunicator(), MakeLocalControlChannel()};
+  if (options.tensor_parallel_size == 1) return Alone(options, cuda);
   return options.rank == 0 ? Lead(options, agreement, cuda) : Follow(options, agreement, cuda);
 }
 

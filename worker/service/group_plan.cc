@@ -63,6 +63,7 @@ absl::StatusOr<int32_t> PageSize(const WorkerOptions& options, const ModelSpec& 
 int64_t Pages(const WorkerOptions& options, const ModelSpec& spec, const RankBudget& budget, const Machine& machine,
               int32_t page_size) {
   if (options.kv_pages > 0) return options.kv_pages;
+  if (options.planned_pages > 0) return options.planned_pages;
   int64_t positions = options.kv_tokens;
   if (positions == 0) {
     if (machine.cuda) return 0;
@@ -133,7 +134,8 @@ absl::StatusOr<GroupPlan> MakeGroupPlan(const WorkerOptions& options, const Open
   // Positions are counted in 32 bits.
   plan.memory.pages = std::min<int64_t>(plan.memory.pages, INT32_MAX / plan.page_size);
   plan.pages = static_cast<int32_t>(plan.memory.pages);
-  RETURN_IF_ERROR(CheckMemory(plan.memory, machine, options.device_memory_fraction));
+  // A rank of a launcher may share its device, of which it knows nothing; the launcher has checked.
+  if (options.planned_pages == 0) RETURN_IF_ERROR(CheckMemory(plan.memory, machine, options.device_memory_fraction));
   int64_t length = std::min<int64_t>(plan.spec.positions_max, int64_t{plan.pages} * plan.page_size);
   if (Bidirectional(plan.spec)) length = std::min<int64_t>(length, plan.engine.step_rows_max);
   plan.model_length = static_cast<int32_t>(length);

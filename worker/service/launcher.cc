@@ -80,6 +80,8 @@ class Launcher {
     arguments.push_back(absl::StrCat("--rank=", rank));
     arguments.push_back(absl::StrCat("--epoch=", epoch_));
     arguments.push_back(absl::StrCat("--restarts=", restarts_));
+    arguments.push_back(absl::StrCat("--planned-device=", options_.planned_device));
+    arguments.push_back(absl::StrCat("--planned-pages=", options_.planned_pages));
     // An abstract name needs no free port, and no file that could be left behind.
     arguments.push_back(absl::StrCat("--group-address=unix-abstract:quicksilver-", getpid(), "-", epoch_));
     std::vector<char*> pointers;

@@ -38,9 +38,15 @@ absl::Status InspectCuda(const WorkerOptions& options, Machine& machine) {
                                        ": ", std::string(device.status().message()),
                                        "; choose with --devices, --tensor-parallel-size or --device=cpu"));
     }
-    int sharers = 0;
-    for (int other = 0; other < options.tensor_parallel_size; ++other) {
+    // The ranks of other hosts have devices of the same numbers: only the launcher knows who shares one.
+    int sharers = launcher ? 0 : 1;
+    for (int other = 0; launcher && other < options.tensor_parallel_size; ++other) {
       sharers += DeviceOfRank(options, other) == ordinal ? 1 : 0;
+    }
+    if (sharers > 1 && options.collectives.rfind("nccl", 0) == 0) {
+      return absl::OutOfRangeError(absl::StrCat("--collectives: ", options.collectives,
+                                                " takes one rank a device, and ", sharers, " are on CUDA device ",
+                                                ordinal, " (--devices)"));
     }
     const int64_t share = device->memory_bytes / sharers;
     machine.device_name = device->name;
@@ -56,10 +62,11 @@ absl::StatusOr<Machine> InspectMachine(const WorkerOptions& options) {
   Machine machine;
   machine.cores = CoresOfProcess();
   machine.device_name = "cpu";
-  if (options.device == "cpu") return machine;
-  if (options.device == "auto" && !HasCudaBackend()) return machine;
+  const std::string& device = options.planned_device.empty() ? options.device : options.planned_device;
+  if (device == "cpu") return machine;
+  if (device == "auto" && !HasCudaBackend()) return machine;
   const absl::Status cuda = InspectCuda(options, machine);
-  if (cuda.ok() || options.device == "cuda") {
+  if (cuda.ok() || device == "cuda" || absl::IsOutOfRange(cuda)) {
     RETURN_IF_ERROR(cuda);
     return machine;
   }

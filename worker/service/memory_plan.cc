@@ -9,9 +9,10 @@
 namespace quicksilver {
 namespace {
 
-// Of a GPU, besides what grows with the step: the driver's context and modules, matrix product workspaces, logits and
-// partial attention results, pinned staging's device side, recorded programs, and what NCCL takes.
-constexpr int64_t kCudaFixedBytes = int64_t{2} << 30;
+// Of a GPU, besides what grows with the step: the driver's context and modules, the stacks of its threads (about
+// 0.75 GiB for the merge of candidates), matrix product workspaces, logits and partial attention results, recorded
+// programs, and what NCCL takes.
+constexpr int64_t kCudaFixedBytes = int64_t{3} << 30;
 
 std::string Gibibytes(int64_t bytes) { return absl::StrFormat("%.2f GiB", static_cast<double>(bytes) / (1 << 30)); }
 
@@ -27,7 +28,11 @@ MemoryPlan PlanMemory(const ModelSpec& spec, const Shard& shard, const Precision
   // Hidden states, q/k/v, gate and up, normed and partial copies: an upper bound of what a step touches at once.
   const int64_t row_elements =
       5 * spec.hidden + (2 * shard.heads + 2 * shard.kv_heads) * spec.head_size + 3 * shard.mlp;
-  plan.workspace = step_rows_max * row_elements * width + (machine.cuda ? kCudaFixedBytes : 0);
+  // The answers of the LM head: top lists and candidates of this rank and, gathered, of all.
+  const int64_t answer_bytes =
+      int64_t{kTopLogitsMax} * static_cast<int64_t>(sizeof(TopLogit)) + 2 * static_cast<int64_t>(sizeof(Candidate));
+  const int64_t answers = answer_bytes * (shard.ranks == 1 ? 1 : 1 + shard.ranks);
+  plan.workspace = step_rows_max * (row_elements * width + answers) + (machine.cuda ? kCudaFixedBytes : 0);
   plan.kv_page = page_size * budget.kv_position_bytes;
   plan.budget = static_cast<int64_t>(static_cast<double>(machine.device_bytes) * fraction);
   plan.pages = pages;

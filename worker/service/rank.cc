@@ -137,7 +137,8 @@ class Rank {
     }
     if (const absl::Status status = Form(); !status.ok()) return End(status);
     const absl::Status status = Serve();
-    if (!status.ok()) return End(status);
+    // The same settings have served: whatever is lacking now, a new group may find it.
+    if (!status.ok()) return End(absl::IsInternal(status) ? status : absl::UnavailableError(status.message()));
     LogInfo("stopped", {{"rank", options_.rank}});
     return kExitOk;
   }
