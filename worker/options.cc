@@ -66,9 +66,15 @@ void AddDevice(CLI::App& app, WorkerOptions& o) {
       ->capture_default_str()
       ->check(CLI::Range(0.05, 1.0))
       ->group(group);
+  app.add_option("--kernel-overlap", o.kernel_overlap,
+                 "off: start every kernel of a GPU after the end of the one before, to find out what a fault comes of")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"on", "off"}))
+      ->group(group);
   app.add_option("--steps-per-launch", o.steps_per_launch,
                  "Steps that a device may run before the host looks at the group again: hides the host's time and "
-                 "delays what arrives meanwhile; default 0: 8 on a GPU, 1 on a processor")
+                 "delays what arrives meanwhile; 1: steps are recorded without a loop; default 0: 8 on a GPU, 1 on a "
+                 "processor")
       ->check(CLI::Range(0, 64))
       ->group(group);
 }

@@ -22,6 +22,7 @@ struct WorkerOptions {
   std::string quantization = "none";
   std::string deterministic = "auto";
   double device_memory_fraction = 0.9;
+  std::string kernel_overlap = "on";
   int threads = 0;
   int32_t kv_pages = 0;
   int64_t kv_tokens = 0;

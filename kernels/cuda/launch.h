@@ -6,6 +6,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels/cuda/overlap.h"
+
 namespace quicksilver {
 
 /// How a kernel is started.
@@ -38,7 +40,7 @@ cudaError_t Launch(void (*kernel)(Parameters...), const LaunchShape& shape, Argu
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = shape.stream;
   config.attrs = &attribute;
-  config.numAttrs = shape.overlap ? 1 : 0;
+  config.numAttrs = shape.overlap && kernel_overlap ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
 }
 

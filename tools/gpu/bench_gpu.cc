@@ -20,6 +20,7 @@
 #include "common/options.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/overlap.h"
 #include "kernels/cuda/device.h"
 #include "tools/gpu/bench_cases.h"
 #include "tools/gpu/bench_model.h"
@@ -246,6 +247,7 @@ int Run(int argc, char** argv) {
   app.add_option("--seconds", options.seconds, "For each case")->check(CLI::Range(0.0, 600.0))->capture_default_str();
   app.add_flag("--breakdown", options.breakdown, "Also say which operations a step spends its time on");
   app.add_option("--device", options.device, "As CUDA counts them")->check(CLI::Range(0, 63))->capture_default_str();
+  app.add_flag("!--no-overlap", kernel_overlap, "Start every kernel after the end of the one before");
   app.add_flag("--toy", options.toy, "Tiny sizes, to see that everything runs: the figures mean nothing");
   app.add_option("--rank", options.rank, "Set by the parent process")->group("");
   app.add_option("--rendezvous", options.rendezvous, "Set by the parent process")->group("");

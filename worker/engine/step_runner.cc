@@ -104,7 +104,7 @@ StepShape StepRunner::DenoisingShape(int32_t sequences, int32_t rows, int32_t ma
 
 // One that cannot record a loop makes all ranks do without: they have to run the same steps.
 absl::Status StepRunner::AgreeOnLoops() {
-  if (!ranks_.repeats()) return absl::OkStatus();
+  if (!ranks_.repeats() || limits_.steps_per_launch_max == 1) return absl::OkStatus();
   loops_ = true;
   const StepShape smallest = DenoisingShape(1, 1, 1);
   const absl::Status recorded = ProgramOf(smallest).status();
@@ -155,7 +155,7 @@ absl::StatusOr<Program*> StepRunner::ProgramOf(const StepShape& shape) {
   ops_.Upload(staging_.data(), arrays_.data(), host.bytes_before_pages);
   const StepLayout layout = LayoutOf(shape, shape.segment_rows, model_.pages() * model_.page_size());
   const std::function<void()> enqueue = [this, shape, layout] { Enqueue(shape, layout); };
-  enqueue();
+  ops_.Rehearse(enqueue);
   RETURN_IF_ERROR(Finish());
   const StepArrays device = MapStepArrays(static_cast<char*>(arrays_.data()), shape);
   absl::StatusOr<std::unique_ptr<Program>> program = ops_.Record(enqueue, loops_ ? &device.control->proceed : nullptr);

@@ -4,6 +4,7 @@
 #include "common/status_macros.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/overlap.h"
 #include "worker/collectives/cuda/device_communicator.h"
 
 namespace quicksilver {
@@ -16,6 +17,7 @@ absl::StatusOr<CudaDeviceFacts> InspectCudaDevice(int32_t ordinal) {
 }
 
 absl::StatusOr<std::unique_ptr<Ops>> OpenCudaRank(const CudaRankOptions& options) {
+  kernel_overlap = options.kernel_overlap;
   return MakeCudaOps({.activation = options.activations,
                       .device = options.device,
                       .deterministic = options.deterministic,

@@ -30,6 +30,7 @@ struct CudaRankOptions {
   DType activations = DType::kBf16;
   bool fp8_layers = false;
   bool deterministic = false;
+  bool kernel_overlap = true;
 };
 absl::StatusOr<std::unique_ptr<Ops>> OpenCudaRank(const CudaRankOptions& options);
 

@@ -86,7 +86,8 @@ absl::StatusOr<std::unique_ptr<Ops>> OpenRankDevice(const WorkerOptions& options
   return OpenCudaRank({.device = DeviceOfRank(options, std::max(options.rank, 0)),
                        .activations = precision.activations,
                        .fp8_layers = precision.fp8_layers,
-                       .deterministic = precision.deterministic});
+                       .deterministic = precision.deterministic,
+                       .kernel_overlap = options.kernel_overlap == "on"});
 }
 
 }  // namespace quicksilver
