@@ -86,15 +86,60 @@ absl::StatusOr<std::unique_ptr<CudaGemm>> CudaGemm::Make(const CublasLtLibrary& 
 }
 
 std::string CudaGemm::name() const {
-  const char* const layers = layer_arithmetic_ == GemmArithmetic::kFp8Scaled ? ", layers e4m3 scaled by the library"
-                             : layer_arithmetic_ == GemmArithmetic::kFp8     ? ", layers e4m3 scaled afterwards"
-                                                                             : "";
+  std::string layers;
+  if (layer_arithmetic_ == GemmArithmetic::kFp8Scaled) layers = ", layers e4m3 scaled by the library";
+  if (layer_arithmetic_ == GemmArithmetic::kFp8) layers = ", layers e4m3 scaled afterwards";
+  if (layer_arithmetic_ == GemmArithmetic::kFp8Scaled && weights_scaled_afterwards_ > 0) {
+    absl::StrAppend(&layers, " (", weights_scaled_by_library_, " weights) and afterwards (", weights_scaled_afterwards_,
+                    ")");
+  }
   return absl::StrCat("cuBLASLt ", library_->version(), options_.activation == DType::kF32 ? ", f32" : ", bf16", layers,
                       options_.plans.deterministic ? ", deterministic" : ", fast");
 }
 
+GemmPlansReport CudaGemm::report() const {
+  GemmPlansReport report = plans_->report();
+  report.weights_scaled_by_library = weights_scaled_by_library_;
+  report.weights_scaled_afterwards = weights_scaled_afterwards_;
+  return report;
+}
+
+/// The library may scale rows of some sizes only.
+absl::StatusOr<GemmArithmetic> CudaGemm::ArithmeticOf(const ConstMatrix& matrix, WeightRole role) {
+  const GemmArithmetic wanted = role == WeightRole::kHead ? head_arithmetic_ : layer_arithmetic_;
+  if (wanted != GemmArithmetic::kFp8Scaled) return wanted;
+  const GemmShape shape = {.arithmetic = wanted,
+                           .out_type = options_.activation,
+                           .out = RoundUpTo(matrix.rows, kGemmOutUnit),
+                           .in = RoundUpTo(matrix.cols, kGemmAlignmentBytes / GemmElementBytes(wanted))};
+  auto known = library_scales_.find(shape);
+  if (known == library_scales_.end()) {
+    ASSIGN_OR_RETURN(const bool scales, LibraryScales(shape));
+    known = library_scales_.emplace(shape, scales).first;
+  }
+  return known->second ? GemmArithmetic::kFp8Scaled : GemmArithmetic::kFp8;
+}
+
+/// Whether it does so for all of a weight, in small and in large batches. Not only the advice counts: what is advised
+/// may be refused.
+absl::StatusOr<bool> CudaGemm::LibraryScales(const GemmShape& shape) {
+  if (!plans_->Supports(shape)) return false;
+  std::vector<int64_t> batches = {options_.plans.small_rows};
+  // What is chosen in deterministic mode suits large batches, too, or these are cut.
+  if (!options_.plans.deterministic) batches.push_back(options_.plans.large_rows);
+  for (const int64_t rows : batches) {
+    probe_memory_held_ = true;
+    const absl::StatusOr<const GemmPlan*> plan = plans_->Plan(shape, shape.out, rows);
+    RETURN_IF_ERROR(Recording().status());
+    if (absl::IsFailedPrecondition(plan.status())) return false;
+    RETURN_IF_ERROR(plan.status());
+    if (*plan == nullptr) return false;
+  }
+  return true;
+}
+
 absl::StatusOr<std::unique_ptr<GemmWeight>> CudaGemm::Prepare(ConstMatrix matrix, WeightRole role) {
-  const GemmArithmetic arithmetic = role == WeightRole::kHead ? head_arithmetic_ : layer_arithmetic_;
+  ASSIGN_OR_RETURN(const GemmArithmetic arithmetic, ArithmeticOf(matrix, role));
   ASSIGN_OR_RETURN(std::unique_ptr<CudaGemmWeight> weight, LoadGemmWeight(matrix, arithmetic, staging_, raw_, stream_));
   const DType out_type = role == WeightRole::kHead ? DType::kF32 : options_.activation;
   const Matrix out = {nullptr, 1, weight->out_features(), weight->padded_out(), out_type};
@@ -107,7 +152,14 @@ absl::StatusOr<std::unique_ptr<GemmWeight>> CudaGemm::Prepare(ConstMatrix matrix
     RETURN_IF_ERROR(plans_->Plan(shape, shape.out, rows).status());
     RETURN_IF_ERROR(Recording().status());
   }
+  if (arithmetic == GemmArithmetic::kFp8Scaled) ++weights_scaled_by_library_;
+  if (arithmetic == GemmArithmetic::kFp8) ++weights_scaled_afterwards_;
   return weight;
+}
+
+absl::Status CudaGemm::EndRehearsal() {
+  rehearsing_ = false;
+  return Recording().status();  // Gives back what trying out has taken.
 }
 
 absl::StatusOr<bool> CudaGemm::Recording() {
@@ -169,7 +221,7 @@ absl::Status CudaGemm::MultiplyInParts(const Product& product) {
         (product.out.dtype == options_.activation || product.out.dtype == DType::kF32));
   ASSIGN_OR_RETURN(const bool recording, Recording());
   for (int64_t first = 0; first < product.x.rows;) {
-    ASSIGN_OR_RETURN(const Part part, NextPart(product, product.x.rows - first, recording));
+    ASSIGN_OR_RETURN(const Part part, NextPart(product, product.x.rows - first, recording || rehearsing_));
     RETURN_IF_ERROR(Run(product, first, part));
     first += part.rows;
   }
@@ -200,14 +252,14 @@ absl::StatusOr<bool> CudaGemm::Fits(const Product& product, int64_t rows, bool s
   return true;
 }
 
-absl::StatusOr<CudaGemm::Part> CudaGemm::NextPart(const Product& product, int64_t rows, bool recording) {
+absl::StatusOr<CudaGemm::Part> CudaGemm::NextPart(const Product& product, int64_t rows, bool exact) {
   const std::vector<int64_t>& buckets = options_.row_buckets;
   Part part;
   const auto try_rows = [&](int64_t padded_rows, bool staged) -> absl::StatusOr<bool> {
     part.rows = std::min(rows, padded_rows);
     return Fits(product, padded_rows, staged, part);
   };
-  const bool planned = recording || std::find(buckets.begin(), buckets.end(), rows) != buckets.end() ||
+  const bool planned = exact || std::find(buckets.begin(), buckets.end(), rows) != buckets.end() ||
                        plans_->Has(product.shape, product.weight->padded_out(), rows);
   if (product.direct && planned && rows <= buckets.back()) {
     ASSIGN_OR_RETURN(const bool fits, try_rows(rows, /*staged=*/false));

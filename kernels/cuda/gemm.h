@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -57,8 +58,12 @@ class CudaGemm {
   /// them. progress(done, of): after each.
   absl::Status Tune(absl::Span<const int64_t> rows, const std::function<void(int64_t, int64_t)>& progress);
 
-  GemmPlansReport report() const { return plans_->report(); }
-  /// E.g. "cuBLASLt 13.1.0, bf16, layers e4m3 scaled by the library, deterministic".
+  /// Between these, products take the plans that a recording takes, those for their own number of rows.
+  void BeginRehearsal() { rehearsing_ = true; }
+  absl::Status EndRehearsal();
+
+  GemmPlansReport report() const;
+  /// E.g. "cuBLASLt 13.1.0, bf16, layers e4m3 scaled by the library, deterministic"; of both ways where weights differ.
   std::string name() const;
 
  private:
@@ -67,10 +72,12 @@ class CudaGemm {
 
   CudaGemm(const CudaGemmOptions& options, Staging& staging, cudaStream_t stream);
 
+  absl::StatusOr<GemmArithmetic> ArithmeticOf(const ConstMatrix& matrix, WeightRole role);
+  absl::StatusOr<bool> LibraryScales(const GemmShape& shape);
   absl::StatusOr<bool> Recording();
   absl::Status MultiplyInParts(const Product& product);
   Product Describe(ConstMatrix x, const CudaGemmWeight& weight, int64_t first_out, Matrix out) const;
-  absl::StatusOr<Part> NextPart(const Product& product, int64_t rows, bool recording);
+  absl::StatusOr<Part> NextPart(const Product& product, int64_t rows, bool exact);
   absl::StatusOr<bool> Fits(const Product& product, int64_t rows, bool staged, Part& part);
   absl::Status Run(const Product& product, int64_t first_row, const Part& part);
   int64_t StagedRowBytes(const Product& product, bool staged) const;
@@ -86,6 +93,10 @@ class CudaGemm {
   DeviceWorkspace rows_{"quantised and unaligned rows of matrix products"};
   DeviceWorkspace raw_{"weights on their way to the device"};
   std::set<GemmShape> layer_shapes_;
+  std::map<GemmShape, bool> library_scales_;  // What has been found out about shapes of kFp8Scaled.
+  int32_t weights_scaled_by_library_ = 0;
+  int32_t weights_scaled_afterwards_ = 0;
+  bool rehearsing_ = false;
   bool probe_memory_held_ = false;  // A plan was made while recording, when nothing may be freed.
 };
 

@@ -192,6 +192,29 @@ __device__ __forceinline__ uint32_t Mix(uint32_t x) {
 /// Pairs stand an odd distance apart, so that no power-of-two cut of the columns falls between all of them.
 __device__ __forceinline__ int64_t PairDistance(int64_t cols) { return cols < 32 ? 1 : cols / 14 | 1; }
 
+__device__ __forceinline__ void StoreProbe(const ProbeMatrix& matrix, int64_t at, float value) {
+  if (matrix.type == ProbeType::kF32) {
+    static_cast<float*>(matrix.values)[at] = value;
+  } else {
+    static_cast<__nv_bfloat16*>(matrix.values)[at] = __float2bfloat16_rn(value);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) FillOnesKernel(ProbeMatrix matrix, ProbeRows rows) {
+  constexpr unsigned char kOneE4m3 = 0x38;
+  const int64_t elements = matrix.rows * matrix.cols;
+  for (int64_t e = int64_t{blockIdx.x} * kThreads + threadIdx.x; e < elements; e += int64_t{gridDim.x} * kThreads) {
+    const int64_t row = e / matrix.cols, col = e % matrix.cols, at = row * matrix.stride + col;
+    const bool one = ProbeSource(rows, row) % 2 == 0 || col >= matrix.cols - kProbeTail;
+    if (col == 0 && matrix.scales != nullptr) matrix.scales[row] = 1.0f;
+    if (matrix.type == ProbeType::kE4m3) {
+      static_cast<unsigned char*>(matrix.values)[at] = one ? kOneE4m3 : 0;
+    } else {
+      StoreProbe(matrix, at, one ? 1.0f : 0.0f);
+    }
+  }
+}
+
 __global__ void __launch_bounds__(kThreads) FillProbeKernel(ProbeMatrix matrix, ProbeRows rows) {
   const int64_t distance = PairDistance(matrix.cols), pair_columns = 2 * distance;
   const int64_t elements = matrix.rows * matrix.cols;
@@ -216,11 +239,7 @@ __global__ void __launch_bounds__(kThreads) FillProbeKernel(ProbeMatrix matrix, 
     // In [1, 2) times 2^-3 to 2^4. Seven bits of fraction: the same number in both types.
     const uint32_t exponent = 124u + (hash >> 7) % 8u;
     const float value = __uint_as_float((negative ? 0x80000000u : 0u) | exponent << 23 | (hash & 0x7Fu) << 16);
-    if (matrix.type == ProbeType::kF32) {
-      static_cast<float*>(matrix.values)[at] = paired ? value : 0.0f;
-    } else {
-      static_cast<__nv_bfloat16*>(matrix.values)[at] = __float2bfloat16_rn(paired ? value : 0.0f);
-    }
+    StoreProbe(matrix, at, paired ? value : 0.0f);
   }
 }
 
@@ -334,7 +353,8 @@ cudaError_t LaunchScaleProducts(ConstMatrix products, const float* row_scales, c
 }
 
 cudaError_t LaunchFillProbe(const ProbeMatrix& matrix, const ProbeRows& rows, cudaStream_t stream) {
-  return Launch(FillProbeKernel, FlatShape(matrix.rows * matrix.cols, stream), matrix, rows);
+  const LaunchShape shape = FlatShape(matrix.rows * matrix.cols, stream);
+  return Launch(rows.ones ? FillOnesKernel : FillProbeKernel, shape, matrix, rows);
 }
 
 cudaError_t LaunchDigestRows(ConstMatrix out, int64_t period, RowDigest* digests, cudaStream_t stream) {

@@ -52,6 +52,9 @@ struct ProbeMatrix {
   float* scales = nullptr;  ///< [rows], in [1, 2); null: none.
 };
 
+/// With ProbeRows::ones, how many columns of odd source rows are not 0. Any sum of so many ones is exact in bf16.
+inline constexpr int64_t kProbeTail = 256;
+
 /// Row r becomes source row (r * step + shift) % sources: a function of that, of the column and of `seed` alone.
 struct ProbeRows {
   uint32_t seed = 0;
@@ -59,6 +62,8 @@ struct ProbeRows {
   int64_t step = 1;
   int64_t shift = 0;
   bool alternate = false;  ///< The second element of a pair is minus the first (in x), or equal to it (in the weight).
+  bool ones =
+      false;  ///< All is 1 instead, scales too; of odd source rows only the last kProbeTail columns, the rest 0.
 };
 
 __host__ __device__ constexpr int64_t ProbeSource(const ProbeRows& rows, int64_t r) {

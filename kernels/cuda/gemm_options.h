@@ -41,10 +41,14 @@ struct GemmPlansReport {
   int32_t families = 0;  ///< Kinds of products that have to agree within themselves.
   int32_t plans = 0;
   int32_t algorithms_tried = 0;    ///< For every plan, those that ran.
-  int32_t algorithms_refused = 0;  ///< Of these, those whose bits differed from what was agreed on.
+  int32_t algorithms_refused = 0;  ///< Of these, those whose bits differed from what was agreed on, or that are next.
+  int32_t algorithms_wrong = 0;    ///< Of those refused, those that leave out a part of the sum.
   int32_t rows_refused = 0;        ///< Numbers of rows that no algorithm which agrees can do at once.
-  uint64_t digest = 0;             ///< Of the bits agreed on: processes with the same digest give the same results.
-  std::string choices;             ///< A line for every plan: its time, and that of the fastest algorithm refused.
+  /// e4m3 weights whose products the library scales, and those that are scaled afterwards.
+  int32_t weights_scaled_by_library = 0;
+  int32_t weights_scaled_afterwards = 0;
+  uint64_t digest = 0;  ///< Of the bits agreed on: processes with the same digest give the same results.
+  std::string choices;  ///< A line for every plan: its time, and that of the fastest algorithm refused.
 };
 
 struct CudaGemmOptions {

@@ -8,7 +8,7 @@
 #include "common/check.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/device_workspace.h"
-#include "kernels/cuda/gemm_kernels.h"
+#include "kernels/host_float.h"
 
 namespace quicksilver {
 namespace {
@@ -100,6 +100,7 @@ struct GemmPlans::Trial {
   GemmAlgorithm algorithm;
   bool ran = true;                            // The library accepts it.
   bool consistent = true;                     // Equal rows gave equal bits in all places and every time.
+  bool correct = true;                        // Sums of ones are what they have to be.
   std::vector<std::optional<uint64_t>> bits;  // [kRounds * sources]; none: that row was not in the batch.
   float microseconds = kNever;
 
@@ -107,7 +108,7 @@ struct GemmPlans::Trial {
     for (size_t i = 0; i < bits.size(); ++i) {
       if (bits[i] && other[i] && *bits[i] != *other[i]) return false;
     }
-    return ran && consistent;
+    return ran && correct && consistent;
   }
 };
 
@@ -168,6 +169,10 @@ absl::StatusOr<const GemmPlan*> GemmPlans::Plan(const GemmShape& shape, int64_t 
   return plan.get();
 }
 
+bool GemmPlans::Supports(const GemmShape& shape) const {
+  return !Advise(shape, options_.small_rows).empty() && !Advise(shape, options_.large_rows).empty();
+}
+
 std::vector<GemmAlgorithm> GemmPlans::Advise(const GemmShape& shape, int64_t rows) const {
   return library_.Advise(shape, rows, options_.workspace_bytes, kAdvisedMax);
 }
@@ -176,14 +181,13 @@ absl::StatusOr<GemmPlans::Family*> GemmPlans::FamilyOf(const GemmShape& shape, i
   if (!options_.deterministic) return nullptr;
   GemmShape any_slice = shape;
   any_slice.out = 0;
-  std::unique_ptr<Family>& family = families_[{any_slice, whole_out}];
-  if (family == nullptr) {
-    GemmShape whole = shape;
-    whole.out = RoundUpTo(whole_out, kGemmOutUnit);
-    ASSIGN_OR_RETURN(family, Judge(whole));
-    ++report_.families;
-  }
-  return family.get();
+  const std::pair<GemmShape, int64_t> key(any_slice, whole_out);
+  if (const auto known = families_.find(key); known != families_.end()) return known->second.get();
+  GemmShape whole = shape;
+  whole.out = RoundUpTo(whole_out, kGemmOutUnit);
+  ASSIGN_OR_RETURN(std::unique_ptr<Family> family, Judge(whole));
+  ++report_.families;
+  return (families_[key] = std::move(family)).get();
 }
 
 namespace {
@@ -215,7 +219,7 @@ template <typename Trial>
 float Fastest(const std::vector<Trial>& trials) {
   float fastest = kNever;
   for (const Trial& trial : trials) {
-    if (trial.ran) fastest = std::min(fastest, trial.microseconds);
+    if (trial.ran && trial.correct) fastest = std::min(fastest, trial.microseconds);
   }
   return fastest;
 }
@@ -270,7 +274,12 @@ absl::StatusOr<std::unique_ptr<GemmPlans::Family>> GemmPlans::Judge(const GemmSh
 
 absl::StatusOr<std::unique_ptr<GemmPlan>> GemmPlans::Choose(const GemmShape& shape, int64_t rows, Family* family) {
   std::vector<GemmAlgorithm> algorithms = Advise(shape, rows);
-  if (family != nullptr) AddNew(family->algorithms, algorithms);
+  if (family != nullptr) {
+    AddNew(family->algorithms, algorithms);
+  } else if (algorithms.empty()) {  // It may still be able to.
+    algorithms = Advise(shape, options_.small_rows);
+    AddNew(Advise(shape, options_.large_rows), algorithms);
+  }
   ASSIGN_OR_RETURN(const std::vector<Trial> trials, Try(shape, rows, algorithms));
   const Trial* chosen = nullptr;
   const Trial* refused = nullptr;
@@ -280,12 +289,13 @@ absl::StatusOr<std::unique_ptr<GemmPlan>> GemmPlans::Choose(const GemmShape& sha
   for (const Trial& trial : trials) {
     if (!trial.ran) continue;
     ++report_.algorithms_tried;
-    const bool agrees = family == nullptr || trial.Agrees(family->bits);
+    const bool agrees = family == nullptr ? trial.correct : trial.Agrees(family->bits);
     keep_faster(trial, agrees ? chosen : refused);
     if (!agrees) ++report_.algorithms_refused;
+    if (!trial.correct) ++report_.algorithms_wrong;
     if (agrees && family != nullptr) AddNew({trial.algorithm}, family->algorithms);
   }
-  if (chosen == nullptr && family == nullptr) {
+  if (chosen == nullptr && family == nullptr && rows == options_.small_rows) {
     return absl::FailedPreconditionError(absl::StrCat("cuBLASLt ", library_.version(), " cannot multiply ", rows,
                                                       " rows, ", shape.in, " to ", shape.out, " features"));
   }
@@ -370,6 +380,7 @@ absl::StatusOr<std::vector<GemmPlans::Trial>> GemmPlans::Try(const GemmShape& wh
     trials[i].ran = shape.out == whole.out || library_.Supports(whole, rows, algorithms[i], options_.workspace_bytes);
     trials[i].bits.resize(static_cast<size_t>(kRounds * sources_));
   }
+  RETURN_IF_ERROR(CheckSums(shape, rows, trials));
   for (int round = 0; round < kRounds; ++round) RETURN_IF_ERROR(Probe(shape, rows, round, /*again=*/false, trials));
   for (Trial& trial : trials) {
     if (trial.ran) RETURN_IF_ERROR(Measure(shape, rows, trial));
@@ -378,15 +389,13 @@ absl::StatusOr<std::vector<GemmPlans::Trial>> GemmPlans::Try(const GemmShape& wh
   return trials;
 }
 
-absl::Status GemmPlans::Probe(const GemmShape& shape, int64_t rows, int round, bool again, std::vector<Trial>& trials) {
-  const GemmOperands operands = Operands(shape, round);
-  const uint32_t seed = 0x5EED0000u + static_cast<uint32_t>(round);
-  const ProbeRows x_rows = {.seed = seed, .sources = sources_, .step = 5, .shift = 7 * round, .alternate = true};
+absl::Status GemmPlans::Fill(const GemmShape& shape, int64_t rows, int round, const ProbeRows& x_rows,
+                             const ProbeRows& weight_rows) {
   const ProbeMatrix x = {.values = scratch_->x,
                          .type = ProbeTypeOf(shape.arithmetic),
                          .rows = rows,
                          .cols = shape.in,
-                         .stride = operands.x_stride,
+                         .stride = Operands(shape, round).x_stride,
                          .scales = scratch_->x_scales};
   const ProbeMatrix weight = {.values = scratch_->weight,
                               .type = x.type,
@@ -395,20 +404,31 @@ absl::Status GemmPlans::Probe(const GemmShape& shape, int64_t rows, int round, b
                               .stride = shape.in,
                               .scales = scratch_->weight_scales};
   RETURN_IF_ERROR(CudaStatus(LaunchFillProbe(x, x_rows, stream_), "FillProbe"));
-  RETURN_IF_ERROR(
-      CudaStatus(LaunchFillProbe(weight, {.seed = seed ^ 0xFFFFu, .sources = kColumnSources}, stream_), "FillProbe"));
-  const ConstMatrix out(scratch_->out, rows, shape.out, operands.out_stride, shape.out_type);
+  return CudaStatus(LaunchFillProbe(weight, weight_rows, stream_), "FillProbe");
+}
+
+absl::StatusOr<std::vector<RowDigest>> GemmPlans::Digest(const GemmShape& shape, int64_t rows, int round,
+                                                         Trial& trial) {
+  const ConstMatrix out(scratch_->out, rows, shape.out, Operands(shape, round).out_stride, shape.out_type);
   std::vector<RowDigest> digests(static_cast<size_t>(rows));
+  // What is not written stays NaN, and differs from what another algorithm writes there.
+  RETURN_IF_ERROR(CudaStatus(cudaMemsetAsync(scratch_->out, 0xFF, scratch_->out_bytes, stream_), "cudaMemsetAsync"));
+  RETURN_IF_ERROR(Run(shape, rows, round, trial));
+  RETURN_IF_ERROR(CudaStatus(LaunchDigestRows(out, kColumnSources, scratch_->digests, stream_), "DigestRows"));
+  RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(digests.data(), scratch_->digests, digests.size() * sizeof(RowDigest),
+                                             cudaMemcpyDeviceToHost, stream_),
+                             "cudaMemcpyAsync"));
+  RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(stream_), "trying out a matrix product"));
+  return digests;
+}
+
+absl::Status GemmPlans::Probe(const GemmShape& shape, int64_t rows, int round, bool again, std::vector<Trial>& trials) {
+  const uint32_t seed = 0x5EED0000u + static_cast<uint32_t>(round);
+  const ProbeRows x_rows = {.seed = seed, .sources = sources_, .step = 5, .shift = 7 * round, .alternate = true};
+  RETURN_IF_ERROR(Fill(shape, rows, round, x_rows, {.seed = seed ^ 0xFFFFu, .sources = kColumnSources}));
   for (Trial& trial : trials) {
     if (!trial.ran) continue;
-    // What is not written stays NaN, and differs from what another algorithm writes there.
-    RETURN_IF_ERROR(CudaStatus(cudaMemsetAsync(scratch_->out, 0xFF, scratch_->out_bytes, stream_), "cudaMemsetAsync"));
-    RETURN_IF_ERROR(Run(shape, rows, round, trial));
-    RETURN_IF_ERROR(CudaStatus(LaunchDigestRows(out, kColumnSources, scratch_->digests, stream_), "DigestRows"));
-    RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(digests.data(), scratch_->digests, digests.size() * sizeof(RowDigest),
-                                               cudaMemcpyDeviceToHost, stream_),
-                               "cudaMemcpyAsync"));
-    RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(stream_), "trying out a matrix product"));
+    ASSIGN_OR_RETURN(const std::vector<RowDigest> digests, Digest(shape, rows, round, trial));
     if (!trial.ran) continue;
     for (int64_t r = 0; r < rows; ++r) {
       std::optional<uint64_t>& bits = trial.bits[static_cast<size_t>(round * sources_ + ProbeSource(x_rows, r))];
@@ -416,6 +436,33 @@ absl::Status GemmPlans::Probe(const GemmShape& shape, int64_t rows, int round, b
       CHECK(bits || !again);
       if (!bits) bits = digest.bits;
       if (*bits != digest.bits || digest.differing != 0) trial.consistent = false;
+    }
+  }
+  return absl::OkStatus();
+}
+
+/// Of numbers that cancel nobody sees that some are missing.
+absl::Status GemmPlans::CheckSums(const GemmShape& shape, int64_t rows, std::vector<Trial>& trials) {
+  RETURN_IF_ERROR(Fill(shape, rows, 0, {.ones = true}, {.sources = kColumnSources, .ones = true}));
+  const bool wide = shape.out_type == DType::kF32;
+  const float sum = static_cast<float>(shape.in), tail = static_cast<float>(std::min(shape.in, kProbeTail));
+  for (Trial& trial : trials) {
+    if (!trial.ran) continue;
+    ASSIGN_OR_RETURN(const std::vector<RowDigest> digests, Digest(shape, rows, 0, trial));
+    if (!trial.ran) continue;
+    // All rows and columns being alike, these are all that there are.
+    float floats[kColumnSources];
+    uint16_t halves[kColumnSources];
+    RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(wide ? static_cast<void*>(floats) : halves, scratch_->out,
+                                               wide ? sizeof floats : sizeof halves, cudaMemcpyDeviceToHost, stream_),
+                               "cudaMemcpyAsync"));
+    RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(stream_), "trying out a matrix product"));
+    for (int64_t c = 0; c < kColumnSources; ++c) {
+      const float expected = c % 2 == 0 ? sum : tail;
+      trial.correct &= wide ? floats[c] == expected : halves[c] == FloatToBf16(expected);
+    }
+    for (const RowDigest& digest : digests) {
+      trial.correct &= digest.bits == digests.front().bits && digest.differing == 0;
     }
   }
   return absl::OkStatus();

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/cuda/gemm_kernels.h"
 #include "kernels/cuda/gemm_memory.h"
 #include "kernels/cuda/gemm_options.h"
 #include "kernels/cuda/gemm_problem.h"
@@ -26,9 +27,10 @@ struct GemmPlan {
 /// Chooses algorithms by running them. A library of matrix products promises nothing about the bits of a row in batches
 /// of different sizes, so what deterministic mode promises is measured: products of numbers that cancel, which leave
 /// nothing but rounding errors, must come out bit for bit as in the batch of small_rows, in every row and column of the
-/// output, twice. Algorithms that agree with each other form a class, and a family uses one class: that which stands
-/// highest in the library's advice for the two judged batches together, or, if measured, the faster one there. Within
-/// the class, and without deterministic mode in all that is advised, the fastest algorithm is taken.
+/// output, twice. In either mode sums of ones must be what they are: an algorithm may drop the last columns where they
+/// are no whole tile. Algorithms that agree with each other form a class, and a family uses one class: that which
+/// stands highest in the library's advice for the two judged batches together, or, if measured, the faster one there.
+/// Within the class, and without deterministic mode in all that is advised, the fastest algorithm is taken.
 ///
 /// Small batches are bound by memory, and the library may split sums for them; large batches may split them in the same
 /// way only, or have to be cut. So the promise costs time, and `choices` says how much.
@@ -40,8 +42,12 @@ class GemmPlans {
 
   /// The plan, which is made now if there is none yet: that takes up to a second and a few hundred MiB of device memory
   /// for a while; it may happen while a stream is being captured. `whole_out`: features of the weight that shape.out is
-  /// a slice of. Null: no algorithm that agrees can do this many rows; small_rows it can.
+  /// a slice of. Null: no algorithm (that agrees) can do this many rows; small_rows it can. FailedPrecondition: nor can
+  /// small_rows be done.
   absl::StatusOr<const GemmPlan*> Plan(const GemmShape& shape, int64_t whole_out, int64_t rows);
+
+  /// Whether the library has advice for batches of small_rows and of large_rows.
+  bool Supports(const GemmShape& shape) const;
 
   /// Whether Plan() need not try anything.
   bool Has(const GemmShape& shape, int64_t whole_out, int64_t rows) const;
@@ -68,7 +74,11 @@ class GemmPlans {
   absl::Status Reserve(const GemmShape& shape, int64_t rows);
   absl::StatusOr<std::vector<Trial>> Try(const GemmShape& whole, int64_t rows,
                                          const std::vector<GemmAlgorithm>& algorithms);
+  absl::Status Fill(const GemmShape& shape, int64_t rows, int round, const ProbeRows& x_rows,
+                    const ProbeRows& weight_rows);
   absl::Status Probe(const GemmShape& shape, int64_t rows, int round, bool again, std::vector<Trial>& trials);
+  absl::Status CheckSums(const GemmShape& shape, int64_t rows, std::vector<Trial>& trials);
+  absl::StatusOr<std::vector<RowDigest>> Digest(const GemmShape& shape, int64_t rows, int round, Trial& trial);
   absl::Status Measure(const GemmShape& shape, int64_t rows, Trial& trial);
   absl::Status Run(const GemmShape& shape, int64_t rows, int round, Trial& trial);
   GemmOperands Operands(const GemmShape& shape, int round) const;
