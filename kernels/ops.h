@@ -128,12 +128,15 @@ class Ops {
   /// Synchronize(), or sooner behind a word that it Await()s.
   virtual absl::StatusOr<DeviceBuffer> AllocateShared(size_t bytes) = 0;
   /// Waits, `milliseconds` at most, until the word in shared memory is at least `value`, or until all enqueued work has
-  /// ended. Returns status().
+  /// ended. Returns status(), or DeadlineExceeded, which does not stick: neither within `milliseconds`.
   virtual absl::Status Await(const uint32_t* word, uint32_t value, int32_t milliseconds) = 0;
 
   // Programs.
   /// True when launches are dear: steps should be padded to few shapes, recorded and replayed.
   virtual bool prefers_programs() const = 0;
+  /// Enqueues the work of `enqueue` in the very way in which Record() takes it, so that a recording of the same work
+  /// finds everything prepared: it then neither tries anything out nor allocates.
+  virtual void Rehearse(const std::function<void()>& enqueue) { enqueue(); }
   /// Records the operations that `enqueue` calls on this Ops (and on communicators that share its queue); nothing runs.
   /// They must not allocate, and `enqueue` must not Upload, Download or Synchronize. A Launch() enqueues them once, and
   /// again for as long as the device finds *proceed (device memory) other than 0 after a pass; null: once.

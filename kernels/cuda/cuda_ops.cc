@@ -58,6 +58,7 @@ class CudaOps final : public Ops {
   absl::Status Await(const uint32_t* word, uint32_t value, int32_t milliseconds) override;
 
   bool prefers_programs() const override { return true; }
+  void Rehearse(const std::function<void()>& enqueue) override;
   absl::StatusOr<std::unique_ptr<Program>> Record(const std::function<void()>& enqueue,
                                                   const int32_t* proceed) override;
   void Launch(const RecordedGraph& graph) {
@@ -269,9 +270,21 @@ absl::Status CudaOps::Await(const uint32_t* word, uint32_t value, int32_t millis
       if (state != cudaErrorNotReady) NoteStreamError(state);
       cudaGetLastError();
     }
-    if (!patience.Pause()) break;
+    if (!patience.Pause()) {
+      return absl::DeadlineExceededError(absl::StrCat("CUDA device ", device_.ordinal,
+                                                      ": work is still under way after ", milliseconds,
+                                                      " ms, the newest being ", newest_));
+    }
   }
   return status_;
+}
+
+void CudaOps::Rehearse(const std::function<void()>& enqueue) {
+  CHECK(!recording_);
+  gemm_->BeginRehearsal();
+  enqueue();
+  UseDevice();
+  Note(gemm_->EndRehearsal());
 }
 
 absl::StatusOr<std::unique_ptr<Program>> CudaOps::Record(const std::function<void()>& enqueue, const int32_t* proceed) {

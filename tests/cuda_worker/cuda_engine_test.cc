@@ -11,6 +11,9 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "tests/support/engine_group.h"
 #include "tests/support/golden.h"
+#ifdef QUICKSILVER_CUDA_TWIN
+#include "tests/support/cuda_twin/twin_device.h"
+#endif
 
 namespace quicksilver {
 namespace {
@@ -85,6 +88,10 @@ TEST_P(CudaEngineTest, ASequenceGivesTheSameBytesAloneAndInABatchAtAnyNumberOfSt
     tokens += alone[i].answer.size();
   }
   EXPECT_GT(tokens, 30u) << "the answers are worth comparing";
+#ifdef QUICKSILVER_CUDA_TWIN
+  EXPECT_GT(cuda_twin::TwinDevice().calls("cudaGraphInstantiate"), 0u);
+  EXPECT_EQ(cuda_twin::TwinDevice().calls("cudaMalloc while capturing"), 0u) << "a rehearsal prepares everything";
+#endif
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, CudaEngineTest, testing::Values("sdar", "llada"),

@@ -52,6 +52,7 @@ class TimedOps final : public Ops {
     return inner_->Await(word, value, milliseconds);
   }
   bool prefers_programs() const override { return inner_->prefers_programs(); }
+  void Rehearse(const std::function<void()>& enqueue) override { inner_->Rehearse(enqueue); }
   absl::StatusOr<std::unique_ptr<Program>> Record(const std::function<void()>& enqueue,
                                                   const int32_t* proceed) override {
     return inner_->Record(enqueue, proceed);

@@ -59,6 +59,12 @@ void EndCapture(const std::shared_ptr<Capture>& capture) {
   std::erase(State().captures, capture);
 }
 
+bool ThisThreadCaptures() {
+  MutexLock lock(State().mu);
+  return std::any_of(State().captures.begin(), State().captures.end(),
+                     [](const auto& capture) { return capture->thread == std::this_thread::get_id(); });
+}
+
 cudaError_t CheckNoCapture() {
   if (thread_capture_mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
   MutexLock lock(State().mu);

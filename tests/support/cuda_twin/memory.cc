@@ -263,6 +263,9 @@ using quicksilver::MutexLock;
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
   return Api("cudaMalloc", [&] {
     if (const cudaError_t error = CheckNoCapture(); error != cudaSuccess) return error;
+    if (ThisThreadCaptures()) {
+      if (const cudaError_t error = EnterCall("cudaMalloc while capturing"); error != cudaSuccess) return error;
+    }
     return Allocate(memory, bytes, MemoryKind::kDevice);
   });
 }

@@ -26,6 +26,9 @@ void DrainAllStreams();
 /// For calls that must not be made while a capture of this thread (or a global one) is under way: they end it.
 cudaError_t CheckNoCapture();
 
+/// Whether a capture that this thread has begun is under way.
+bool ThisThreadCaptures();
+
 void SetDeferred(bool deferred);
 size_t StreamsCount();
 size_t EventsCount();

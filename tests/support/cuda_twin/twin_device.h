@@ -43,7 +43,9 @@ class TwinControl {
   /// its error comes out of a later call, as on a device.
   void FailCall(const std::string& function, int nth, cudaError_t error);
 
-  uint64_t calls(const std::string& function) const;  ///< Since Reset(). "kernel": kernels run, those of graphs too.
+  /// Since Reset(). "kernel": kernels run, those of graphs too. "cudaMalloc while capturing": those in a relaxed mode of
+  /// a thread that is capturing a stream.
+  uint64_t calls(const std::string& function) const;
   size_t allocated_bytes() const;                     ///< Device memory, all devices.
   size_t allocations() const;
   size_t streams() const;  ///< Living ones, and so on.
