@@ -57,6 +57,7 @@ TEST_F(CudaProgramTest, AProgramRunsAlsoWhereItCouldNotBeUploaded) {
   const auto program = ops().Record([&] { ops().AddBias(bias.data(), x); }, nullptr);
   ASSERT_TRUE(program.ok()) << program.status();
   EXPECT_EQ(TwinDevice().calls("cudaGraphUpload"), 1u);
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess) << "nobody else is to find it";
   (*program)->Launch();
   EXPECT_EQ(Get(x).at(0, 0), 1.0f);
 }

@@ -184,6 +184,24 @@ TEST(ProbeTest, RowsRepeatTheirSources) {
   }
 }
 
+TEST(ProbeTest, OnesEndTheOddRowsAndFillTheOthers) {
+  for (const ProbeType type : {ProbeType::kF32, ProbeType::kBf16, ProbeType::kE4m3}) {
+    for (const int64_t cols : {16, 272}) {
+      const DeviceBytes memory(static_cast<size_t>(4 * cols * 4)), scales(4 * sizeof(float));
+      const ProbeMatrix matrix = {memory.data(), type, 4, cols, cols, reinterpret_cast<float*>(scales.data())};
+      ASSERT_EQ(LaunchFillProbe(matrix, {.sources = 2, .ones = true}, nullptr), cudaSuccess);
+      const std::vector<float> values = ProbeFloats(matrix);
+      for (int64_t r = 0; r < 4; ++r) {
+        for (int64_t c = 0; c < cols; ++c) {
+          const bool one = r % 2 == 0 || c >= cols - kProbeTail;
+          ASSERT_EQ(values[static_cast<size_t>(r * cols + c)], one ? 1.0f : 0.0f) << r << ", " << c;
+        }
+      }
+      EXPECT_EQ(scales.Get<float>(), std::vector<float>(4, 1.0f));
+    }
+  }
+}
+
 TEST(DigestRowsTest, SeesEveryBitAndEveryColumn) {
   HostMatrix m(3, 80);
   for (int64_t c = 0; c < 80; ++c) {
