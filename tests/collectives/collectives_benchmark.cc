@@ -1,8 +1,6 @@
 // Measures the collectives between real processes of this host. Prints medians and 99th percentiles.
 // usage: collectives_benchmark [--ranks=2] [--wait=auto|spin|block] [--milliseconds=300]
 #include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -15,11 +13,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "tests/support/own_ranks.h"
 #include "worker/collectives/gloo_communicator.h"
 #include "worker/collectives/gloo_control.h"
 #include "worker/service/group_service.h"
-
-extern char** environ;
 
 namespace quicksilver {
 namespace {
@@ -118,29 +115,12 @@ int RunBenchRank(const Settings& settings) {
   return (*control)->Barrier(formation).ok() ? 0 : 1;
 }
 
-int StartRanks(const Settings& settings, const char* self) {
-  std::vector<pid_t> ranks;
-  for (int rank = 0; rank < settings.ranks; ++rank) {
-    std::vector<std::string> arguments = {self,
-                                          absl::StrCat("--ranks=", settings.ranks),
-                                          absl::StrCat("--rank=", rank),
-                                          "--wait=" + settings.wait,
-                                          absl::StrCat("--milliseconds=", settings.milliseconds),
-                                          absl::StrCat("--address=unix-abstract:collectives-benchmark-", getpid())};
-    std::vector<char*> pointers;
-    for (std::string& argument : arguments) pointers.push_back(argument.data());
-    pointers.push_back(nullptr);
-    pid_t pid = 0;
-    if (posix_spawn(&pid, "/proc/self/exe", nullptr, nullptr, pointers.data(), environ) != 0) return 1;
-    ranks.push_back(pid);
-  }
-  int worst = 0;
-  for (const pid_t pid : ranks) {
-    int status = 0;
-    waitpid(pid, &status, 0);
-    worst = std::max(worst, status);
-  }
-  return worst == 0 ? 0 : 1;
+int StartRanks(const Settings& settings) {
+  const std::string address = absl::StrCat("--address=unix-abstract:collectives-benchmark-", getpid());
+  return RunOwnRanks(settings.ranks, [&](int rank) -> std::vector<std::string> {
+    return {absl::StrCat("--ranks=", settings.ranks), absl::StrCat("--rank=", rank), "--wait=" + settings.wait,
+            absl::StrCat("--milliseconds=", settings.milliseconds), address};
+  });
 }
 
 int Main(int argc, char** argv) {
@@ -152,7 +132,7 @@ int Main(int argc, char** argv) {
   app.add_option("--rank", settings.rank)->group("");
   app.add_option("--address", settings.address)->group("");
   CLI11_PARSE(app, argc, argv);
-  return settings.rank < 0 ? StartRanks(settings, argv[0]) : RunBenchRank(settings);
+  return settings.rank < 0 ? StartRanks(settings) : RunBenchRank(settings);
 }
 
 }  // namespace

@@ -86,13 +86,16 @@ void Sequence::ApplyPrefill(const Segment& segment) {
   CHECK(written_ <= BlockStart(block_));
 }
 
-int32_t Sequence::NextStop() const {
-  if (spec_.finish_blocks) return -1;
-  for (int32_t p = final_before_; p < prompt_ + spec_.tokens_max; ++p) {
+// Nothing behind the open block is written yet.
+int32_t Sequence::FirstStop() const {
+  const int32_t end = std::min(BlockEnd(block_), prompt_ + spec_.tokens_max);
+  for (int32_t p = final_before_; p < end; ++p) {
     if (std::binary_search(spec_.stop_ids.begin(), spec_.stop_ids.end(), canvas_[static_cast<size_t>(p)])) return p;
   }
   return -1;
 }
+
+int32_t Sequence::NextStop() const { return spec_.finish_blocks ? -1 : FirstStop(); }
 
 BlockRule Sequence::rule() const {
   const DecodingRule& decoding = spec_.decoding;
@@ -170,13 +173,9 @@ StepOutcome Sequence::ApplyDenoise(const Segment& segment, absl::Span<const RowC
 
 // The position of the first stop token of the answer that has no mask before it, or the end of the wanted tokens.
 int32_t Sequence::AnswerEnd() const {
-  const int32_t wanted = prompt_ + spec_.tokens_max;
-  for (int32_t p = final_before_; p < wanted; ++p) {
-    const TokenId token = canvas_[static_cast<size_t>(p)];
-    if (token == spec_.mask_id) break;
-    if (std::binary_search(spec_.stop_ids.begin(), spec_.stop_ids.end(), token)) return p;
-  }
-  return wanted;
+  const int32_t stop = FirstStop();
+  const bool masked_before = !masked_.empty() && masked_.front() < stop;
+  return stop < 0 || masked_before ? prompt_ + spec_.tokens_max : stop;
 }
 
 SequenceEndReason Sequence::CloseOrEnd(StepOutcome& outcome) {

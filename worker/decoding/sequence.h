@@ -113,6 +113,7 @@ class Sequence {
   int32_t BlockEnd(int32_t block) const;
   void OpenBlock(int32_t block);
   std::vector<uint8_t> SelectRows(absl::Span<const RowChoice> choices) const;
+  int32_t FirstStop() const;
   int32_t AnswerEnd() const;
   SequenceEndReason CloseOrEnd(StepOutcome& outcome);
 

@@ -71,7 +71,6 @@ class StepBatch {
   /// Fills the arrays, padding what `shape` has more than the plan. The page table must have room for PagesOf(plan).
   void LayOut(absl::Span<const PlannedSegment> plan, const StepShape& shape, const StepArrays& arrays);
 
-  int32_t pages() const { return pages_; }  ///< Entries of the page table.
   const OpenRows& open_rows(size_t index) const { return open_rows_[index]; }
 
  private:

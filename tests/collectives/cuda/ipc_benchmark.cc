@@ -1,8 +1,6 @@
 // Measures the collectives over CUDA IPC between processes: on one device, where without MPS they take turns, or on one
 // device a rank. Each line is a graph of many operations, as in a step. Prints medians over the launches.
 // usage: ipc_benchmark [--ranks=2] [--devices=1] [--launches=20] [--operations=100]
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -17,10 +15,9 @@
 #include "tests/collectives/cuda/cuda_rank_memory.h"
 #include "tests/collectives/cuda/device_or_twin.h"
 #include "tests/support/file_rendezvous.h"
+#include "tests/support/own_ranks.h"
 #include "tests/support/temp_directory.h"
 #include "worker/collectives/cuda/ipc_communicator.h"
-
-extern char** environ;
 
 namespace quicksilver {
 namespace {
@@ -124,29 +121,14 @@ int RunBenchRank(const Settings& settings) {
 int StartRanks(const Settings& settings) {
   TempDirectory directory;
   for (const char* name : {"one", "two"}) std::filesystem::create_directory(directory.PathOf(name));
-  std::vector<pid_t> ranks;
-  for (int rank = 0; rank < settings.ranks; ++rank) {
-    std::vector<std::string> arguments = {"ipc_benchmark",
-                                          absl::StrCat("--ranks=", settings.ranks),
-                                          absl::StrCat("--devices=", settings.devices),
-                                          absl::StrCat("--launches=", settings.launches),
-                                          absl::StrCat("--operations=", settings.operations),
-                                          absl::StrCat("--rank=", rank),
-                                          "--directory=" + directory.path()};
-    std::vector<char*> pointers;
-    for (std::string& argument : arguments) pointers.push_back(argument.data());
-    pointers.push_back(nullptr);
-    pid_t pid = 0;
-    if (posix_spawn(&pid, "/proc/self/exe", nullptr, nullptr, pointers.data(), environ) != 0) return 1;
-    ranks.push_back(pid);
-  }
-  int worst = 0;
-  for (const pid_t pid : ranks) {
-    int status = 0;
-    waitpid(pid, &status, 0);
-    worst = std::max(worst, status);
-  }
-  return worst == 0 ? 0 : 1;
+  return RunOwnRanks(settings.ranks, [&](int rank) -> std::vector<std::string> {
+    return {absl::StrCat("--ranks=", settings.ranks),
+            absl::StrCat("--devices=", settings.devices),
+            absl::StrCat("--launches=", settings.launches),
+            absl::StrCat("--operations=", settings.operations),
+            absl::StrCat("--rank=", rank),
+            "--directory=" + directory.path()};
+  });
 }
 
 int Main(int argc, char** argv) {
