@@ -34,6 +34,13 @@ struct DecodingChoice {
 inline constexpr size_t kStopBytesMax = 1024;
 inline constexpr size_t kModelBytesMax = 256;
 
+/// Scheduling class. A lower class goes behind a higher one and is shed first; none starves.
+enum class Priority { kInteractive, kDefault, kBatch };
+
+/// Of tenant names and cache keys.
+inline constexpr size_t kTenantBytesMax = 128;
+inline constexpr size_t kCacheKeyBytesMax = 256;
+
 /// A request as both front ends hand it over, wire checks done. Ranges: serving.md §1.3.
 struct GenerateRequest {
   std::string request_id;  ///< Unique; the front end's.
@@ -50,6 +57,10 @@ struct GenerateRequest {
   bool canvases = false;
   DecodingChoice decoding;
   double timeout_seconds = 0;  ///< The client's deadline, from now. 0: only the server's.
+  std::string tenant = "default";  ///< Limits, fair share and prefix sharing are per tenant.
+  Priority priority = Priority::kDefault;
+  std::string cache_key;              ///< Joins the tenant in the salt of shared prefixes.
+  double latency_target_seconds = 0;  ///< From now: the best answer by then is wanted. 0: none.
 };
 
 struct StartedEvent {
