@@ -56,7 +56,7 @@ struct GenerateRequest {
   uint32_t choices = 1;
   bool canvases = false;
   DecodingChoice decoding;
-  double timeout_seconds = 0;  ///< The client's deadline, from now. 0: only the server's.
+  double timeout_seconds = 0;      ///< The client's deadline, from now. 0: only the server's.
   std::string tenant = "default";  ///< Limits, fair share and prefix sharing are per tenant.
   Priority priority = Priority::kDefault;
   std::string cache_key;              ///< Joins the tenant in the salt of shared prefixes.
