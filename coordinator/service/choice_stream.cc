@@ -25,6 +25,7 @@ absl::Status ChoiceStream::Apply(const v1::SequenceUpdate& update, absl::Duratio
                                  std::vector<ChoiceEvent>& events) {
   if (finished_) return absl::OkStatus();
   step_ = update.step();
+  block_step_ = update.block_step();
   block_ = update.block();
   RETURN_IF_ERROR(TakeCommits(update, now));
   const uint32_t was_final = final_before_;
@@ -50,10 +51,10 @@ absl::Status ChoiceStream::Apply(const v1::SequenceUpdate& update, absl::Duratio
 absl::Status ChoiceStream::TakeCommits(const v1::SequenceUpdate& update, absl::Duration now) {
   for (const v1::Commit& commit : update.commits()) {
     const uint32_t position = commit.position();
-    if (position >= end_) continue;  // The last block may reach beyond max_tokens.
-    if (position < settings_.prompt_tokens) {
-      return absl::InternalError(
-          absl::StrCat("commit at position ", position, " of a prompt of ", settings_.prompt_tokens, " tokens"));
+    if (position < settings_.prompt_tokens || position >= uint64_t{end_} + settings_.block_length) {
+      return absl::InternalError(absl::StrCat("commit at position ", position, " of an answer from ",
+                                              settings_.prompt_tokens, " to ", end_, " in blocks of ",
+                                              settings_.block_length));
     }
     const size_t index = position - settings_.prompt_tokens;
     if (index >= tokens_.size()) tokens_.resize(index + 1, kMasked);
@@ -64,12 +65,21 @@ absl::Status ChoiceStream::TakeCommits(const v1::SequenceUpdate& update, absl::D
       return absl::InternalError(absl::StrCat("token ", commit.token(), " at position ", position));
     }
     tokens_[index] = commit.token();
-    extent_ = std::max(extent_, position + 1);
+    extent_ = std::max(extent_, std::min(position + 1, end_));
     first_commit_ = std::min(first_commit_, now);
   }
   const uint64_t block_end = (uint64_t{block_} + 1) * settings_.block_length;
   extent_ = static_cast<uint32_t>(std::clamp<uint64_t>(block_end, extent_, std::max(end_, extent_)));
   return absl::OkStatus();
+}
+
+v1::Checkpoint ChoiceStream::Record() const {
+  v1::Checkpoint record;
+  record.set_step(step_);
+  record.set_block_step(block_step_);
+  record.set_final_before(final_before_);
+  record.mutable_tokens()->Add(tokens_.begin(), tokens_.end());
+  return record;
 }
 
 absl::Status ChoiceStream::Finalise(uint32_t before, std::string& released) {

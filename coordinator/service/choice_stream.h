@@ -37,6 +37,10 @@ class ChoiceStream {
   /// contract (a final position changed, has no token, or lies outside the answer).
   absl::Status Apply(const v1::SequenceUpdate& update, absl::Duration now, std::vector<ChoiceEvent>& events);
 
+  /// Where another group can go on: the state as of the last update. A worker that does not report provisional commits
+  /// speaks when a block closes, so that is a block's boundary then.
+  v1::Checkpoint Record() const;
+
   bool finished() const { return finished_; }
   /// A stop string ended it, so the worker still runs it.
   bool stopped_here() const { return stopped_here_; }
@@ -59,7 +63,9 @@ class ChoiceStream {
   const uint32_t end_;  // The position behind the last one that the answer may use.
   Detokenizer detokenizer_;
   StopMatcher matcher_;
-  std::vector<int32_t> tokens_;   // From the prompt's end on; kMasked where nothing is committed.
+  // From the prompt's end on; kMasked where nothing is committed. What the last block holds behind the answer's end
+  // belongs to the sequence's state, though never to the text.
+  std::vector<int32_t> tokens_;
   std::vector<uint64_t> starts_;  // For each token of the final text, the bytes of text before it.
   std::string final_text_;        // Only for canvases.
   uint64_t detokenized_bytes_ = 0;
@@ -67,6 +73,7 @@ class ChoiceStream {
   uint32_t final_before_;
   uint32_t extent_;  // The canvas that is shown ends here.
   uint32_t step_ = 0;
+  uint32_t block_step_ = 0;
   uint32_t block_ = 0;
   bool text_over_ = false;  // A final stop token was met.
   bool stopped_here_ = false;

@@ -42,16 +42,16 @@ void LiveRequest::Prepared(PreparedRequest prepared, const ModelFacts& model, co
   submits_ = std::move(prepared.submits);
   unfinished_ = static_cast<uint32_t>(submits_.size());
   for (uint32_t choice = 0; choice < submits_.size(); ++choice) {
-    choices_.push_back(
-        std::make_unique<ChoiceStream>(text, ChoiceSettings{.choice = choice,
-                                                            .prompt_tokens = prompt_tokens_,
-                                                            .max_tokens = max_tokens_,
-                                                            .block_length = std::max(model.block_length, 1u),
-                                                            .stops = request_.stop,
-                                                            .stop_ids = model.stop_ids,
-                                                            .canvases = request_.canvases,
-                                                            .canvas_interval = canvas_interval,
-                                                            .accepted = accepted_}));
+    choices_.push_back(std::make_unique<ChoiceStream>(
+        text, ChoiceSettings{.choice = choice,
+                             .prompt_tokens = prompt_tokens_,
+                             .max_tokens = max_tokens_,
+                             .block_length = std::max(request_.decoding.block_length.value_or(model.block_length), 1u),
+                             .stops = request_.stop,
+                             .stop_ids = model.stop_ids,
+                             .canvases = request_.canvases,
+                             .canvas_interval = canvas_interval,
+                             .accepted = accepted_}));
   }
 }
 

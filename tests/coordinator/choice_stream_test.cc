@@ -179,6 +179,32 @@ TEST_F(ChoiceStreamTest, CanvasesComeNoFasterThanAllowedUnlessABlockCloses) {
   EXPECT_THAT(Apply(stream, FinalTokens(Prompt(), {ids[0]}, kPrompt, 1)), SizeIs(2));
 }
 
+TEST_F(ChoiceStreamTest, TheRecordIsTheStateAfterTheLastUpdate) {
+  ChoiceStream stream(*text_, settings_);
+  EXPECT_EQ(stream.Record().ShortDebugString(), "final_before: 10");
+  const std::vector<int32_t> ids = Ids("def add(a, b):");
+  Apply(stream, FinalTokens(Prompt(), {ids[0], ids[1], ids[2], ids[3], ids[0], ids[1]}, kPrompt, 4));
+  v1::SequenceUpdate open = FinalTokens(Prompt(), {ids[2]}, kPrompt + 8, 5);
+  open.set_final_before(kPrompt + 6);
+  open.set_block_step(1);
+  Apply(stream, open);
+  const v1::Checkpoint record = stream.Record();
+  EXPECT_EQ(record.step(), 5u);
+  EXPECT_EQ(record.block_step(), 1u);
+  EXPECT_EQ(record.final_before(), kPrompt + 6);
+  EXPECT_THAT(record.tokens(), ElementsAre(ids[0], ids[1], ids[2], ids[3], ids[0], ids[1], -1, -1, ids[2]));
+}
+
+TEST_F(ChoiceStreamTest, TheRecordHoldsTheTailOfTheLastBlockBehindTheAnswer) {
+  settings_.max_tokens = 2;
+  ChoiceStream stream(*text_, settings_);
+  const std::vector<int32_t> ids = Ids("def add(a, b):");
+  v1::SequenceUpdate update = FinalTokens(Prompt(), {ids[3]}, kPrompt + 5, 1);
+  update.set_final_before(kPrompt);
+  Apply(stream, update);
+  EXPECT_THAT(stream.Record().tokens(), ElementsAre(-1, -1, -1, -1, -1, ids[3]));
+}
+
 TEST_F(ChoiceStreamTest, AWorkerThatBreaksItsContractIsFound) {
   const std::vector<int32_t> ids = Ids("def add(a, b):");
   std::vector<ChoiceEvent> events;
@@ -194,6 +220,10 @@ TEST_F(ChoiceStreamTest, AWorkerThatBreaksItsContractIsFound) {
 
   ChoiceStream in_prompt(*text_, settings_);
   EXPECT_EQ(in_prompt.Apply(FinalTokens(Prompt(), {ids[0]}, kPrompt - 1, 1), now_, events).code(),
+            absl::StatusCode::kInternal);
+
+  ChoiceStream far_off(*text_, settings_);
+  EXPECT_EQ(far_off.Apply(FinalTokens(Prompt(), {ids[0]}, kPrompt + 40 + 8, 1), now_, events).code(),
             absl::StatusCode::kInternal);
 }
 
