@@ -23,6 +23,8 @@ struct BlockRule {
   float threshold = 0.0f;
   int32_t masks = 0;  ///< The schedule spreads this many tokens …
   int32_t steps = 1;  ///< … over this many forwards of the block.
+  /// A forward commits at least so many rows, or all there are, whatever the policy says: keeps up a pace. 0: off.
+  int32_t commits_min = 0;
 };
 
 /// Ascending token ids.
@@ -44,9 +46,11 @@ QS_HOST_DEVICE inline bool Contains(const TokenList& ascending, TokenId id) {
   return low < ascending.count && ascending.ids[low] == id;
 }
 
-/// Tokens that the schedule asks for in the block's forward number `forwards`; at least 1.
+/// The least number of tokens that the block's forward number `forwards` commits: what the schedule asks for, where
+/// the policy has one, and commits_min; at least 1.
 QS_HOST_DEVICE inline int32_t ScheduledNow(const BlockRule& rule, int32_t forwards) {
-  const int32_t count = ScheduledCount(rule.masks, rule.steps, forwards);
+  const int32_t scheduled = rule.policy == Policy::kThreshold ? 1 : ScheduledCount(rule.masks, rule.steps, forwards);
+  const int32_t count = scheduled > rule.commits_min ? scheduled : rule.commits_min;
   return count > 1 ? count : 1;
 }
 

@@ -15,7 +15,7 @@ enum class Policy : int32_t {
   kStatic,      ///< The scheduled number of the best positions.
   kDynamic,     ///< All above the threshold if these are at least the scheduled number, else the scheduled number.
   kSequential,  ///< The scheduled number of positions, left to right.
-  kThreshold,   ///< All at or above the threshold, and always the best one. No schedule.
+  kThreshold,   ///< All at or above the threshold, and always the `count` best ones; without a schedule that is one.
 };
 
 /// Tokens that step `step` writes when `masks` positions are spread over `steps` steps: the sum is `masks`, counts
@@ -42,12 +42,13 @@ QS_HOST_DEVICE inline bool IsSelectedDynamically(const float* rank, int32_t rows
   return rank[i] > threshold;
 }
 
-/// Fast-dLLM's rule: the best row, and every other one at or above `threshold`.
-QS_HOST_DEVICE inline bool IsSelectedByThreshold(const float* rank, int32_t rows, int32_t i, float threshold) {
-  return rank[i] >= threshold || IsAmongBest(rank, rows, i, 1);
+/// Fast-dLLM's rule, where `count` is 1: the `count` best rows, and every other one at or above `threshold`.
+QS_HOST_DEVICE inline bool IsSelectedByThreshold(const float* rank, int32_t rows, int32_t i, float threshold,
+                                                 int32_t count) {
+  return rank[i] >= threshold || IsAmongBest(rank, rows, i, count);
 }
 
-/// Whether row i commits. `count`: of the schedule, at least 1; `above` as above, needed by kDynamic alone.
+/// Whether row i commits. `count`: ScheduledNow(), at least 1; `above` as above, needed by kDynamic alone.
 QS_HOST_DEVICE inline bool IsSelected(Policy policy, const float* rank, int32_t rows, int32_t i, float threshold,
                                       int32_t count, int32_t above) {
   switch (policy) {
@@ -58,7 +59,7 @@ QS_HOST_DEVICE inline bool IsSelected(Policy policy, const float* rank, int32_t 
     case Policy::kSequential:
       return i < count;
     case Policy::kThreshold:
-      return IsSelectedByThreshold(rank, rows, i, threshold);
+      return IsSelectedByThreshold(rank, rows, i, threshold, count);
   }
   return false;
 }

@@ -22,6 +22,23 @@ Sequence::Sequence(SequenceSpec spec) : spec_(std::move(spec)) {
   canvas_.resize(static_cast<size_t>(length), spec_.mask_id);
   final_before_ = prompt_;
   OpenBlock(spec_.grid == BlockGrid::kAbsolute ? prompt_ / spec_.decoding.block_length : 0);
+  if (spec_.resumption.has_value()) {
+    Resume(*spec_.resumption);
+    spec_.resumption.reset();
+  }
+}
+
+void Sequence::Resume(const Resumption& resumption) {
+  CHECK(CheckResumption(spec_).ok());
+  for (size_t i = 0; i < resumption.tokens.size(); ++i) {
+    if (resumption.tokens[i] >= 0) canvas_[static_cast<size_t>(prompt_) + i] = resumption.tokens[i];
+  }
+  final_before_ = resumption.final_before;
+  const int32_t origin = spec_.grid == BlockGrid::kAbsolute ? 0 : prompt_;
+  OpenBlock((final_before_ - origin) / spec_.decoding.block_length);
+  std::erase_if(masked_, [this](int32_t p) { return canvas_[static_cast<size_t>(p)] != spec_.mask_id; });
+  forwards_ = resumption.forwards;
+  block_forwards_ = resumption.block_forwards;
 }
 
 int32_t Sequence::BlockStart(int32_t block) const {
@@ -47,8 +64,19 @@ int32_t Sequence::rows_needed_max() const {
 }
 
 int32_t Sequence::prefill_rows() const {
-  if (spec_.grid != BlockGrid::kAbsolute || forwards_ > 0) return 0;
+  if (spec_.grid != BlockGrid::kAbsolute || !prefilling_) return 0;
   return BlockStart(block_) - written_;
+}
+
+void Sequence::TakeCached(int32_t positions) {
+  CHECK(spec_.grid == BlockGrid::kAbsolute && prefilling_ && written_ == 0);
+  CHECK(positions % spec_.decoding.block_length == 0 && positions <= BlockStart(block_));
+  written_ = positions;
+}
+
+void Sequence::DropKv() {
+  written_ = 0;
+  prefilling_ = true;
 }
 
 int32_t Sequence::denoise_rows() const {
@@ -107,6 +135,7 @@ BlockRule Sequence::rule() const {
   rule.threshold = decoding.threshold;
   rule.masks = decoding.block_length;
   rule.steps = decoding.steps;
+  rule.commits_min = commits_min_;
   if (spec_.grid == BlockGrid::kAfterPrompt) {
     const int32_t answer = static_cast<int32_t>(canvas_.size()) - prompt_;
     const int32_t blocks = (answer + decoding.block_length - 1) / decoding.block_length;
@@ -121,8 +150,8 @@ absl::Span<const TokenId> Sequence::distrusted() const {
   return spec_.eos_ids;
 }
 
-std::vector<uint8_t> Sequence::SelectRows(absl::Span<const RowChoice> choices) const {
-  const BlockRule block = rule();
+std::vector<uint8_t> Sequence::SelectRows(absl::Span<const RowChoice> choices, bool& paced) const {
+  BlockRule block = rule();
   const TokenList last = {distrusted().data(), static_cast<int32_t>(distrusted().size())};
   const int32_t rows = static_cast<int32_t>(choices.size());
   std::vector<float> rank(choices.size());
@@ -132,9 +161,15 @@ std::vector<uint8_t> Sequence::SelectRows(absl::Span<const RowChoice> choices) c
     above += rank[i] > block.threshold ? 1 : 0;
   }
   const int32_t count = ScheduledNow(block, block_forwards_);
+  block.commits_min = 0;
+  const int32_t unpaced_count = ScheduledNow(block, block_forwards_);
   std::vector<uint8_t> commit(choices.size());
+  paced = false;
   for (int32_t i = 0; i < rows; ++i) {
-    commit[i] = IsSelected(block.policy, rank.data(), rows, i, block.threshold, count, above) ? 1 : 0;
+    const bool selected = IsSelected(block.policy, rank.data(), rows, i, block.threshold, count, above);
+    commit[static_cast<size_t>(i)] = selected ? 1 : 0;
+    if (!selected || count == unpaced_count) continue;
+    paced = paced || !IsSelected(block.policy, rank.data(), rows, i, block.threshold, unpaced_count, above);
   }
   return commit;
 }
@@ -145,6 +180,7 @@ StepOutcome Sequence::ApplyDenoise(const Segment& segment, absl::Span<const RowC
   outcome.block = block_;
   // The open block's KV is of a canvas with masks: only what lies before it counts as written.
   if (spec_.grid == BlockGrid::kAbsolute) written_ = BlockStart(block_);
+  prefilling_ = false;
   const bool finite = std::all_of(choices.begin(), choices.end(), [](const RowChoice& c) { return c.finite; });
   if (!finite) {
     ++forwards_;
@@ -152,7 +188,7 @@ StepOutcome Sequence::ApplyDenoise(const Segment& segment, absl::Span<const RowC
     outcome.end = SequenceEndReason::kNumericalError;
     return outcome;
   }
-  const std::vector<uint8_t> commit = SelectRows(choices);
+  const std::vector<uint8_t> commit = SelectRows(choices, outcome.paced);
   ++forwards_;
   ++block_forwards_;
   size_t left = 0;
@@ -168,6 +204,18 @@ StepOutcome Sequence::ApplyDenoise(const Segment& segment, absl::Span<const RowC
   masked_.resize(left);
   outcome.end = CloseOrEnd(outcome);
   ended_ = outcome.end != SequenceEndReason::kNone;
+  return outcome;
+}
+
+StepOutcome Sequence::EndAtDeadline() {
+  CHECK(!ended_);
+  ended_ = true;
+  StepOutcome outcome;
+  outcome.block = block_;
+  outcome.end = SequenceEndReason::kDeadline;
+  // A block is open, so there is a mask; and a stop token before it would have ended the sequence, unless blocks are
+  // finished in any case.
+  final_before_ = std::min(AnswerEnd(), masked_.front());
   return outcome;
 }
 

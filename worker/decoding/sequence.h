@@ -1,14 +1,24 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kernels/policy/open_block.h"
 #include "worker/decoding/decoding_rule.h"
 #include "worker/model/model_spec.h"
 
 namespace quicksilver {
+
+/// How far a sequence was decoded elsewhere. With the spec it is everything that the future depends on.
+struct Resumption {
+  int32_t forwards = 0;         ///< Denoising forwards so far.
+  int32_t block_forwards = 0;   ///< Those of the open block, which holds `final_before`.
+  int32_t final_before = 0;     ///< Positions below it are final.
+  std::vector<TokenId> tokens;  ///< From the prompt's end on, -1 where masked; what is behind them is masked.
+};
 
 /// Everything a sequence is made of.
 struct SequenceSpec {
@@ -23,7 +33,13 @@ struct SequenceSpec {
   DecodingRule decoding;
   /// Denoise a block to its end although an answer is already certain to end in it, as the reference procedures do.
   bool finish_blocks = false;
+  std::optional<Resumption> resumption;  ///< Where to go on; else at the prompt's end. CheckResumption() is OK.
 };
+
+/// InvalidArgument unless `spec.resumption` is a state in which a sequence of `spec` can be after some step and has not
+/// ended. The rest of `spec`, and the token ids, are valid. The error names the field of the worker's contract, its
+/// value and the bound.
+absl::Status CheckResumption(const SequenceSpec& spec);
 
 /// What a sequence does in one step: runs the tokens at positions [first_position, first_position + rows) against keys
 /// [0, keys). Rows before the open block are clean tokens whose KV this writes.
@@ -42,13 +58,14 @@ struct TokenCommit {
   float log_probability = 0.0f;
 };
 
-enum class SequenceEndReason { kNone, kStop, kLength, kNumericalError, kStuck };
+enum class SequenceEndReason { kNone, kStop, kLength, kDeadline, kNumericalError, kStuck };
 
 /// What one denoising step changed.
 struct StepOutcome {
   int32_t block = 0;                 ///< Index in the sequence's grid.
   std::vector<TokenCommit> commits;  ///< Ascending positions.
   bool block_closed = false;         ///< The block's tokens are final.
+  bool paced = false;                ///< commits_min() made it commit more than the policy asked for.
   SequenceEndReason end = SequenceEndReason::kNone;
 };
 
@@ -76,8 +93,16 @@ class Sequence {
 
   /// Most rows that one step can need at once, guide rows included: a smaller budget could never run this sequence.
   int32_t rows_needed_max() const;
-  /// Clean rows of the prompt still to be prefilled; a multiple of the block length. 0 once denoising has begun.
+  /// Clean rows in front of the open block still to be prefilled; a multiple of the block length. 0 once denoising has
+  /// begun, until DropKv().
   int32_t prefill_rows() const;
+  /// The KV of positions below it is in the cache, computed from clean rows. Always 0 after the prompt's grid.
+  int32_t written() const { return written_; }
+  /// The KV of positions below `positions`, a multiple of the block length and at most open_block_start(), was found in
+  /// a cache. Absolute grid; right after construction or DropKv().
+  void TakeCached(int32_t positions);
+  /// The cache has lost the sequence: what is before the open block will be prefilled again. Changes no token.
+  void DropKv();
   /// Rows of the next denoising segment, all clean rows before the open block and guide rows included.
   int32_t denoise_rows() const;
   /// The segment for at most `rows` rows (a guide's rows count): the denoising segment when it fits, else whole blocks
@@ -91,6 +116,8 @@ class Sequence {
   int32_t NextStop() const;
   /// How the rows of masked() are decided.
   BlockRule rule() const;
+  /// A denoising step commits at least so many tokens from now on (BlockRule::commits_min); 0: what the policy says.
+  void set_commits_min(int32_t commits_min) { commits_min_ = commits_min; }
   /// Tokens that rank last.
   absl::Span<const TokenId> distrusted() const;
   /// Where the draw of a position's token happens in the next denoising step.
@@ -100,6 +127,8 @@ class Sequence {
   void ApplyPrefill(const Segment& segment);
   /// Takes the results of a denoising segment: choices[i] is for masked()[i]. Not after an end.
   StepOutcome ApplyDenoise(const Segment& segment, absl::Span<const RowChoice> choices);
+  /// Its time is over: what is committed before the first mask is the answer. Not after an end.
+  StepOutcome EndAtDeadline();
 
   int32_t forwards() const { return forwards_; }              ///< Denoising forwards so far.
   int32_t block_forwards() const { return block_forwards_; }  ///< Those of the open block.
@@ -112,7 +141,8 @@ class Sequence {
   int32_t BlockStart(int32_t block) const;
   int32_t BlockEnd(int32_t block) const;
   void OpenBlock(int32_t block);
-  std::vector<uint8_t> SelectRows(absl::Span<const RowChoice> choices) const;
+  void Resume(const Resumption& resumption);
+  std::vector<uint8_t> SelectRows(absl::Span<const RowChoice> choices, bool& paced) const;
   int32_t FirstStop() const;
   int32_t AnswerEnd() const;
   SequenceEndReason CloseOrEnd(StepOutcome& outcome);
@@ -120,12 +150,14 @@ class Sequence {
   SequenceSpec spec_;
   int32_t prompt_ = 0;
   std::vector<TokenId> canvas_;
-  int32_t written_ = 0;  // KV of positions below it is in the cache and exact (absolute grid only).
+  int32_t written_ = 0;     // KV of positions below it is in the cache and exact (absolute grid only).
+  bool prefilling_ = true;  // No denoising forward since the cache had nothing of this.
   int32_t block_ = 0;
   int32_t block_forwards_ = 0;
   std::vector<int32_t> masked_;
   int32_t forwards_ = 0;
   int32_t final_before_ = 0;
+  int32_t commits_min_ = 0;
   bool ended_ = false;
 };
 

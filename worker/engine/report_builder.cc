@@ -96,6 +96,9 @@ void ReportBuilder::FillEnd(const Record& record, SequenceEndReason reason, absl
     case SequenceEndReason::kLength:
       end.set_reason(v1::SequenceEnd::REASON_LENGTH);
       break;
+    case SequenceEndReason::kDeadline:
+      end.set_reason(v1::SequenceEnd::REASON_DEADLINE);
+      break;
     case SequenceEndReason::kNone:  // No rule ended it.
       end.set_reason(v1::SequenceEnd::REASON_CANCELLED);
       break;
