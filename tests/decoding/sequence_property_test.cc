@@ -139,6 +139,124 @@ TEST(SequencePropertyTest, TheAnswerDoesNotDependOnHowItsStepsAreCut) {
   }
 }
 
+/// One denoising step, in front of it as many prefills as it takes.
+StepOutcome Step(Sequence& sequence, Dice& dice) {
+  for (;;) {
+    const int32_t least = sequence.prefill_rows() > 0 ? sequence.spec().decoding.block_length : sequence.denoise_rows();
+    const Segment segment = sequence.Next(dice.Roll(least, least + 40));
+    if (!segment.denoise) {
+      sequence.ApplyPrefill(segment);
+      continue;
+    }
+    std::vector<RowChoice> choices;
+    for (const int32_t p : sequence.masked()) choices.push_back(Says(sequence, p, segment.keys));
+    return sequence.ApplyDenoise(segment, choices);
+  }
+}
+
+/// What a coordinator knows of a sequence: after every step, or of finished blocks alone.
+Resumption StateOf(const Sequence& sequence) {
+  Resumption state;
+  state.forwards = sequence.forwards();
+  state.block_forwards = sequence.block_forwards();
+  state.final_before = sequence.final_before();
+  for (size_t p = sequence.spec().prompt.size(); p < sequence.canvas().size(); ++p) {
+    state.tokens.push_back(sequence.canvas()[p] == kMask ? -1 : sequence.canvas()[p]);
+  }
+  return state;
+}
+
+bool SameStep(const StepOutcome& a, const StepOutcome& b) {
+  const auto same = [](const TokenCommit& x, const TokenCommit& y) {
+    return x.position == y.position && x.token == y.token && x.confidence == y.confidence;
+  };
+  return a.block == b.block && a.block_closed == b.block_closed && a.end == b.end &&
+         std::equal(a.commits.begin(), a.commits.end(), b.commits.begin(), b.commits.end(), same);
+}
+
+// A resumed sequence does what the undisturbed one would have done, whatever it was cut at: after any step, at block
+// boundaries, and with its KV dropped on the way.
+TEST(SequencePropertyTest, AResumedSequenceGoesOnAsIfNothingHadHappened) {
+  int cuts = 0;
+  for (uint64_t seed = 0; seed < kCases; ++seed) {
+    SCOPED_TRACE(seed);
+    Dice dice(seed);
+    const SequenceSpec spec = RandomSpec(dice);
+    Sequence undisturbed(spec), moved(spec);
+    for (SequenceEndReason end = SequenceEndReason::kNone; end == SequenceEndReason::kNone;) {
+      const StepOutcome expected = Step(undisturbed, dice);
+      const StepOutcome found = Step(moved, dice);
+      ASSERT_TRUE(SameStep(expected, found));
+      ASSERT_EQ(moved.forwards(), undisturbed.forwards());
+      ASSERT_EQ(moved.final_before(), undisturbed.final_before());
+      end = expected.end;
+      const int32_t act = dice.Roll(0, 3);
+      if (end != SequenceEndReason::kNone || act == 0) continue;
+      if (act == 1) {
+        moved.DropKv();
+        EXPECT_EQ(moved.written(), 0);
+        continue;
+      }
+      if (act == 2 && !expected.block_closed) continue;
+      SequenceSpec rest = spec;
+      rest.resumption = StateOf(moved);
+      const absl::Status valid = CheckResumption(rest);
+      ASSERT_TRUE(valid.ok()) << valid;
+      moved = Sequence(rest);
+      ++cuts;
+    }
+  }
+  EXPECT_GT(cuts, 1000);
+}
+
+// What a deadline leaves is the clean front of the canvas, and no more.
+TEST(SequencePropertyTest, ADeadlineLeavesTheTokensBeforeTheFirstMask) {
+  for (uint64_t seed = 0; seed < kCases; ++seed) {
+    SCOPED_TRACE(seed);
+    Dice dice(seed);
+    const SequenceSpec spec = RandomSpec(dice);
+    Sequence sequence(spec);
+    SequenceEndReason end = SequenceEndReason::kNone;
+    for (int steps = dice.Roll(0, 8); steps > 0 && end == SequenceEndReason::kNone; --steps) {
+      end = Step(sequence, dice).end;
+    }
+    if (end != SequenceEndReason::kNone) continue;
+    const StepOutcome outcome = sequence.EndAtDeadline();
+    EXPECT_EQ(outcome.end, SequenceEndReason::kDeadline);
+    const int32_t prompt = static_cast<int32_t>(spec.prompt.size());
+    int32_t expected = prompt;
+    const auto at = [&](int32_t p) { return sequence.canvas()[static_cast<size_t>(p)]; };
+    const auto is_stop = [&](int32_t p) { return spec.stop_ids == std::vector<TokenId>{at(p)}; };
+    while (expected < prompt + spec.tokens_max && at(expected) != kMask && !is_stop(expected)) ++expected;
+    EXPECT_EQ(sequence.final_before(), expected);
+  }
+}
+
+TEST(SequencePropertyTest, APacedSequenceCommitsAtLeastItsPaceAndSaysWhenThatWasMore) {
+  int paced = 0;
+  for (uint64_t seed = 0; seed < kCases; ++seed) {
+    SCOPED_TRACE(seed);
+    Dice dice(seed);
+    const SequenceSpec spec = RandomSpec(dice);
+    Sequence sequence(spec);
+    for (SequenceEndReason end = SequenceEndReason::kNone; end == SequenceEndReason::kNone;) {
+      const int32_t pace = dice.Roll(0, spec.decoding.block_length);
+      SequenceSpec rest = spec;
+      rest.resumption = StateOf(sequence);
+      Sequence unpaced(rest);
+      const size_t would = Step(unpaced, dice).commits.size();
+      sequence.set_commits_min(pace);
+      const size_t masks = sequence.masked().size();
+      const StepOutcome outcome = Step(sequence, dice);
+      EXPECT_EQ(outcome.commits.size(), std::max(would, std::min(masks, static_cast<size_t>(pace))));
+      EXPECT_EQ(outcome.paced, outcome.commits.size() > would);
+      paced += outcome.paced ? 1 : 0;
+      end = outcome.end;
+    }
+  }
+  EXPECT_GT(paced, 100);
+}
+
 // Ending within a block must not change what a client sees.
 TEST(SequencePropertyTest, FinishingTheBlockOfAStopTokenChangesNothingVisible) {
   int stopped = 0;

@@ -110,5 +110,78 @@ TEST(MakeSequenceSpecTest, RefusalsNameFieldValueAndBound) {
               HasSubstr("stop_ids (257) must be at most 256"));
 }
 
+TEST(MakeSequenceSpecTest, TermsAreBounded) {
+  EXPECT_EQ(Refusal([](v1::Submit& s) { s.set_tenant(std::string(129, 't')); }),
+            "tenant (129) must be at most 128 bytes");
+  EXPECT_EQ(Refusal([](v1::Submit& s) { s.set_cache_salt(std::string(65, 's')); }),
+            "cache_salt (65) must be at most 64 bytes");
+  EXPECT_THAT(Refusal([](v1::Submit& s) { s.set_deadline_micros(~uint64_t{0}); }),
+              HasSubstr("deadline_micros (18446744073709551615)"));
+  EXPECT_THAT(Refusal([](v1::Submit& s) { s.set_target_micros(~uint64_t{0}); }), HasSubstr("target_micros"));
+  EXPECT_EQ(Refusal([](v1::Submit& s) { s.set_priority(static_cast<v1::Priority>(9)); }),
+            "priority (9) must be a known priority");
+}
+
+/// Blocks of 8 from position 0, a prompt of 1: positions 1 to 10 are wanted, the canvas ends at 16.
+v1::Submit Resumed(uint32_t step, uint32_t block_step, uint32_t final_before, const std::vector<int32_t>& tokens) {
+  v1::Submit submit = Valid();
+  v1::Checkpoint& checkpoint = *submit.mutable_checkpoint();
+  checkpoint.set_step(step);
+  checkpoint.set_block_step(block_step);
+  checkpoint.set_final_before(final_before);
+  checkpoint.mutable_tokens()->Add(tokens.begin(), tokens.end());
+  return submit;
+}
+
+TEST(MakeSequenceSpecTest, ACheckpointIsWhereTheSequenceGoesOn) {
+  const SequenceSpec spec = *MakeSequenceSpec(Model(), Resumed(5, 1, 8, {1, 2, 3, 4, 5, 6, 7, -1, 9, -1}), false);
+  const Sequence sequence(spec);
+  EXPECT_EQ(sequence.forwards(), 5);
+  EXPECT_EQ(sequence.block_forwards(), 1);
+  EXPECT_EQ(sequence.final_before(), 8);
+  EXPECT_THAT(sequence.canvas(), ElementsAre(5, 1, 2, 3, 4, 5, 6, 7, 99, 9, 99, 99, 99, 99, 99, 99));
+  EXPECT_THAT(sequence.masked(), ElementsAre(8, 10, 11, 12, 13, 14, 15));
+  EXPECT_EQ(sequence.prefill_rows(), 8);
+}
+
+TEST(MakeSequenceSpecTest, RefusalsOfCheckpointsNameFieldValueAndBound) {
+  const auto refusal = [](const v1::Submit& submit) {
+    v1::Submit stopping = submit;
+    stopping.add_stop_ids(50);
+    const absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(Model(), stopping, false);
+    EXPECT_EQ(spec.status().code(), absl::StatusCode::kInvalidArgument);
+    return std::string(spec.status().message());
+  };
+  const std::vector<int32_t> block(7, 3);
+  EXPECT_EQ(refusal(Resumed(0, 0, 1, {120})),
+            "checkpoint.tokens[0] (120) must be in [0, 120) and not the mask token's (99), or -1 for a mask");
+  EXPECT_THAT(refusal(Resumed(0, 0, 1, {99})), HasSubstr("checkpoint.tokens[0] (99)"));
+  EXPECT_THAT(refusal(Resumed(0, 0, 1, {-2})), HasSubstr("checkpoint.tokens[0] (-2)"));
+  EXPECT_THAT(refusal(Resumed(0, 0, 1, std::vector<int32_t>(65, -1))), HasSubstr("checkpoint.tokens (65)"));
+  EXPECT_EQ(refusal(Resumed(7, 0, 0, block)),
+            "checkpoint.final_before (0) must be in [1, 11): from the prompt's end to the last wanted token");
+  EXPECT_THAT(refusal(Resumed(7, 0, ~uint32_t{0}, block)), HasSubstr("checkpoint.final_before (2147483647)"));
+  EXPECT_THAT(refusal(Resumed(7, 0, 11, block)), HasSubstr("checkpoint.final_before (11)")) << "has ended";
+  EXPECT_EQ(refusal(Resumed(7, 0, 7, block)),
+            "checkpoint.final_before (7) must be the end of the prompt (1) or of a block: 0 plus a multiple of 8");
+  EXPECT_EQ(refusal(Resumed(7, 0, 8, {3, 3})), "checkpoint.tokens (2) must be at least 7 long: the final ones");
+  EXPECT_EQ(refusal(Resumed(7, 0, 8, {3, 3, -1, 3, 3, 3, 3})),
+            "checkpoint.tokens[2] (-1) must be a token: its position is final");
+  EXPECT_EQ(refusal(Resumed(1, 1, 1, {3, -1, -1, -1, -1, -1, -1, 3})),
+            "checkpoint.tokens[7] (3) must be -1: its block is not open before 8");
+  EXPECT_EQ(refusal(Resumed(7, 0, 1, block)),
+            "checkpoint.final_before (1) must be at least 8: no position below that is masked");
+  EXPECT_EQ(refusal(Resumed(7, 0, 8, {3, 3, 3, 50, 3, 3, 3})),
+            "checkpoint.tokens[3] (50) must be no stop token: the sequence has ended");
+  EXPECT_THAT(refusal(Resumed(2, 2, 1, {3, 50})), HasSubstr("checkpoint.tokens[1] (50)"));
+  EXPECT_EQ(refusal(Resumed(3, 3, 1, {3, -1, 50})),
+            "checkpoint.block_step (3) must be in [1, 2]: the open block has so many tokens");
+  EXPECT_THAT(refusal(Resumed(0, 0, 1, {3})), HasSubstr("checkpoint.block_step (0)"));
+  EXPECT_EQ(refusal(Resumed(8, 0, 8, block)),
+            "checkpoint.step (8) must be in [1, 7]: block_step and the forwards of 7 final tokens");
+  EXPECT_THAT(refusal(Resumed(0, 0, 8, block)), HasSubstr("checkpoint.step (0)"));
+  EXPECT_THAT(refusal(Resumed(1, 0, 1, {})), HasSubstr("checkpoint.step (1)"));
+}
+
 }  // namespace
 }  // namespace quicksilver

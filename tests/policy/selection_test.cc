@@ -5,6 +5,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/policy/open_block.h"
 
 namespace quicksilver {
 namespace {
@@ -100,6 +101,42 @@ TEST(SelectDynamicTest, AThresholdOfOneIsNeverExceeded) {
 TEST(SelectFirstTest, GoesLeftToRight) {
   EXPECT_THAT(First(5, 2), ElementsAre(0, 1));
   EXPECT_THAT(First(1, 2), ElementsAre(0));
+}
+
+BlockRule Rule(Policy policy, int32_t commits_min) {
+  BlockRule rule;
+  rule.policy = policy;
+  rule.masks = 8;
+  rule.steps = 4;
+  rule.commits_min = commits_min;
+  return rule;
+}
+
+TEST(ScheduledNowTest, IsTheScheduleOrAtLeastOneWithoutAPace) {
+  for (const Policy policy : {Policy::kStatic, Policy::kDynamic, Policy::kSequential}) {
+    EXPECT_EQ(ScheduledNow(Rule(policy, 0), 0), 2);
+    EXPECT_EQ(ScheduledNow(Rule(policy, 0), 4), 1) << "past the schedule";
+  }
+  EXPECT_EQ(ScheduledNow(Rule(Policy::kThreshold, 0), 0), 1) << "has no schedule";
+}
+
+TEST(ScheduledNowTest, APaceRaisesItAndNeverLowersIt) {
+  for (const Policy policy : {Policy::kStatic, Policy::kDynamic, Policy::kSequential, Policy::kThreshold}) {
+    EXPECT_EQ(ScheduledNow(Rule(policy, 5), 0), 5);
+  }
+  EXPECT_EQ(ScheduledNow(Rule(Policy::kStatic, 1), 0), 2);
+}
+
+TEST(ScheduledNowTest, EveryPolicyCommitsAtLeastThePaceAndAllRowsWhenThereAreFewer) {
+  const std::vector<float> rank = {0.1f, 0.95f, 0.3f, 0.2f, 0.4f, 0.05f};
+  for (const Policy policy : {Policy::kStatic, Policy::kDynamic, Policy::kSequential, Policy::kThreshold}) {
+    EXPECT_EQ(Chosen(policy, rank, 0.9f, ScheduledNow(Rule(policy, 4), 0)).size(), 4u);
+    EXPECT_EQ(Chosen(policy, rank, 0.9f, ScheduledNow(Rule(policy, 40), 0)).size(), 6u);
+    EXPECT_EQ(Chosen(policy, rank, 0.0f, ScheduledNow(Rule(Policy::kThreshold, 3), 0)).size(),
+              policy == Policy::kThreshold || policy == Policy::kDynamic ? 6u : 3u)
+        << "a pace takes nothing away";
+  }
+  EXPECT_THAT(Chosen(Policy::kThreshold, rank, 0.9f, 3), ElementsAre(1, 2, 4)) << "the best ones";
 }
 
 }  // namespace

@@ -1,7 +1,10 @@
 #include "worker/engine/submission.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <limits>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
@@ -98,6 +101,48 @@ absl::StatusOr<SamplingRule> ReadSampling(const v1::Submit& submit) {
   return rule;
 }
 
+absl::Status CheckTerms(const v1::Submit& submit) {
+  if (!v1::Priority_IsValid(submit.priority())) {
+    return Refuse("priority", static_cast<int>(submit.priority()), "a known priority");
+  }
+  if (submit.tenant().size() > kTenantBytesMax) {
+    return Refuse("tenant", submit.tenant().size(), absl::StrCat("at most ", kTenantBytesMax, " bytes"));
+  }
+  if (submit.cache_salt().size() > kCacheSaltBytesMax) {
+    return Refuse("cache_salt", submit.cache_salt().size(), absl::StrCat("at most ", kCacheSaltBytesMax, " bytes"));
+  }
+  for (const auto& [field, micros] : {std::pair<const char*, uint64_t>{"deadline_micros", submit.deadline_micros()},
+                                      {"target_micros", submit.target_micros()}}) {
+    if (micros > kTermMicrosMax) return Refuse(field, micros, absl::StrCat("at most ", kTermMicrosMax));
+  }
+  return absl::OkStatus();
+}
+
+// Counts are as large as they can be when they are too large for any sequence, and then refused.
+absl::StatusOr<Resumption> ReadCheckpoint(const v1::Checkpoint& checkpoint, const ModelSpec& model) {
+  const auto count = [](uint32_t value) {
+    return static_cast<int32_t>(std::min<uint32_t>(value, std::numeric_limits<int32_t>::max()));
+  };
+  Resumption resumption;
+  resumption.forwards = count(checkpoint.step());
+  resumption.block_forwards = count(checkpoint.block_step());
+  resumption.final_before = count(checkpoint.final_before());
+  if (checkpoint.tokens_size() > model.positions_max) {
+    return Refuse("checkpoint.tokens", checkpoint.tokens_size(),
+                  absl::StrCat("at most ", model.positions_max, " long"));
+  }
+  for (int i = 0; i < checkpoint.tokens_size(); ++i) {
+    const TokenId token = checkpoint.tokens(i);
+    if (token < -1 || token >= model.tokens || token == model.mask_id) {
+      return Refuse(
+          absl::StrCat("checkpoint.tokens[", i, "]"), token,
+          absl::StrCat("in [0, ", model.tokens, ") and not the mask token's (", model.mask_id, "), or -1 for a mask"));
+    }
+    resumption.tokens.push_back(token);
+  }
+  return resumption;
+}
+
 std::vector<TokenId> SortedIds(const google::protobuf::RepeatedField<int32_t>& ids) {
   std::vector<TokenId> sorted(ids.begin(), ids.end());
   std::sort(sorted.begin(), sorted.end());
@@ -109,6 +154,7 @@ std::vector<TokenId> SortedIds(const google::protobuf::RepeatedField<int32_t>& i
 
 absl::StatusOr<SequenceSpec> MakeSequenceSpec(const ModelSpec& model, const v1::Submit& submit, bool finish_blocks) {
   RETURN_IF_ERROR(CheckLengths(submit, model));
+  RETURN_IF_ERROR(CheckTerms(submit));
   RETURN_IF_ERROR(CheckIds("prompt_ids", submit.prompt_ids(), model));
   RETURN_IF_ERROR(CheckIds("stop_ids", submit.stop_ids(), model));
   SequenceSpec spec;
@@ -123,6 +169,10 @@ absl::StatusOr<SequenceSpec> MakeSequenceSpec(const ModelSpec& model, const v1::
   ASSIGN_OR_RETURN(spec.sampling, ReadSampling(submit));
   ASSIGN_OR_RETURN(const DecodingChoice choice, ReadChoice(submit.decoding()));
   ASSIGN_OR_RETURN(spec.decoding, ResolveDecoding(model, choice, spec.tokens_max));
+  if (submit.has_checkpoint()) {
+    ASSIGN_OR_RETURN(spec.resumption, ReadCheckpoint(submit.checkpoint(), model));
+    RETURN_IF_ERROR(CheckResumption(spec));
+  }
   return spec;
 }
 

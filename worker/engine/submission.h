@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+
 #include "absl/status/statusor.h"
 #include "quicksilver/v1/worker.pb.h"
 #include "worker/decoding/sequence.h"
@@ -9,9 +12,13 @@ namespace quicksilver {
 
 /// Most stop tokens of one sequence.
 inline constexpr int kStopIdsMax = 256;
+inline constexpr size_t kTenantBytesMax = 128;
+inline constexpr size_t kCacheSaltBytesMax = 64;
+/// Longest deadline or target: some 31 years, so that sums with a clock cannot overflow.
+inline constexpr uint64_t kTermMicrosMax = 1'000'000'000'000'000;
 
-/// Turns a submission into a sequence. `stop_ids` are taken as they are: the model's own are not added.
-/// InvalidArgument names field, value and bound.
+/// Turns a submission into a sequence, which goes on where its checkpoint says. `stop_ids` are taken as they are: the
+/// model's own are not added. InvalidArgument names field, value and bound.
 absl::StatusOr<SequenceSpec> MakeSequenceSpec(const ModelSpec& model, const v1::Submit& submit, bool finish_blocks);
 
 }  // namespace quicksilver
