@@ -145,6 +145,11 @@ BlockRule Sequence::rule() const {
   return rule;
 }
 
+RemainingMasks Sequence::remaining() const {
+  return {static_cast<int32_t>(masked_.size()), static_cast<int32_t>(canvas_.size()) - BlockEnd(block_),
+          spec_.decoding.block_length};
+}
+
 absl::Span<const TokenId> Sequence::distrusted() const {
   if (!spec_.decoding.distrust_eos) return {};
   return spec_.eos_ids;

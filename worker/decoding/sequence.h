@@ -8,6 +8,7 @@
 #include "absl/types/span.h"
 #include "kernels/policy/open_block.h"
 #include "worker/decoding/decoding_rule.h"
+#include "worker/decoding/pace.h"
 #include "worker/model/model_spec.h"
 
 namespace quicksilver {
@@ -134,6 +135,7 @@ class Sequence {
   int32_t block_forwards() const { return block_forwards_; }  ///< Those of the open block.
   int32_t block() const { return block_; }
   int32_t open_block_start() const { return BlockStart(block_); }
+  RemainingMasks remaining() const;
   /// Positions below it are final: they never change and belong to prompt or answer.
   int32_t final_before() const { return final_before_; }
 
