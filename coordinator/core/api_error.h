@@ -33,6 +33,15 @@ inline ApiError Overloaded(std::string message, int retry_after_seconds) {
   return {503, "service_unavailable_error", "server_is_overloaded", std::move(message), "", retry_after_seconds, false};
 }
 
+/// The tenant is over its own limit (serving.md §1.8).
+inline ApiError RateLimited(std::string message, int retry_after_seconds) {
+  return {429, "rate_limit_error", "rate_limit_exceeded", std::move(message), "", retry_after_seconds, false};
+}
+
+inline ApiError InsufficientQuota(std::string message, int retry_after_seconds) {
+  return {429, "insufficient_quota", "insufficient_quota", std::move(message), "", retry_after_seconds, true};
+}
+
 inline ApiError ShuttingDown() {
   return {503, "service_unavailable_error", "shutting_down", "The server is shutting down.", "", 2, false};
 }

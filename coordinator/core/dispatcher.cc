@@ -38,19 +38,21 @@ Actions Dispatcher::OnGroupJoined(Connection connection, GroupFacts facts, absl:
   return actions;
 }
 
-Actions Dispatcher::OnHeartbeat(Connection connection, uint64_t epoch, bool ready, absl::Duration now) {
+Actions Dispatcher::OnHeartbeat(Connection connection, const GroupBeat& beat, absl::Duration now) {
   Actions actions;
   GroupState* group = Find(connection);
   if (group == nullptr) return actions;
-  if (group->facts.epoch != epoch) {
-    actions.emplace_back(DropGroup{connection, absl::StrCat("epoch changed from ", group->facts.epoch, " to ", epoch)});
+  if (group->facts.epoch != beat.epoch) {
+    actions.emplace_back(
+        DropGroup{connection, absl::StrCat("epoch changed from ", group->facts.epoch, " to ", beat.epoch)});
     LoseGroup(connection.group, now, actions);
     return actions;
   }
   group->last_heard = now;
-  group->ready = ready;
+  group->ready = beat.ready && !beat.draining;
+  group->draining = beat.draining;
   const std::string model = group->facts.model;
-  if (ready) {
+  if (group->ready) {
     Place(model, now, actions);
   } else {
     FailWaitingWithoutGroup(model, now, actions);
@@ -65,7 +67,7 @@ Actions Dispatcher::OnGroupLost(Connection connection, absl::Duration now) {
 }
 
 Actions Dispatcher::Submit(const Admission& admission, absl::Duration now) {
-  CHECK(admission.choices >= 1 && admission.positions >= 1 && !requests_.contains(admission.id));
+  CHECK(admission.choices >= 1 && admission.positions() >= 1 && !requests_.contains(admission.id));
   Actions actions;
   if (std::optional<FailRequest> refusal = Refusal(admission, now)) {
     actions.emplace_back(std::move(*refusal));
@@ -79,7 +81,7 @@ Actions Dispatcher::Submit(const Admission& admission, absl::Duration now) {
   Queue& queue = queues_[admission.model];
   queue.requests.push_back(admission.id);
   queue.sequences += admission.choices;
-  queue_tokens_ += admission.positions * admission.choices;
+  queue_tokens_ += admission.positions() * admission.choices;
   ++queued_;
   SetTimer(admission.id, request);
   Place(admission.model, now, actions);
@@ -104,7 +106,7 @@ std::optional<FailRequest> Dispatcher::Refusal(const Admission& admission, absl:
                                                   options_.queue_requests_max, ".")),
                        Rejection::kQueueFull};
   }
-  const uint64_t tokens = admission.positions * admission.choices;
+  const uint64_t tokens = admission.positions() * admission.choices;
   if (queue_tokens_ + tokens > options_.queue_tokens_max) {
     return FailRequest{id,
                        OverloadedFor(id, wait,
@@ -178,11 +180,28 @@ std::optional<SequenceOwner> Dispatcher::Owner(Connection connection, SequenceId
   return it->second.owner;
 }
 
-Actions Dispatcher::OnSequenceEnded(SequenceId sequence, absl::Duration now) {
+Actions Dispatcher::OnGroupRemoved(GroupId group, absl::Duration now) {
+  Actions actions;
+  LoseGroup(group, now, actions);
+  return actions;
+}
+
+Actions Dispatcher::OnProgress(SequenceId, uint32_t, absl::Duration) { return {}; }
+
+TenantRates Dispatcher::Rates(const std::string&, absl::Duration) const { return {}; }
+
+Actions Dispatcher::OnSequenceReturned(SequenceId sequence, absl::Duration now) {
+  Actions actions;
+  const auto it = sequences_.find(sequence);
+  if (it != sequences_.end()) FailNow(it->second.owner.request, WorkerLost(), Rejection::kNone, now, actions);
+  return actions;
+}
+
+Actions Dispatcher::OnSequenceEnded(SequenceId sequence, uint32_t, absl::Duration now) {
   return SequenceIsOver(sequence, /*tell_worker=*/false, now);
 }
 
-Actions Dispatcher::EndSequence(SequenceId sequence, absl::Duration now) {
+Actions Dispatcher::EndSequence(SequenceId sequence, uint32_t, absl::Duration now) {
   return SequenceIsOver(sequence, /*tell_worker=*/true, now);
 }
 
@@ -222,7 +241,7 @@ void Dispatcher::LeaveQueue(Request& request) {
   Queue& queue = queues_.at(request.admission.model);
   std::erase(queue.requests, request.admission.id);
   queue.sequences -= left;
-  queue_tokens_ -= request.admission.positions * left;
+  queue_tokens_ -= request.admission.positions() * left;
   --queued_;
 }
 
@@ -262,7 +281,7 @@ void Dispatcher::Place(const std::string& model, absl::Duration now, Actions& ac
     }
     StartSequence(id, request, groups_.at(best->connection.group), now, actions);
     --queue.sequences;
-    queue_tokens_ -= request.admission.positions;
+    queue_tokens_ -= request.admission.positions();
     if (request.placed == request.admission.choices) {
       queue.requests.erase(queue.requests.begin() + static_cast<std::ptrdiff_t>(i));
       --queued_;
@@ -288,17 +307,18 @@ void Dispatcher::StartSequence(RequestId id, Request& request, GroupState& group
                                Actions& actions) {
   const SequenceId sequence{next_sequence_++};
   const SequenceOwner owner{id, request.placed};
-  sequences_[sequence] = {owner, group.connection, request.admission.positions, now};
+  sequences_[sequence] = {owner, group.connection, request.admission.positions(), now};
   request.live.push_back(sequence);
   ++group.sequences;
-  group.positions += request.admission.positions;
+  group.positions += request.admission.positions();
   if (request.placed == 0) {
     ++running_;
     request.fingerprint = group.facts.fingerprint;
   }
   ++request.placed;
   SetTimer(id, request);
-  actions.emplace_back(SubmitSequence{group.connection, sequence, id, owner.choice});
+  actions.emplace_back(
+      SubmitSequence{.to = group.connection, .sequence = sequence, .request = id, .choice = owner.choice});
 }
 
 // Before its first sequence is placed a request is also bound by the time in the queue.

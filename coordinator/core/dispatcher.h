@@ -14,16 +14,21 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/time/time.h"
 #include "coordinator/core/api_error.h"
+#include "coordinator/core/generate.h"
 #include "coordinator/core/ids.h"
+#include "coordinator/core/tenants.h"
 
 namespace quicksilver {
 
 struct DispatcherOptions {
-  uint32_t queue_requests_max = 1024;                    ///< Requests with a sequence that waits for a group.
+  uint32_t queue_requests_max = 1024;                    ///< Requests of which no choice has been on a group.
   uint64_t queue_tokens_max = 4 << 20;                   ///< Prompt and answer tokens of those.
   absl::Duration queue_time_max = absl::Seconds(60);     ///< Until the first sequence is placed.
   absl::Duration request_time_max = absl::Seconds(600);  ///< From acceptance to the end.
   absl::Duration lease = absl::Seconds(5);               ///< A group that is silent for longer is lost.
+  absl::Duration resume_wait = absl::Seconds(30);        ///< For a group, while none that fits is ready.
+  absl::Duration target_grace = absl::Seconds(2);        ///< Behind a latency target, for the worker's best answer.
+  TenantsOptions tenants;
 };
 
 /// What a group says about itself when a stream to it begins.
@@ -35,24 +40,48 @@ struct GroupFacts {
   uint64_t positions_max = 1;  ///< What its KV cache holds.
 };
 
+/// What a group says every second.
+struct GroupBeat {
+  uint64_t epoch = 0;
+  bool ready = false;
+  bool draining = false;  ///< Takes nothing new; what it runs is best moved.
+  uint32_t sequences_running = 0;
+  uint32_t sequences_waiting = 0;          ///< For pages: not yet begun, or preempted.
+  std::optional<uint64_t> positions_free;  ///< In its KV cache, kept prefixes included. Unset: it does not say.
+  absl::Duration step_time;                ///< Recent mean. 0: none yet.
+};
+
 /// A request as admission sees it.
 struct Admission {
   RequestId id{};
   std::string model;
+  std::string tenant = "default";
+  Priority priority = Priority::kDefault;
   uint32_t choices = 1;
-  uint64_t positions = 1;  ///< Of one choice: prompt and answer.
+  uint32_t prompt_tokens = 1;
+  uint32_t max_tokens = 0;  ///< Of one choice.
   absl::Duration accepted;
   absl::Duration time_max = absl::InfiniteDuration();  ///< The client's deadline, from `accepted`.
+  /// From `accepted`: the worker ends the request then with what it has. Only when it does not is it an error,
+  /// DispatcherOptions::target_grace later.
+  absl::Duration latency_target = absl::InfiniteDuration();
+  std::vector<uint64_t> prefix;  ///< PrefixChain() of the prompt. Empty: goes anywhere.
+
+  uint64_t positions() const { return uint64_t{prompt_tokens} + max_tokens; }  ///< Of one choice.
 };
 
 /// Why a request was turned away before any work.
-enum class Rejection { kNone, kQueueFull, kDeadline, kDraining, kNoWorker };
+enum class Rejection { kNone, kQueueFull, kDeadline, kDraining, kNoWorker, kTenantLimit, kShed };
+
+enum class SubmitCause { kNew, kLost, kMoved };
 
 struct SubmitSequence {
   Connection to;
   SequenceId sequence{};
   RequestId request{};
   uint32_t choice = 0;
+  SubmitCause cause = SubmitCause::kNew;
+  bool resume = false;  ///< Goes on from its last checkpoint; false: from the prompt's end.
 };
 struct CancelSequence {
   Connection to;
@@ -86,6 +115,7 @@ struct GroupState {
   Connection connection;
   GroupFacts facts;
   bool ready = false;
+  bool draining = false;
   uint32_t sequences = 0;  ///< Placed there by this coordinator.
   uint64_t positions = 0;  ///< Reserved by them.
   absl::Duration last_heard;
@@ -101,12 +131,14 @@ class Dispatcher {
 
   /// A stream to a group began. It gets no work before a heartbeat says that it is ready.
   Actions OnGroupJoined(Connection connection, GroupFacts facts, absl::Duration now);
-  Actions OnHeartbeat(Connection connection, uint64_t epoch, bool ready, absl::Duration now);
-  /// The stream ended. Every request with a sequence there ends with WorkerLost(); requests that wait for the model end
-  /// with NoReadyWorker() when no other group is ready.
+  Actions OnHeartbeat(Connection connection, const GroupBeat& beat, absl::Duration now);
+  /// The stream ended. Every sequence there goes on elsewhere, under a new id; see SubmitSequence.
   Actions OnGroupLost(Connection connection, absl::Duration now);
+  /// The group's place is gone for good (its address left the list): it is lost if it was there, and its id is never
+  /// used again.
+  Actions OnGroupRemoved(GroupId group, absl::Duration now);
 
-  /// Admits and places, or fails at once. Requires: choices >= 1, positions >= 1, an id that was never used.
+  /// Admits and places, or fails at once. Requires: choices >= 1, positions() >= 1, an id that was never used.
   Actions Submit(const Admission& admission, absl::Duration now);
   /// The client is gone: no FailRequest follows.
   Actions Cancel(RequestId request, absl::Duration now);
@@ -117,10 +149,15 @@ class Dispatcher {
   bool OnResults(Connection connection, uint64_t epoch, absl::Duration now);
   /// Whose sequence this is, or nothing when it is not alive on that connection: its results are to be dropped then.
   std::optional<SequenceOwner> Owner(Connection connection, SequenceId sequence) const;
-  /// The worker has ended it.
-  Actions OnSequenceEnded(SequenceId sequence, absl::Duration now);
+  /// The sequence went beyond the checkpoint it began at; to be called for every update that is not its last.
+  /// `output_tokens`: of this choice so far, those of earlier groups included.
+  Actions OnProgress(SequenceId sequence, uint32_t output_tokens, absl::Duration now);
+  /// The worker has ended it. `output_tokens`: of this choice, those of earlier groups included.
+  Actions OnSequenceEnded(SequenceId sequence, uint32_t output_tokens, absl::Duration now);
   /// A stop string ends it: the worker is told.
-  Actions EndSequence(SequenceId sequence, absl::Duration now);
+  Actions EndSequence(SequenceId sequence, uint32_t output_tokens, absl::Duration now);
+  /// The group gave it back unfinished and healthy (it drains, its queue is full): it goes on elsewhere.
+  Actions OnSequenceReturned(SequenceId sequence, absl::Duration now);
 
   /// Leases and deadlines. To be called at NextTick() at the latest.
   Actions Tick(absl::Duration now);
@@ -130,6 +167,8 @@ class Dispatcher {
   void StopAdmission() { stopped_ = true; }
 
   bool HasReadyGroup(const std::string& model) const;
+  /// For the rate headers.
+  TenantRates Rates(const std::string& tenant, absl::Duration now) const;
   const std::map<GroupId, GroupState>& groups() const { return groups_; }
   size_t requests() const { return requests_.size(); }
   size_t waiting() const { return requests_.size() - running_; }  ///< Requests without a placed sequence.

@@ -64,7 +64,8 @@ void InferenceServiceImpl::OnHeartbeat(Connection connection, const v1::Heartbea
   {
     MutexLock lock(mu_);
     const absl::Duration now = MonotonicNow();
-    Execute(dispatcher_.OnHeartbeat(connection, heartbeat.epoch(), heartbeat.ready(), now), now, effects);
+    const GroupBeat beat{.epoch = heartbeat.epoch(), .ready = heartbeat.ready(), .draining = heartbeat.draining()};
+    Execute(dispatcher_.OnHeartbeat(connection, beat, now), now, effects);
     pages = pages_[connection.group];
     const auto group = dispatcher_.groups().find(connection.group);
     up = group != dispatcher_.groups().end() && group->second.ready;
@@ -113,10 +114,10 @@ void InferenceServiceImpl::OnStepResult(Connection connection, const v1::StepRes
         case LiveRequest::Outcome::kGoesOn:
           break;
         case LiveRequest::Outcome::kEndedByWorker:
-          Execute(dispatcher_.OnSequenceEnded(sequence, now), now, effects);
+          Execute(dispatcher_.OnSequenceEnded(sequence, 0, now), now, effects);
           break;
         case LiveRequest::Outcome::kStoppedHere:
-          Execute(dispatcher_.EndSequence(sequence, now), now, effects);
+          Execute(dispatcher_.EndSequence(sequence, 0, now), now, effects);
           break;
         case LiveRequest::Outcome::kFailed:
           LogWarning("request failed", {{"request_id", target.live->request().request_id},

@@ -103,7 +103,8 @@ void InferenceServiceImpl::PrepareAndSubmit(const LivePtr& live) {
   Admission admission{.id = live->id(),
                       .model = model.name,
                       .choices = request.choices,
-                      .positions = uint64_t{live->prompt_tokens()} + live->max_tokens(),
+                      .prompt_tokens = live->prompt_tokens(),
+                      .max_tokens = live->max_tokens(),
                       .accepted = live->accepted()};
   if (request.timeout_seconds > 0) admission.time_max = absl::Seconds(request.timeout_seconds);
   Effects effects;

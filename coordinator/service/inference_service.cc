@@ -87,6 +87,9 @@ void InferenceServiceImpl::CountRejection(Rejection rejection) {
       return;
     case Rejection::kQueueFull:
       return metrics_.rejections.queue_full->Increment();
+    case Rejection::kTenantLimit:
+    case Rejection::kShed:
+      return metrics_.rejections.queue_full->Increment();
     case Rejection::kDeadline:
       return metrics_.rejections.deadline->Increment();
     case Rejection::kDraining:

@@ -15,7 +15,11 @@ constexpr RequestId kFirst{1}, kSecond{2}, kThird{3}, kFourth{4};
 constexpr Connection kA{GroupId{0}, 1}, kB{GroupId{1}, 1};
 
 Admission Ask(RequestId id, uint32_t choices = 1, uint64_t positions = 100) {
-  return {.id = id, .model = "m", .choices = choices, .positions = positions, .accepted = kStart};
+  return {.id = id,
+          .model = "m",
+          .choices = choices,
+          .prompt_tokens = static_cast<uint32_t>(positions),
+          .accepted = kStart};
 }
 
 void Join(Dispatcher& dispatcher, Connection connection, uint32_t sequences_max, uint64_t positions_max = 1000,
@@ -28,7 +32,7 @@ void Join(Dispatcher& dispatcher, Connection connection, uint32_t sequences_max,
                                         .positions_max = positions_max},
                                        now),
               IsEmpty());
-  dispatcher.OnHeartbeat(connection, 7, true, now);
+  dispatcher.OnHeartbeat(connection, {.epoch = 7, .ready = true}, now);
 }
 
 template <typename T>
@@ -59,7 +63,7 @@ TEST(DispatcherTest, RefusesAtOnceWhileNoGroupOfTheModelIsReady) {
   dispatcher.OnGroupJoined(kA, {.epoch = 7, .model = "m"}, kStart);
   EXPECT_THAT(Codes(dispatcher.Submit(Ask(kFirst), kStart)), ElementsAre("no_ready_worker"));
 
-  dispatcher.OnHeartbeat(kA, 7, true, kStart);
+  dispatcher.OnHeartbeat(kA, {.epoch = 7, .ready = true}, kStart);
   Admission other = Ask(kSecond);
   other.model = "another";
   EXPECT_THAT(Codes(dispatcher.Submit(other, kStart)), ElementsAre("no_ready_worker"));
@@ -88,10 +92,10 @@ TEST(DispatcherTest, RunsNoMoreThanTheGroupTakesAndTheRestInOrder) {
   EXPECT_EQ(dispatcher.waiting(), 2u);
   EXPECT_EQ(dispatcher.running(), 1u);
 
-  const Actions next = dispatcher.OnSequenceEnded(OnlySequence(first), kStart);
+  const Actions next = dispatcher.OnSequenceEnded(OnlySequence(first), 0, kStart);
   EXPECT_THAT(Of<CompleteRequest>(next), SizeIs(1));
   EXPECT_THAT(Placed(next), ElementsAre(kSecond));
-  EXPECT_THAT(Placed(dispatcher.OnSequenceEnded(OnlySequence(next), kStart)), ElementsAre(kThird));
+  EXPECT_THAT(Placed(dispatcher.OnSequenceEnded(OnlySequence(next), 0, kStart)), ElementsAre(kThird));
 }
 
 TEST(DispatcherTest, ChoicesAreSequencesAndTheRequestEndsWithTheLast) {
@@ -102,12 +106,12 @@ TEST(DispatcherTest, ChoicesAreSequencesAndTheRequestEndsWithTheLast) {
   EXPECT_EQ(placed[0].choice, 0u);
   EXPECT_EQ(placed[1].choice, 1u);
 
-  const Actions third = dispatcher.EndSequence(placed[0].sequence, kStart);
+  const Actions third = dispatcher.EndSequence(placed[0].sequence, 0, kStart);
   EXPECT_THAT(Of<CancelSequence>(third), SizeIs(1));
   ASSERT_THAT(Of<SubmitSequence>(third), SizeIs(1));
   EXPECT_EQ(Of<SubmitSequence>(third)[0].choice, 2u);
-  EXPECT_THAT(dispatcher.OnSequenceEnded(placed[1].sequence, kStart), IsEmpty());
-  EXPECT_THAT(Of<CompleteRequest>(dispatcher.OnSequenceEnded(OnlySequence(third), kStart)), SizeIs(1));
+  EXPECT_THAT(dispatcher.OnSequenceEnded(placed[1].sequence, 0, kStart), IsEmpty());
+  EXPECT_THAT(Of<CompleteRequest>(dispatcher.OnSequenceEnded(OnlySequence(third), 0, kStart)), SizeIs(1));
   EXPECT_EQ(dispatcher.requests(), 0u);
 }
 
@@ -120,7 +124,7 @@ TEST(DispatcherTest, ARequestIsNotSplitOverTwoFingerprints) {
   EXPECT_EQ(placed[0].to, kA);
   // It waits for its own group, and holds up nobody who can run elsewhere.
   EXPECT_THAT(Placed(dispatcher.Submit(Ask(kSecond), kStart)), ElementsAre(kSecond));
-  EXPECT_THAT(Placed(dispatcher.OnSequenceEnded(placed[0].sequence, kStart)), ElementsAre(kFirst));
+  EXPECT_THAT(Placed(dispatcher.OnSequenceEnded(placed[0].sequence, 0, kStart)), ElementsAre(kFirst));
 }
 
 TEST(DispatcherTest, ALostGroupEndsItsRequestsHonestlyAndFreesTheirOtherSequences) {
@@ -175,7 +179,7 @@ TEST(DispatcherTest, ResultsOfAnOldConnectionOrEpochAreDropped) {
   EXPECT_FALSE(dispatcher.OnResults(kA, 7, kStart));
   EXPECT_FALSE(dispatcher.OnResults(again, 7, kStart));
   EXPECT_FALSE(dispatcher.Owner(again, sequence).has_value());
-  EXPECT_THAT(Of<DropGroup>(dispatcher.OnHeartbeat(again, 9, true, kStart)), SizeIs(1));
+  EXPECT_THAT(Of<DropGroup>(dispatcher.OnHeartbeat(again, {.epoch = 9, .ready = true}, kStart)), SizeIs(1));
 }
 
 TEST(DispatcherTest, CancelTellsTheWorkerAndLetsTheNextRun) {
@@ -191,7 +195,7 @@ TEST(DispatcherTest, CancelTellsTheWorkerAndLetsTheNextRun) {
   ASSERT_THAT(actions, SizeIs(2));
   EXPECT_EQ(std::get<CancelSequence>(actions[0]).sequence, sequence);
   EXPECT_EQ(std::get<SubmitSequence>(actions[1]).request, kThird);
-  EXPECT_THAT(dispatcher.OnSequenceEnded(sequence, kStart), IsEmpty());
+  EXPECT_THAT(dispatcher.OnSequenceEnded(sequence, 0, kStart), IsEmpty());
 }
 
 TEST(DispatcherTest, TheQueueIsBoundedInRequestsAndInTokens) {
@@ -213,10 +217,10 @@ TEST(DispatcherTest, RefusesWorkWhoseWaitWouldBeTooLong) {
   Dispatcher dispatcher({.queue_time_max = absl::Seconds(15)});
   Join(dispatcher, kA, 1);
   const SequenceId sequence = OnlySequence(dispatcher.Submit(Ask(kFirst), kStart));
-  dispatcher.OnHeartbeat(kA, 7, true, kStart + absl::Seconds(4));
-  dispatcher.OnSequenceEnded(sequence, kStart + absl::Seconds(10));  // Ten seconds a sequence.
+  dispatcher.OnHeartbeat(kA, {.epoch = 7, .ready = true}, kStart + absl::Seconds(4));
+  dispatcher.OnSequenceEnded(sequence, 0, kStart + absl::Seconds(10));  // Ten seconds a sequence.
   const absl::Duration now = kStart + absl::Seconds(10);
-  dispatcher.OnHeartbeat(kA, 7, true, now);
+  dispatcher.OnHeartbeat(kA, {.epoch = 7, .ready = true}, now);
   dispatcher.Submit(Ask(kSecond), now);
   EXPECT_THAT(dispatcher.Submit(Ask(kThird), now), IsEmpty());
   const auto refused = Of<FailRequest>(dispatcher.Submit(Ask(kFourth), now));
@@ -255,7 +259,7 @@ TEST(DispatcherTest, DrainingRefusesNewWorkAndFinishesTheOld) {
   dispatcher.Submit(Ask(kSecond), kStart);
   dispatcher.StopAdmission();
   EXPECT_THAT(Codes(dispatcher.Submit(Ask(kThird), kStart)), ElementsAre("shutting_down"));
-  EXPECT_THAT(Placed(dispatcher.OnSequenceEnded(sequence, kStart)), ElementsAre(kSecond));
+  EXPECT_THAT(Placed(dispatcher.OnSequenceEnded(sequence, 0, kStart)), ElementsAre(kSecond));
 }
 
 TEST(DispatcherTest, AGroupThatStopsBeingReadyKeepsItsWorkAndGetsNoMore) {
@@ -263,11 +267,11 @@ TEST(DispatcherTest, AGroupThatStopsBeingReadyKeepsItsWorkAndGetsNoMore) {
   Join(dispatcher, kA, 1);
   Join(dispatcher, kB, 1);
   const SequenceId sequence = OnlySequence(dispatcher.Submit(Ask(kFirst), kStart));
-  EXPECT_THAT(dispatcher.OnHeartbeat(kA, 7, false, kStart), IsEmpty());
+  EXPECT_THAT(dispatcher.OnHeartbeat(kA, {.epoch = 7, .ready = false}, kStart), IsEmpty());
   EXPECT_EQ(Of<SubmitSequence>(dispatcher.Submit(Ask(kSecond), kStart)).at(0).to, kB);
   EXPECT_THAT(dispatcher.Submit(Ask(kThird), kStart), IsEmpty());
-  EXPECT_THAT(Placed(dispatcher.OnSequenceEnded(sequence, kStart)), IsEmpty());
-  EXPECT_THAT(Placed(dispatcher.OnHeartbeat(kA, 7, true, kStart)), ElementsAre(kThird));
+  EXPECT_THAT(Placed(dispatcher.OnSequenceEnded(sequence, 0, kStart)), IsEmpty());
+  EXPECT_THAT(Placed(dispatcher.OnHeartbeat(kA, {.epoch = 7, .ready = true}, kStart)), ElementsAre(kThird));
 }
 
 }  // namespace

@@ -83,7 +83,7 @@ class Simulation {
                                   .sequences_max = worker.sequences_max,
                                   .positions_max = 1000 + Pick(4000)},
                                  now_));
-    Do(dispatcher_.OnHeartbeat(worker.connection, worker.epoch, true, now_));
+    Do(dispatcher_.OnHeartbeat(worker.connection, {.epoch = worker.epoch, .ready = true}, now_));
   }
 
   void Heal(uint32_t g) {
@@ -92,7 +92,7 @@ class Simulation {
     if (!worker.connected) {
       Join(g);
     } else {
-      Do(dispatcher_.OnHeartbeat(worker.connection, worker.epoch, true, now_));
+      Do(dispatcher_.OnHeartbeat(worker.connection, {.epoch = worker.epoch, .ready = true}, now_));
     }
   }
 
@@ -132,11 +132,12 @@ class Simulation {
         return ReportLate();
       case 15:
         if (worker != nullptr && Pick(10) == 0) {
-          Do(dispatcher_.OnHeartbeat(worker->connection, worker->epoch + 1, true, now_));
+          Do(dispatcher_.OnHeartbeat(worker->connection, {.epoch = worker->epoch + 1, .ready = true}, now_));
         }
         return;
       case 16:
-        if (worker != nullptr) Do(dispatcher_.OnHeartbeat(worker->connection, worker->epoch, Pick(5) != 0, now_));
+        if (worker != nullptr)
+          Do(dispatcher_.OnHeartbeat(worker->connection, {.epoch = worker->epoch, .ready = Pick(5) != 0}, now_));
         return;
       case 17:
         if (Worker& lost = workers_[Pick(kGroups)]; !lost.connected) Join(static_cast<uint32_t>(lost.connection.group));
@@ -144,7 +145,7 @@ class Simulation {
       default:
         for (Worker& each : workers_) {
           if (each.connected && !each.silent) {
-            Do(dispatcher_.OnHeartbeat(each.connection, each.epoch, true, now_));
+            Do(dispatcher_.OnHeartbeat(each.connection, {.epoch = each.epoch, .ready = true}, now_));
           }
         }
     }
@@ -155,7 +156,7 @@ class Simulation {
     Admission admission{.id = id,
                         .model = Pick(4) == 0 ? "other" : "m",
                         .choices = static_cast<uint32_t>(1 + Pick(4)),
-                        .positions = 1 + Pick(500),
+                        .prompt_tokens = static_cast<uint32_t>(1 + Pick(500)),
                         .accepted = now_};
     if (Pick(3) == 0) admission.time_max = absl::Milliseconds(Pick(5000));
     requests_[id].choices = admission.choices;
@@ -188,9 +189,9 @@ class Simulation {
     const SubmitSequence sequence = it->second;
     if (Pick(10) == 0) return Do(dispatcher_.Fail(sequence.request, InternalError("numerical_error", "NaN"), now_));
     requests_[sequence.request].ended.insert(sequence.choice);
-    if (Pick(4) == 0) return Do(dispatcher_.EndSequence(sequence.sequence, now_));  // A stop string.
+    if (Pick(4) == 0) return Do(dispatcher_.EndSequence(sequence.sequence, 0, now_));  // A stop string.
     worker.running.erase(it);
-    Do(dispatcher_.OnSequenceEnded(sequence.sequence, now_));
+    Do(dispatcher_.OnSequenceEnded(sequence.sequence, 0, now_));
   }
 
   void Lose(Worker& worker) {

@@ -22,7 +22,7 @@ class Overload {
  public:
   explicit Overload(uint64_t seed) : random_(seed), dispatcher_({.queue_time_max = kQueueTimeMax}) {
     dispatcher_.OnGroupJoined(kGroup, {.epoch = 1, .model = "m", .sequences_max = kSlots, .positions_max = 1}, now_);
-    dispatcher_.OnHeartbeat(kGroup, 1, true, now_);
+    dispatcher_.OnHeartbeat(kGroup, {.epoch = 1, .ready = true}, now_);
   }
 
   void Run(absl::Duration time, double requests_per_second) {
@@ -36,18 +36,18 @@ class Overload {
       Do(dispatcher_.Tick(now_));
       if (now_ >= last_beat_ + absl::Seconds(1)) {
         last_beat_ = now_;
-        Do(dispatcher_.OnHeartbeat(kGroup, 1, true, now_));
+        Do(dispatcher_.OnHeartbeat(kGroup, {.epoch = 1, .ready = true}, now_));
       }
       if (!running_.empty() && running_.begin()->first <= now_) {
         const SequenceId sequence = running_.begin()->second;
         running_.erase(running_.begin());
-        Do(dispatcher_.OnSequenceEnded(sequence, now_));
+        Do(dispatcher_.OnSequenceEnded(sequence, 0, now_));
       }
       if (now_ >= next_arrival) {
         next_arrival = now_ + absl::Seconds(gap(random_));
         const RequestId id{++asked_};
         asked_at_[id] = now_;
-        Do(dispatcher_.Submit({.id = id, .model = "m", .positions = 64, .accepted = now_}, now_));
+        Do(dispatcher_.Submit({.id = id, .model = "m", .prompt_tokens = 64, .accepted = now_}, now_));
       }
     }
   }

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+
+#include "absl/time/time.h"
+
+namespace quicksilver {
+
+/// What one tenant may use. A field that is not set does not limit.
+struct TenantLimits {
+  double weight = 1.0;  ///< Of its share of the groups while others wait, too. > 0.
+  std::optional<uint32_t> concurrent_requests_max;
+  std::optional<double> queue_share_max;  ///< Of queue_requests_max, in (0, 1].
+  std::optional<uint64_t> requests_per_minute;
+  std::optional<uint64_t> input_tokens_per_minute;
+  std::optional<uint64_t> output_tokens_per_minute;
+  std::optional<uint64_t> tokens_per_day;  ///< Input and output.
+};
+
+struct TenantsOptions {
+  std::map<std::string, TenantLimits> tenants;
+  TenantLimits unknown;        ///< Of each tenant that is not configured.
+  size_t unknown_max = 10000;  ///< Of those, followed one by one; further ones share one tenant.
+  absl::Duration midnight;     ///< When some day began, on the clock of `now`: daily quotas begin anew then.
+};
+
+/// One limit as the rate headers tell it (serving.md §1.9).
+struct RateStatus {
+  uint64_t limit = 0;
+  uint64_t remaining = 0;
+  absl::Duration reset;  ///< Until all of `limit` is there again.
+};
+struct TenantRates {
+  std::optional<RateStatus> requests;  ///< Unset: not limited.
+  std::optional<RateStatus> tokens;    ///< The tighter one of input and output.
+};
+
+}  // namespace quicksilver
