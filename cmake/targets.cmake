@@ -47,3 +47,14 @@ function(qs_fuzz name)
     target_link_libraries(${name} PRIVATE ${arg_DEPS})
   endif()
 endfunction()
+
+# qs_failpoints_variant(name SOURCES a.cc … DEPS t …): a program for tests alone, in which the failpoints of SOURCES are
+# live (common/failpoint.h). The linker takes the rest from the libraries, whose objects of SOURCES it leaves out.
+function(qs_failpoints_variant name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
+  if(QUICKSILVER_TESTS)
+    add_executable(${name} ${arg_SOURCES})
+    target_compile_definitions(${name} PRIVATE QUICKSILVER_FAILPOINTS)
+    target_link_libraries(${name} PRIVATE qs_failpoint ${arg_DEPS})
+  endif()
+endfunction()

@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/clock.h"
 #include "common/exit_codes.h"
+#include "common/failpoint.h"
 #include "common/http/server.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -211,6 +212,10 @@ int Main(int argc, char** argv) {
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);  // gRPC's own locks.
   CoordinatorOptions options;
   if (const std::optional<int> exit = ReadOptions(argc, argv, options)) return *exit;
+  if (const absl::Status status = InitFailpoints(QS_FAILPOINTS_COMPILED_IN, options.failpoints, 0); !status.ok()) {
+    std::cerr << "quicksilver-coordinator: " << status.message() << "\n";
+    return kExitUsage;
+  }
   InitLog("coordinator", options.log_level);
   absl::StatusOr<std::shared_ptr<const TextModel>> text = TextModel::Load(options.model);
   if (!text.ok()) {

@@ -6,6 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "common/exit_codes.h"
 #include "common/options.h"
+#include "common/status_macros.h"
+#include "coordinator/tenants_file.h"
 
 namespace quicksilver {
 namespace {
@@ -114,6 +116,30 @@ void AddProcess(CLI::App& app, CoordinatorOptions& o) {
       ->capture_default_str()
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->group(group);
+  app.add_option("--failpoints", o.failpoints, "For tests: where to fail; refused by programs without failpoints")
+      ->group(group);
+}
+
+void AddTenants(CLI::App& app, CoordinatorOptions& o) {
+  const char* group = "Tenants";
+  app.add_option("--tenants", o.tenants_file, "YAML file with the weights and limits of tenants; default: no limits")
+      ->group(group);
+  app.add_option("--tenant-header", o.tenant_header,
+                 "Header with the tenant's name, for use behind a proxy that sets it; default: all are one tenant")
+      ->group(group);
+}
+
+absl::Status CheckTenantHeader(const std::string& name) {
+  for (const char c : name) {
+    // gRPC's rule for metadata keys, which are lower case; HTTP does not care about the case.
+    const bool fine =
+        (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
+    if (!fine) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--tenant-header: '", name, "' is not made of letters, digits, '-', '_' and '.'"));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckAddresses(const CoordinatorOptions& options) {
@@ -122,10 +148,19 @@ absl::Status CheckAddresses(const CoordinatorOptions& options) {
                                     {"--metrics-listen", options.metrics_listen}}) {
     if (const auto parsed = ParseHostPort(flag, value); !parsed.ok()) return parsed.status();
   }
+  return absl::OkStatus();
+}
+
+// What is not a flag's own range.
+absl::Status Finish(CoordinatorOptions& options) {
+  RETURN_IF_ERROR(CheckAddresses(options));
+  RETURN_IF_ERROR(CheckTenantHeader(options.tenant_header));
   for (const std::string& worker : options.workers) {
-    const auto parsed = ParseHostPort("--workers", worker);
-    if (!parsed.ok()) return parsed.status();
-    if (parsed->port == 0) return absl::InvalidArgumentError(absl::StrCat("--workers: ", worker, " has port 0"));
+    ASSIGN_OR_RETURN(WorkerSource source, ParseWorkerSource("--workers", worker));
+    options.worker_sources.push_back(std::move(source));
+  }
+  if (!options.tenants_file.empty()) {
+    ASSIGN_OR_RETURN(options.tenants, ReadTenantsFile(options.tenants_file));
   }
   return absl::OkStatus();
 }
@@ -139,19 +174,25 @@ std::optional<int> ReadOptions(int argc, const char* const* argv, CoordinatorOpt
       "--config.",
       "quicksilver-coordinator");
   app.add_option("--model", options.model, "Directory with tokenizer.json and tokenizer_config.json")->required();
-  app.add_option("--workers", options.workers, "HOST:PORT of each worker group's leader, separated by commas")
+  app.add_option("--workers", options.workers,
+                 "HOST:PORT of each worker group's leader, or dns:///NAME:PORT for a name whose every address is one; "
+                 "separated by commas")
       ->required()
       ->delimiter(',');
+  app.add_option("--discovery-seconds", options.discovery_seconds, "Between two look-ups of dns:/// names")
+      ->capture_default_str()
+      ->check(CLI::Range(0.1, 3600.0));
   app.add_option("--served-model-name", options.served_model_name,
                  "Groups that serve a model of another name are refused; default: any");
   app.add_option("--model-alias", options.model_aliases, "Another name for the served model; may be repeated")
       ->delimiter(',');
   AddListeners(app, options);
   AddLimits(app, options);
+  AddTenants(app, options);
   AddDefaults(app, options);
   AddProcess(app, options);
   if (const std::optional<int> exit = ParseOptions(app, argc, argv)) return exit;
-  if (const absl::Status status = CheckAddresses(options); !status.ok()) {
+  if (const absl::Status status = Finish(options); !status.ok()) {
     std::cerr << app.get_name() << ": " << status.message() << "; see --help\n";
     return kExitUsage;
   }

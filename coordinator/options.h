@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "common/host_port.h"
+#include "coordinator/cluster/discovery.h"
+#include "coordinator/core/tenants.h"
 
 namespace quicksilver {
 
@@ -13,6 +15,8 @@ namespace quicksilver {
 struct CoordinatorOptions {
   std::string model;
   std::vector<std::string> workers;
+  std::vector<WorkerSource> worker_sources;  ///< `workers`, parsed.
+  double discovery_seconds = 5;
   std::string served_model_name;
   std::vector<std::string> model_aliases;
   std::string http_listen = "127.0.0.1:8080";
@@ -31,6 +35,9 @@ struct CoordinatorOptions {
   double lease_seconds = 5;
   int tokenizer_threads = 2;
   uint32_t tokenizer_queue_max = 1024;
+  std::string tenants_file;
+  TenantsOptions tenants;     ///< What is in it; without one nothing is limited.
+  std::string tenant_header;  ///< Header or metadata key with the tenant's name. Empty: all are one tenant.
   uint32_t choices_max = 8;
   uint32_t messages_max = 2048;
   float default_temperature = 1.0f;
@@ -39,6 +46,7 @@ struct CoordinatorOptions {
   double lame_duck_seconds = 5;
   double drain_seconds = 120;
   std::string log_level = "info";
+  std::string failpoints;
 };
 
 /// Reads flags, environment and file into `options`; the exit code when the program is to end now.

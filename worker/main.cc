@@ -3,6 +3,7 @@
 #include <iostream>
 
 #include "absl/synchronization/mutex.h"
+#include "common/failpoint.h"
 #include "common/log.h"
 #include "worker/options.h"
 #include "worker/service/exit_code.h"
@@ -33,6 +34,11 @@ int Main(int argc, char** argv) {
   setrlimit(RLIMIT_CORE, &none);  // Prompts live in the ranks' memory alone.
   WorkerOptions options;
   if (const std::optional<int> exit = ReadOptions(argc, argv, options)) return *exit;
+  if (const absl::Status status = InitFailpoints(QS_FAILPOINTS_COMPILED_IN, options.failpoints, options.restarts);
+      !status.ok()) {
+    std::cerr << "quicksilver-worker: " << status.message() << "\n";
+    return kExitUsage;
+  }
   InitLog("worker", options.log_level);
   if (options.rank >= 0) {
     absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);  // gRPC's own locks.

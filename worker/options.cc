@@ -147,6 +147,7 @@ void AddGroup(CLI::App& app, WorkerOptions& o) {
   app.add_option("--log-level", o.log_level, "Least level that is logged")
       ->capture_default_str()
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}));
+  app.add_option("--failpoints", o.failpoints, "For tests: where to fail; refused by programs without failpoints");
 }
 
 void AddRank(CLI::App& app, WorkerOptions& o) {

@@ -41,6 +41,7 @@ struct WorkerOptions {
   std::string collectives = "auto";
   std::string nccl_library;
   std::string log_level = "info";
+  std::string failpoints;
 
   // Set by the launcher for the ranks that it starts; by hand when the ranks of a group run on several hosts.
   int rank = -1;  ///< -1: this process is the launcher.

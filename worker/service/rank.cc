@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "common/failpoint.h"
 #include "common/http/server.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -128,6 +129,7 @@ class Rank {
   explicit Rank(const WorkerOptions& options) : options_(options), stop_(options) {}
 
   int Run() {
+    QS_FAILPOINT("worker.init", static_cast<uint64_t>(options_.rank));
     if (const absl::Status status = Prepare(); !status.ok()) return End(status);
     if (leads()) {
       if (const absl::Status status = Listen(); !status.ok()) {
