@@ -78,32 +78,32 @@ int32_t Rows(const std::vector<PlannedSegment>& plan) {
 
 TEST(SchedulerTest, SequencesStartInOrderUpToTheirNumber) {
   Scheduler scheduler({.sequences_max = 2, .step_rows_max = 64, .pages = 100, .page_size = 8});
-  for (uint64_t id = 1; id <= 3; ++id) scheduler.Add(id, BlockCausal(4, 4));
+  for (uint64_t id = 1; id <= 3; ++id) scheduler.Add(id, BlockCausal(4, 4), {}, absl::ZeroDuration());
   EXPECT_EQ(scheduler.waiting(), 3);
-  const std::vector<PlannedSegment> plan = scheduler.Plan();
+  const std::vector<PlannedSegment> plan = scheduler.Plan(absl::ZeroDuration(), 1000);
   EXPECT_THAT(Ids(plan), ElementsAre(1, 2));
   EXPECT_EQ(scheduler.running(), 2);
   EXPECT_EQ(scheduler.waiting(), 1);
   EXPECT_TRUE(scheduler.Remove(1));
-  EXPECT_THAT(Ids(scheduler.Plan()), ElementsAre(2, 3));
+  EXPECT_THAT(Ids(scheduler.Plan(absl::ZeroDuration(), 1000)), ElementsAre(2, 3));
 }
 
 // Pages are reserved for the whole canvas: a running sequence can never run dry.
 TEST(SchedulerTest, ASequenceWaitsUntilThePagesOfItsWholeCanvasAreFree) {
   Scheduler scheduler({.sequences_max = 8, .step_rows_max = 64, .pages = 5, .page_size = 8});
-  scheduler.Add(1, BlockCausal(8, 16));  // 3 pages.
-  scheduler.Add(2, BlockCausal(8, 16));
-  EXPECT_THAT(Ids(scheduler.Plan()), ElementsAre(1));
+  scheduler.Add(1, BlockCausal(8, 16), {}, absl::ZeroDuration());  // 3 pages.
+  scheduler.Add(2, BlockCausal(8, 16), {}, absl::ZeroDuration());
+  EXPECT_THAT(Ids(scheduler.Plan(absl::ZeroDuration(), 1000)), ElementsAre(1));
   EXPECT_EQ(scheduler.pages_free(), 2);
   EXPECT_TRUE(scheduler.Remove(1));
   EXPECT_EQ(scheduler.pages_free(), 5);
-  EXPECT_THAT(Ids(scheduler.Plan()), ElementsAre(2));
+  EXPECT_THAT(Ids(scheduler.Plan(absl::ZeroDuration(), 1000)), ElementsAre(2));
 }
 
 TEST(SchedulerTest, AGuidedSequenceHoldsPagesForItsGuideToo) {
   Scheduler scheduler({.sequences_max = 8, .step_rows_max = 64, .pages = 4, .page_size = 8});
-  scheduler.Add(1, Bidirectional(8, 8, 1.0f));
-  const std::vector<PlannedSegment> plan = scheduler.Plan();
+  scheduler.Add(1, Bidirectional(8, 8, 1.0f), {}, absl::ZeroDuration());
+  const std::vector<PlannedSegment> plan = scheduler.Plan(absl::ZeroDuration(), 1000);
   EXPECT_EQ(scheduler.pages_free(), 0);
   EXPECT_EQ(plan[0].running->guide_pages.size(), 2u);
   EXPECT_EQ(Rows(plan), 32);
@@ -111,25 +111,25 @@ TEST(SchedulerTest, AGuidedSequenceHoldsPagesForItsGuideToo) {
 
 TEST(SchedulerTest, WaitingAndRunningSequencesCanBeRemoved) {
   Scheduler scheduler({.sequences_max = 1, .step_rows_max = 64, .pages = 10, .page_size = 8});
-  scheduler.Add(1, BlockCausal(4, 4));
-  scheduler.Add(2, BlockCausal(4, 4));
-  scheduler.Plan();
+  scheduler.Add(1, BlockCausal(4, 4), {}, absl::ZeroDuration());
+  scheduler.Add(2, BlockCausal(4, 4), {}, absl::ZeroDuration());
+  scheduler.Plan(absl::ZeroDuration(), 1000);
   EXPECT_TRUE(scheduler.Remove(2));
   EXPECT_TRUE(scheduler.Remove(1));
   EXPECT_FALSE(scheduler.Remove(1));
   EXPECT_EQ(scheduler.pages_free(), 10);
-  EXPECT_THAT(scheduler.Plan(), IsEmpty());
+  EXPECT_THAT(scheduler.Plan(absl::ZeroDuration(), 1000), IsEmpty());
 }
 
 // No head-of-line blocking: a long prompt is prefilled beside the others' steps.
 TEST(SchedulerTest, ALongPromptLeavesEveryDenoisingSequenceItsStep) {
   Scheduler scheduler({.sequences_max = 8, .step_rows_max = 32, .pages = 200, .page_size = 8});
-  for (uint64_t id = 1; id <= 2; ++id) scheduler.Add(id, BlockCausal(4, 200));
-  Finish(scheduler, scheduler.Plan());
-  scheduler.Add(3, BlockCausal(400, 4));
+  for (uint64_t id = 1; id <= 2; ++id) scheduler.Add(id, BlockCausal(4, 200), {}, absl::ZeroDuration());
+  Finish(scheduler, scheduler.Plan(absl::ZeroDuration(), 1000));
+  scheduler.Add(3, BlockCausal(400, 4), {}, absl::ZeroDuration());
   int steps = 0;
   for (bool prefilling = true; prefilling; ++steps) {
-    const std::vector<PlannedSegment> plan = scheduler.Plan();
+    const std::vector<PlannedSegment> plan = scheduler.Plan(absl::ZeroDuration(), 1000);
     ASSERT_THAT(Ids(plan), ElementsAre(1, 2, 3));
     EXPECT_TRUE(plan[0].segment.denoise && plan[1].segment.denoise);
     EXPECT_LE(Rows(plan), 32);
@@ -143,13 +143,13 @@ TEST(SchedulerTest, ALongPromptLeavesEveryDenoisingSequenceItsStep) {
 // Nor the other way round: full blocks do not keep a prompt from its first token.
 TEST(SchedulerTest, ManyDenoisingSequencesLeaveAPromptItsShare) {
   Scheduler scheduler({.sequences_max = 16, .step_rows_max = 32, .pages = 400, .page_size = 8});
-  for (uint64_t id = 1; id <= 10; ++id) scheduler.Add(id, BlockCausal(4, 200));
-  for (int i = 0; i < 4; ++i) Finish(scheduler, scheduler.Plan());
-  scheduler.Add(11, BlockCausal(64, 4));
+  for (uint64_t id = 1; id <= 10; ++id) scheduler.Add(id, BlockCausal(4, 200), {}, absl::ZeroDuration());
+  for (int i = 0; i < 4; ++i) Finish(scheduler, scheduler.Plan(absl::ZeroDuration(), 1000));
+  scheduler.Add(11, BlockCausal(64, 4), {}, absl::ZeroDuration());
   int steps = 0;
   for (bool denoised = false; !denoised; ++steps) {
     ASSERT_LT(steps, 60);
-    const std::vector<PlannedSegment> plan = scheduler.Plan();
+    const std::vector<PlannedSegment> plan = scheduler.Plan(absl::ZeroDuration(), 1000);
     for (const PlannedSegment& planned : plan) denoised |= planned.running->id == 11 && planned.segment.denoise;
     Finish(scheduler, plan);
   }
@@ -157,10 +157,11 @@ TEST(SchedulerTest, ManyDenoisingSequencesLeaveAPromptItsShare) {
 
 TEST(SchedulerTest, WhenRowsAreShortEverySequenceGetsItsTurn) {
   Scheduler scheduler({.sequences_max = 16, .step_rows_max = 40, .pages = 400, .page_size = 8});
-  for (uint64_t id = 1; id <= 6; ++id) scheduler.Add(id, Bidirectional(8, 8, 0.0f));  // 16 rows each: 2 a step.
+  for (uint64_t id = 1; id <= 6; ++id)
+    scheduler.Add(id, Bidirectional(8, 8, 0.0f), {}, absl::ZeroDuration());  // 16 rows each: 2 a step.
   std::map<uint64_t, int> turns;
   for (int step = 0; step < 6; ++step) {
-    const std::vector<PlannedSegment> plan = scheduler.Plan();
+    const std::vector<PlannedSegment> plan = scheduler.Plan(absl::ZeroDuration(), 1000);
     EXPECT_EQ(plan.size(), 2u);
     for (const uint64_t id : Ids(plan)) ++turns[id];
     Finish(scheduler, plan);
@@ -207,9 +208,9 @@ TEST(SchedulerTest, EverySequenceEndsWithTheCanvasItHasAlone) {
       for (int step = 0; ended.size() < jobs.size(); ++step) {
         ASSERT_LT(step, 20000);
         for (; added < jobs.size() && jobs[added].arrives <= step; ++added) {
-          scheduler.Add(added + 1, jobs[added].sequence);
+          scheduler.Add(added + 1, jobs[added].sequence, {}, absl::ZeroDuration());
         }
-        const std::vector<PlannedSegment> plan = scheduler.Plan();
+        const std::vector<PlannedSegment> plan = scheduler.Plan(absl::ZeroDuration(), 1000);
         ASSERT_LE(Rows(plan), rows);
         ASSERT_LE(scheduler.running(), 5);
         ended.merge(Finish(scheduler, plan));
@@ -217,9 +218,9 @@ TEST(SchedulerTest, EverySequenceEndsWithTheCanvasItHasAlone) {
       EXPECT_EQ(scheduler.pages_free(), 40);
       for (size_t i = 0; i < jobs.size(); ++i) {
         Scheduler alone({.sequences_max = 1, .step_rows_max = 512, .pages = 40, .page_size = 4});
-        alone.Add(1, jobs[i].sequence);
+        alone.Add(1, jobs[i].sequence, {}, absl::ZeroDuration());
         std::map<uint64_t, std::vector<TokenId>> expected;
-        while (expected.empty()) expected = Finish(alone, alone.Plan());
+        while (expected.empty()) expected = Finish(alone, alone.Plan(absl::ZeroDuration(), 1000));
         EXPECT_EQ(ended[i + 1], expected[1]);
       }
     }

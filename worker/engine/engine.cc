@@ -161,7 +161,7 @@ absl::Status EngineImpl::Apply(const v1::LogEntry& entry, absl::Duration now) {
     absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(model_.spec(), admission.submit(), options_.finish_blocks);
     // The leader has checked it: only ranks that differ get here.
     if (!spec.ok()) return absl::InternalError(absl::StrCat("admission: ", std::string(spec.status().message())));
-    scheduler_.Add(admission.engine_id(), Sequence(*std::move(spec)));
+    scheduler_.Add(admission.engine_id(), Sequence(*std::move(spec)), {}, now);
     seal_.Mix(admission.engine_id());
   }
   for (const uint64_t id : entry.cancels()) {
@@ -172,7 +172,7 @@ absl::Status EngineImpl::Apply(const v1::LogEntry& entry, absl::Duration now) {
 }
 
 absl::Status EngineImpl::Step() {
-  const std::vector<PlannedSegment> plan = scheduler_.Plan();
+  const std::vector<PlannedSegment> plan = scheduler_.Plan(entry_now_, options_.step_rows_max);
   if (!plan.empty()) {
     for (const PlannedSegment& planned : plan) {
       seal_.Mix(planned.running->id);

@@ -40,38 +40,68 @@ Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), pool_(lim
   CHECK(limits.sequences_max > 0 && limits.step_rows_max > 0 && limits.page_size > 0);
 }
 
-void Scheduler::Add(uint64_t id, Sequence sequence) {
-  CHECK(CheckFits(limits_, sequence).ok());
-  CHECK(waiting_.empty() || waiting_.back().id < id);
-  CHECK(running_.empty() || running_.back()->id < id);
-  waiting_.push_back({id, std::move(sequence)});
+void Scheduler::Add(uint64_t id, Sequence sequence, SchedulingTerms terms, absl::Duration) {
+  CHECK(CheckFits(limits_, sequence).ok() && terms.priority >= 0 && terms.priority <= 2);
+  CHECK(waiting_.empty() || waiting_.back().sequence->id < id);
+  CHECK(running_.empty() || running_.back().sequence->id < id);
+  waiting_.push_back({std::make_unique<RunningSequence>(RunningSequence{id, std::move(sequence)}), std::move(terms)});
 }
 
-bool Scheduler::Remove(uint64_t id) {
+bool Scheduler::Remove(uint64_t id, bool) {
   for (auto it = waiting_.begin(); it != waiting_.end(); ++it) {
-    if (it->id != id) continue;
+    if (it->sequence->id != id) continue;
     waiting_.erase(it);
     return true;
   }
   for (auto it = running_.begin(); it != running_.end(); ++it) {
-    if ((*it)->id != id) continue;
-    pool_.Give((*it)->pages);
-    pool_.Give((*it)->guide_pages);
+    if (it->sequence->id != id) continue;
+    pool_.Give(it->sequence->pages);
+    pool_.Give(it->sequence->guide_pages);
     running_.erase(it);
     return true;
   }
   return false;
 }
 
+const RunningSequence* Scheduler::Find(uint64_t id) const {
+  for (const Waiting& waiting : waiting_) {
+    if (waiting.sequence->id == id) return waiting.sequence.get();
+  }
+  for (const Waiting& running : running_) {
+    if (running.sequence->id == id) return running.sequence.get();
+  }
+  return nullptr;
+}
+
+std::vector<uint64_t> Scheduler::Expired(absl::Duration now) const {
+  std::vector<uint64_t> ids;
+  for (const Waiting& running : running_) {
+    if (running.terms.deadline <= now) ids.push_back(running.sequence->id);
+  }
+  for (const Waiting& waiting : waiting_) {
+    if (waiting.terms.deadline <= now) ids.push_back(waiting.sequence->id);
+  }
+  std::sort(ids.begin(), ids.end());
+  return ids;
+}
+
+SchedulerStatistics Scheduler::statistics() const {
+  SchedulerStatistics statistics;
+  statistics.running = running();
+  statistics.waiting = waiting();
+  statistics.pages_free = pool_.free();
+  statistics.pages_used = pool_.total() - pool_.free();
+  return statistics;
+}
+
 void Scheduler::StartWaiting() {
   while (!waiting_.empty() && running() < limits_.sequences_max) {
-    Sequence& next = waiting_.front().sequence;
-    const int32_t pages = PagesOf(limits_, next);
-    if (pages * (next.guided() ? 2 : 1) > pool_.free()) return;
-    auto started = std::make_unique<RunningSequence>(RunningSequence{waiting_.front().id, std::move(next)});
-    started->pages = *pool_.Take(pages);
-    if (started->sequence.guided()) started->guide_pages = *pool_.Take(pages);
-    running_.push_back(std::move(started));
+    RunningSequence& next = *waiting_.front().sequence;
+    const int32_t pages = PagesOf(limits_, next.sequence);
+    if (pages * (next.sequence.guided() ? 2 : 1) > pool_.free()) return;
+    next.pages = *pool_.Take(pages);
+    if (next.sequence.guided()) next.guide_pages = *pool_.Take(pages);
+    running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
   }
 }
@@ -86,12 +116,12 @@ int32_t Scheduler::FirstGrant(const Sequence& sequence, int32_t rows_left) const
   return grant >= block ? grant : 0;
 }
 
-std::vector<PlannedSegment> Scheduler::Plan() {
+std::vector<PlannedSegment> Scheduler::Plan(absl::Duration, int32_t) {
   ++step_;
   StartWaiting();
   CheckPages();
   std::vector<RunningSequence*> order;
-  for (const auto& running : running_) order.push_back(running.get());
+  for (const Waiting& running : running_) order.push_back(running.sequence.get());
   std::stable_sort(order.begin(), order.end(),
                    [](const RunningSequence* a, const RunningSequence* b) { return a->last_step < b->last_step; });
   std::vector<std::pair<RunningSequence*, int32_t>> grants;
@@ -115,7 +145,9 @@ std::vector<PlannedSegment> Scheduler::Plan() {
 
 void Scheduler::CheckPages() const {
   size_t used = 0;
-  for (const auto& running : running_) used += running->pages.size() + running->guide_pages.size();
+  for (const Waiting& running : running_) {
+    used += running.sequence->pages.size() + running.sequence->guide_pages.size();
+  }
   CHECK(static_cast<int32_t>(used) + pool_.free() == pool_.total());
 }
 
