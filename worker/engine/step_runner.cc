@@ -68,11 +68,17 @@ StepShape StepRunner::ShapeMax() const {
   return shape;
 }
 
+// A page that sequences share is in the table once for each.
+size_t StepRunner::PageTableMax() const {
+  const int64_t pages = model_.pages(), page_size = model_.page_size();
+  const int64_t of_one = std::min(pages, (model_.spec().positions_max + page_size - 1) / page_size);
+  return static_cast<size_t>(std::max(pages, of_one * std::min(limits_.sequences_max, limits_.rows_max)));
+}
+
 absl::Status StepRunner::Allocate() {
   const StepShape most = ShapeMax();
   const size_t ranks = static_cast<size_t>(ranks_.size()), requests = static_cast<size_t>(most.requests());
-  const size_t arrays =
-      MapStepArrays(nullptr, most).bytes_before_pages + static_cast<size_t>(model_.pages()) * sizeof(int32_t);
+  const size_t arrays = MapStepArrays(nullptr, most).bytes_before_pages + PageTableMax() * sizeof(int32_t);
   ASSIGN_OR_RETURN(staging_, ops_.AllocateShared(arrays));
   ASSIGN_OR_RETURN(arrays_, ops_.Allocate(arrays));
   ASSIGN_OR_RETURN(scratch_, ops_.Allocate(requests * (sizeof(float) + sizeof(uint8_t))));

@@ -56,6 +56,7 @@ class StepRunner {
   };
 
   StepShape ShapeMax() const;
+  size_t PageTableMax() const;
   StepShape DenoisingShape(int32_t sequences, int32_t rows, int32_t masked) const;
   absl::Status AgreeOnLoops();
   absl::Status RecordCommonShapes();
