@@ -3,6 +3,8 @@
 #include <string>
 #include <utility>
 
+#include "coordinator/core/tenants.h"
+
 namespace quicksilver {
 
 /// What went wrong, as clients are told (serving.md §1.8). One value for both front ends: HTTP prints it as the error
@@ -15,6 +17,7 @@ struct ApiError {
   std::string param;              ///< Empty: null.
   int retry_after_seconds = 0;    ///< 0: no Retry-After.
   bool should_not_retry = false;  ///< Sends x-should-retry: false.
+  TenantRates rates = {};         ///< For the rate headers.
 };
 
 inline ApiError InvalidRequest(std::string code, std::string param, std::string message) {

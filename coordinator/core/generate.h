@@ -68,6 +68,7 @@ struct StartedEvent {
   std::string system_fingerprint;  ///< "fp_" + 10 hex
   int64_t created = 0;             ///< Unix seconds.
   uint32_t prompt_tokens = 0;
+  TenantRates rates;  ///< As they were when the request was admitted; for the rate headers.
 };
 
 /// Final text of one choice, whole UTF-8 characters, held back while it could begin a stop string.
