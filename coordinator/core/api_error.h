@@ -3,7 +3,7 @@
 #include <string>
 #include <utility>
 
-#include "coordinator/core/tenants.h"
+#include "coordinator/core/rates.h"
 
 namespace quicksilver {
 

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/time/time.h"
+#include "coordinator/core/rates.h"
 
 namespace quicksilver {
 
@@ -26,17 +27,6 @@ struct TenantsOptions {
   TenantLimits unknown;        ///< Of each tenant that is not configured.
   size_t unknown_max = 10000;  ///< Of those, followed one by one; further ones share one tenant.
   absl::Duration midnight;     ///< When some day began, on the clock of `now`: daily quotas begin anew then.
-};
-
-/// One limit as the rate headers tell it (serving.md §1.9).
-struct RateStatus {
-  uint64_t limit = 0;
-  uint64_t remaining = 0;
-  absl::Duration reset;  ///< Until all of `limit` is there again.
-};
-struct TenantRates {
-  std::optional<RateStatus> requests;  ///< Unset: not limited.
-  std::optional<RateStatus> tokens;    ///< The tighter one of input and output.
 };
 
 }  // namespace quicksilver
