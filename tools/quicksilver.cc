@@ -5,6 +5,7 @@
 
 #include "common/exit_codes.h"
 #include "common/options.h"
+#include "tools/bench_serve/bench_serve.h"
 #include "tools/generate.h"
 #include "tools/inspect.h"
 
@@ -14,6 +15,7 @@ namespace {
 constexpr const char* kUsage =
     "usage: quicksilver COMMAND [options]\n"
     "  generate PROMPT…   stream answers onto the terminal, the canvas visibly filling in\n"
+    "  bench serve        put a load on a server with an OpenAI-compatible API and report what its clients see\n"
     "  inspect DIR        what a checkpoint holds, what each rank would hold, the floor per step, any fault\n"
     "  help, --version\n"
     "Every command explains itself with --help.\n";
@@ -23,6 +25,9 @@ int Run(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + (argc > 1 ? 2 : 1), argv + argc);
   if (command == "generate") return RunGenerate(arguments);
   if (command == "inspect") return RunInspect(arguments);
+  if (command == "bench" && !arguments.empty() && arguments[0] == "serve") {
+    return RunBenchServe({arguments.begin() + 1, arguments.end()});
+  }
   if (command == "--version") {
     std::printf("%s\n", VersionString().c_str());
     return kExitOk;
@@ -31,8 +36,8 @@ int Run(int argc, char** argv) {
     std::fputs(kUsage, stdout);
     return kExitOk;
   }
-  std::fprintf(stderr, "quicksilver: %s\n%s", command.empty() ? "no command" : ("unknown command '" + command + "'").c_str(),
-               kUsage);
+  std::fprintf(stderr, "quicksilver: %s\n%s",
+               command.empty() ? "no command" : ("unknown command '" + command + "'").c_str(), kUsage);
   return kExitUsage;
 }
 
