@@ -1,5 +1,7 @@
 #include "worker/metrics.h"
 
+#include <algorithm>
+
 #include "common/metrics.h"
 #include "common/options.h"
 
@@ -22,7 +24,21 @@ WorkerMetrics::WorkerMetrics(const std::string& model_name, const std::string& g
       group_({{"group", group_name}}),
       requests_running_(AddGauge("quicksilver_num_requests_running", "Sequences that hold KV pages.")),
       requests_waiting_(AddGauge("quicksilver_num_requests_waiting", "Sequences that wait for a place or for pages.")),
+      requests_preempted_(AddGauge("quicksilver_num_requests_preempted",
+                                   "Of those that wait, sequences that have lost their pages to others.")),
       kv_cache_usage_ratio_(AddGauge("quicksilver_kv_cache_usage_ratio", "KV pages in use.", {{"pool", group_name}})),
+      kv_cache_cached_ratio_(AddGauge("quicksilver_kv_cache_cached_ratio",
+                                      "KV pages that no sequence uses and that hold prefixes for reuse.",
+                                      {{"pool", group_name}})),
+      prefix_queries_(AddCounter("quicksilver_prefix_cache_queries_total",
+                                 "Tokens that starting sequences looked for in the prefix cache.")),
+      prefix_hits_(AddCounter("quicksilver_prefix_cache_hits_total", "Tokens that they found there.")),
+      prefix_evictions_(
+          AddCounter("quicksilver_prefix_cache_evictions_total", "Cached KV pages that were given up for others.")),
+      preemptions_(AddCounter("quicksilver_preemptions_total", "Times that a sequence lost its pages to others.",
+                              {{"reason", "kv_pages"}})),
+      numerical_errors_(AddCounter("quicksilver_numerical_errors_total",
+                                   "Sequences that ended because a logit was not finite.", {{"reason", "logits"}})),
       forward_passes_(
           AddCounter("quicksilver_forward_passes_total", "Forward passes of the group.", {{"phase", "mixed"}})),
       engine_steps_(AddCounter("quicksilver_engine_step_total", "Steps of the engine since the group formed.")),
@@ -51,13 +67,22 @@ WorkerMetrics::WorkerMetrics(const std::string& model_name, const std::string& g
 
 std::string WorkerMetrics::Render(const WorkerReading& reading) {
   MutexLock lock(mutex_);
-  requests_running_.Set(reading.running);
-  requests_waiting_.Set(reading.waiting);
-  const double total = static_cast<double>(reading.pages_total);
-  kv_cache_usage_ratio_.Set(total > 0 ? 1.0 - static_cast<double>(reading.pages_free) / total : 0.0);
-  Raise(forward_passes_, reading.steps);
-  Raise(engine_steps_, reading.steps);
-  engine_last_step_.Set(reading.last_step_seconds);
+  const EngineLoad& load = reading.load;
+  requests_running_.Set(load.running);
+  requests_waiting_.Set(load.waiting);
+  requests_preempted_.Set(load.preempted);
+  const double total = std::max(1.0, static_cast<double>(load.pages_total));
+  kv_cache_usage_ratio_.Set(static_cast<double>(load.pages_total - load.pages_free) / total);
+  kv_cache_cached_ratio_.Set(static_cast<double>(load.pages_cached) / total);
+  Raise(prefix_queries_, load.prefix_query_tokens);
+  Raise(prefix_hits_, load.prefix_hit_tokens);
+  Raise(prefix_evictions_, load.evictions);
+  Raise(preemptions_, load.preemptions);
+  Raise(numerical_errors_, load.numerical_errors);
+  Raise(forward_passes_, load.steps);
+  Raise(engine_steps_, load.steps);
+  const bool stepped = load.last_step > absl::UnixEpoch();
+  engine_last_step_.Set(stepped ? absl::ToDoubleSeconds(load.last_step - absl::UnixEpoch()) : 0.0);
   up_.Set(reading.up ? 1 : 0);
   group_size_.Set(reading.ranks);
   group_size_desired_.Set(reading.ranks_desired);

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "common/mutex.h"
+#include "worker/engine/engine.h"
 
 namespace quicksilver {
 
@@ -20,12 +21,7 @@ struct WorkerReading {
   int ranks_desired = 0;
   uint64_t epoch = 0;
   uint64_t restarts = 0;
-  uint32_t running = 0;
-  uint32_t waiting = 0;
-  uint64_t pages_free = 0;
-  uint64_t pages_total = 0;
-  uint64_t steps = 0;
-  double last_step_seconds = 0;  ///< Unix time; 0: none yet.
+  EngineLoad load;
 };
 
 /// Everything the worker counts (serving.md §4.2); the only place that spells the names. Thread-safe.
@@ -52,7 +48,14 @@ class WorkerMetrics {
   const std::map<std::string, std::string> group_;
   prometheus::Gauge& requests_running_;
   prometheus::Gauge& requests_waiting_;
+  prometheus::Gauge& requests_preempted_;
   prometheus::Gauge& kv_cache_usage_ratio_;
+  prometheus::Gauge& kv_cache_cached_ratio_;
+  prometheus::Counter& prefix_queries_;
+  prometheus::Counter& prefix_hits_;
+  prometheus::Counter& prefix_evictions_;
+  prometheus::Counter& preemptions_;
+  prometheus::Counter& numerical_errors_;
   prometheus::Counter& forward_passes_;
   prometheus::Counter& engine_steps_;
   prometheus::Gauge& engine_last_step_;

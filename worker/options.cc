@@ -106,6 +106,17 @@ void AddCapacity(CLI::App& app, WorkerOptions& o) {
                  "every step computes whole sequences")
       ->check(CLI::Range(0, 1 << 16))
       ->group(group);
+  app.add_option("--step-time-target-ms", o.step_time_target_ms,
+                 "Prefill beside running sequences is cut so that a step takes about this long; default 0: about twice "
+                 "what it takes without prefill, or 50 where that is more")
+      ->check(CLI::Range(0, 600000))
+      ->group(group);
+  app.add_option("--prefix-cache", o.prefix_cache,
+                 "on: requests of one tenant that begin alike share the KV pages of that beginning, which are kept "
+                 "while there is room; block-causal models only")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"on", "off"}))
+      ->group(group);
 }
 
 void AddGroup(CLI::App& app, WorkerOptions& o) {

@@ -30,6 +30,8 @@ struct WorkerOptions {
   int32_t sequences_max = 64;
   int32_t waiting_max = 256;
   int32_t step_rows_max = 0;
+  int32_t step_time_target_ms = 0;
+  std::string prefix_cache = "on";
   int32_t block_length = 0;
   int32_t steps_per_launch = 0;
   double formation_timeout_seconds = 120;

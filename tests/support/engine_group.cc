@@ -172,6 +172,8 @@ std::string Bytes(const Transcript& transcript) {
     update.mutable_end()->clear_queue_seconds();
     update.mutable_end()->clear_prefill_seconds();
     update.mutable_end()->clear_decode_seconds();
+    update.mutable_end()->clear_cached_tokens();
+    update.mutable_end()->clear_preemptions();
     bytes += update.SerializeAsString();
   }
   return bytes;

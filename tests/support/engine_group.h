@@ -47,8 +47,10 @@ class EngineGroup {
   const ModelSpec& spec() const { return members_[0].model->spec(); }
   Engine& leader() { return *members_[0].engine; }
 
-  /// Submits as sequence `submit.sequence_id()` of `stream`.
-  absl::Status Submit(const v1::Submit& submit, uint64_t stream = 1) { return leader().Submit(stream, submit); }
+  /// Submits as sequence `submit.sequence_id()` of `stream`, one of `streams`.
+  absl::Status Submit(const v1::Submit& submit, uint64_t stream = 1, int32_t streams = 1) {
+    return leader().Submit(stream, submit, streams);
+  }
   /// Waits, a minute at most, until the sequence has ended; DeadlineExceeded otherwise.
   absl::StatusOr<Transcript> Await(uint64_t sequence_id, uint64_t stream = 1);
   /// What was reported so far.

@@ -1,7 +1,6 @@
 #include "worker/engine/engine.h"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 #include <vector>
 
@@ -12,9 +11,13 @@
 #include "common/mutex.h"
 #include "common/status_macros.h"
 #include "quicksilver/v1/group.pb.h"
+#include "worker/engine/entry_writer.h"
 #include "worker/engine/mailbox.h"
+#include "worker/engine/pacer.h"
 #include "worker/engine/report_builder.h"
 #include "worker/engine/scheduler.h"
+#include "worker/engine/step_batch.h"
+#include "worker/engine/step_clock.h"
 #include "worker/engine/step_runner.h"
 #include "worker/engine/submission.h"
 
@@ -35,6 +38,17 @@ class Seal {
   uint64_t value_ = 0x5EED;
 };
 
+SchedulerLimits LimitsOf(const Transformer& model, const EngineOptions& options) {
+  SchedulerLimits limits;
+  limits.sequences_max = options.sequences_max;
+  limits.step_rows_max = options.step_rows_max;
+  limits.pages = model.pages();
+  limits.page_size = model.page_size();
+  // Where every step computes the whole canvas there is nothing to keep.
+  limits.share_prefixes = options.share_prefixes && model.spec().grid == BlockGrid::kAbsolute;
+  return limits;
+}
+
 class EngineImpl final : public Engine {
  public:
   EngineImpl(Transformer& model, Ops& ops, Communicator& ranks, ControlChannel& control, const EngineOptions& options,
@@ -44,27 +58,33 @@ class EngineImpl final : public Engine {
         control_(control),
         options_(options),
         report_(std::move(report)),
-        scheduler_({options.sequences_max, options.step_rows_max, model.pages(), model.page_size()}),
+        limits_(LimitsOf(model, options)),
+        scheduler_(limits_),
         runner_(model, ops, ranks, {options.step_rows_max, options.sequences_max, options.steps_per_launch_max}),
         reports_(epoch),
         mailbox_(options.waiting_max),
-        pages_free_(static_cast<uint64_t>(model.pages())) {}
+        writer_(options_, model.spec().block_length, mailbox_, reports_) {
+    statistics_.pages_free = model.pages();
+  }
 
   absl::Status Prepare() override { return runner_.Allocate(); }
   absl::Status Run() override;
-  absl::Status Submit(uint64_t stream, const v1::Submit& submit) override;
+  absl::Status Submit(uint64_t stream, const v1::Submit& submit, int32_t streams) override;
   void Cancel(uint64_t stream, uint64_t sequence_id) override { mailbox_.Cancel({stream, sequence_id}); }
   void CancelStream(uint64_t stream) override { mailbox_.CancelStream(stream); }
   void Shutdown() override { mailbox_.Shutdown(); }
   EngineLoad Load() const override;
+  StepClock::Reading StepTimes() const override { return step_clock_.Read(); }
 
  private:
   bool leads() const { return ranks_.rank() == 0; }
   absl::Status Loop();
   absl::StatusOr<v1::LogEntry> NextEntry(uint64_t index);
-  v1::LogEntry MakeEntry(uint64_t index);
-  absl::Status Apply(const v1::LogEntry& entry, absl::Duration now);
-  absl::Status Step();
+  absl::Status Apply(const v1::LogEntry& entry);
+  absl::Status Admit(const v1::Admission& admission);
+  void EndExpired();
+  void Remove(uint64_t id, bool sound);
+  absl::Status Step(const v1::LogEntry& entry);
   int32_t StepsFor(const std::vector<PlannedSegment>& plan) const;
   absl::Status RunPlan(const std::vector<PlannedSegment>& plan);
   void NoteLoad(bool stepped);
@@ -78,20 +98,23 @@ class EngineImpl final : public Engine {
   const Report report_;
 
   // The replicated state: the engine's thread only.
+  const SchedulerLimits limits_;
   Scheduler scheduler_;
+  Pacer pacer_;
   StepRunner runner_;
   Seal seal_;
-  absl::Duration entry_now_;
+  absl::Duration now_;  // The group's clock.
 
   // The leader's.
   ReportBuilder reports_;
-  uint64_t last_engine_id_ = 0;
   Mailbox mailbox_;
+  EntryWriter writer_;
 
+  StepClock step_clock_;
   mutable Mutex load_mutex_;
-  uint32_t running_ GUARDED_BY(load_mutex_) = 0;
-  uint64_t pages_free_ GUARDED_BY(load_mutex_);
+  SchedulerStatistics statistics_ GUARDED_BY(load_mutex_);
   uint64_t steps_ GUARDED_BY(load_mutex_) = 0;
+  uint64_t numerical_errors_ GUARDED_BY(load_mutex_) = 0;
   absl::Time last_step_ GUARDED_BY(load_mutex_) = absl::InfinitePast();
 };
 
@@ -107,21 +130,22 @@ absl::Status EngineImpl::Loop() {
     if (entry.index() != index) {
       return absl::InternalError(absl::StrCat("log entry: expected ", index, ", found ", entry.index()));
     }
-    entry_now_ = absl::Microseconds(entry.clock_micros());
-    RETURN_IF_ERROR(Apply(entry, entry_now_));
+    now_ = absl::Microseconds(entry.clock_micros());
+    RETURN_IF_ERROR(Apply(entry));
     if (entry.shutdown()) {
       // A leader that left first would look lost to a follower that is late. Whoever is gone already has ended, too.
       control_.Barrier(options_.peer_timeout).IgnoreError();
       return absl::OkStatus();
     }
-    RETURN_IF_ERROR(Step());
+    RETURN_IF_ERROR(Step(entry));
     if (leads()) SendReports();
   }
 }
 
 absl::StatusOr<v1::LogEntry> EngineImpl::NextEntry(uint64_t index) {
   if (leads()) {
-    v1::LogEntry entry = MakeEntry(index);
+    const bool idle = scheduler_.running() + scheduler_.waiting() == 0;
+    v1::LogEntry entry = writer_.Write(index, idle, step_clock_.Read().mean);
     if (ranks_.size() > 1) {
       RETURN_IF_ERROR(control_.Broadcast(entry.SerializeAsString(), options_.peer_timeout).status());
     }
@@ -133,70 +157,79 @@ absl::StatusOr<v1::LogEntry> EngineImpl::NextEntry(uint64_t index) {
   return entry;
 }
 
-v1::LogEntry EngineImpl::MakeEntry(uint64_t index) {
-  const bool idle = scheduler_.running() + scheduler_.waiting() == 0;
-  Inbox inbox = mailbox_.Take(idle, options_.idle_beat);
-  v1::LogEntry entry;
-  entry.set_index(index);
-  entry.set_clock_micros(static_cast<uint64_t>(absl::ToInt64Microseconds(MonotonicNow())));
-  entry.set_shutdown(inbox.shutdown);
-  for (Submission& submission : inbox.submissions) {
-    reports_.Admit(++last_engine_id_, submission);
-    v1::Admission& admission = *entry.add_admissions();
-    admission.set_engine_id(last_engine_id_);
-    *admission.mutable_submit() = std::move(submission.submit);
-  }
-  for (const SequenceKey& key : inbox.cancels) {
-    if (inbox.broken_streams.contains(key.first)) continue;
-    if (const uint64_t id = reports_.Find(key); id != 0) entry.add_cancels(id);
-  }
-  for (const uint64_t stream : inbox.broken_streams) {
-    for (const uint64_t id : reports_.Mute(stream)) entry.add_cancels(id);
-  }
-  return entry;
-}
-
-absl::Status EngineImpl::Apply(const v1::LogEntry& entry, absl::Duration now) {
-  for (const v1::Admission& admission : entry.admissions()) {
-    absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(model_.spec(), admission.submit(), options_.finish_blocks);
-    // The leader has checked it: only ranks that differ get here.
-    if (!spec.ok()) return absl::InternalError(absl::StrCat("admission: ", std::string(spec.status().message())));
-    scheduler_.Add(admission.engine_id(), Sequence(*std::move(spec)), {}, now);
-    seal_.Mix(admission.engine_id());
-  }
+absl::Status EngineImpl::Apply(const v1::LogEntry& entry) {
+  for (const v1::Admission& admission : entry.admissions()) RETURN_IF_ERROR(Admit(admission));
   for (const uint64_t id : entry.cancels()) {
     seal_.Mix(~id);
-    if (scheduler_.Remove(id) && leads()) reports_.OnCancelled(id, now);
+    const RunningSequence* const running = scheduler_.Find(id);
+    if (running == nullptr) continue;  // It has ended meanwhile.
+    if (leads()) reports_.OnCancelled(*running, now_);
+    Remove(id, /*sound=*/true);
   }
+  EndExpired();
   return absl::OkStatus();
 }
 
-absl::Status EngineImpl::Step() {
-  const std::vector<PlannedSegment> plan = scheduler_.Plan(entry_now_, options_.step_rows_max);
+absl::Status EngineImpl::Admit(const v1::Admission& admission) {
+  absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(model_.spec(), admission.submit(), options_.finish_blocks);
+  // The leader has checked it: only ranks that differ get here.
+  if (!spec.ok()) return absl::InternalError(absl::StrCat("admission: ", std::string(spec.status().message())));
+  const uint64_t id = admission.engine_id();
+  scheduler_.Add(id, Sequence(*std::move(spec)), TermsOf(admission), now_);
+  if (const absl::Duration target = TargetOf(admission); target < absl::InfiniteDuration()) pacer_.Add(id, target);
+  seal_.Mix(id);
+  return absl::OkStatus();
+}
+
+// Those whose time is over, whether they run or wait, end with what they have.
+void EngineImpl::EndExpired() {
+  for (const uint64_t id : scheduler_.Expired(now_)) {
+    seal_.Mix(~id);
+    RunningSequence ended = *scheduler_.Find(id);
+    const StepOutcome outcome = ended.sequence.EndAtDeadline();
+    if (leads()) reports_.OnDenoised(ended, outcome, now_);
+    Remove(id, /*sound=*/true);
+  }
+}
+
+void EngineImpl::Remove(uint64_t id, bool sound) {
+  pacer_.Remove(id);
+  CHECK(scheduler_.Remove(id, sound));
+}
+
+absl::Status EngineImpl::Step(const v1::LogEntry& entry) {
+  const std::vector<PlannedSegment> plan = scheduler_.Plan(now_, static_cast<int32_t>(entry.prefill_rows()));
   if (!plan.empty()) {
+    const absl::Duration step = absl::Microseconds(entry.step_micros());
     for (const PlannedSegment& planned : plan) {
-      seal_.Mix(planned.running->id);
+      Sequence& sequence = planned.running->sequence;
+      const uint64_t id = planned.running->id;
+      if (planned.segment.denoise) sequence.set_commits_min(pacer_.CommitsMin(id, sequence, now_, step));
+      seal_.Mix(id);
       seal_.Mix(static_cast<uint64_t>(planned.segment.first_position) << 32 | planned.segment.rows);
-      if (leads()) reports_.OnPlanned(planned.running->id, planned.segment.denoise, entry_now_);
+      if (leads()) reports_.OnPlanned(id, planned.segment.denoise, now_);
     }
-    RETURN_IF_ERROR(RunPlan(plan));
+    step_clock_.Begin(MonotonicNow());
+    const absl::Status ran = RunPlan(plan);
+    step_clock_.End();
+    RETURN_IF_ERROR(ran);
   }
   NoteLoad(/*stepped=*/false);
   return absl::OkStatus();
 }
 
 void EngineImpl::NoteLoad(bool stepped) {
+  const SchedulerStatistics statistics = scheduler_.statistics();
   {
     MutexLock lock(load_mutex_);
-    running_ = static_cast<uint32_t>(scheduler_.running());
-    pages_free_ = static_cast<uint64_t>(scheduler_.pages_free());
+    statistics_ = statistics;
     if (stepped) {
       ++steps_;
       last_step_ = absl::Now();
     }
   }
   // After the others: Load() may count a sequence twice that has just begun to run, never not at all.
-  mailbox_.SetWaiting(scheduler_.waiting());
+  mailbox_.SetWaiting(statistics.waiting, reports_.unstarted());
 }
 
 // Several steps at a time pay only where they repeat little: rows in front of the open blocks run again in each.
@@ -208,6 +241,7 @@ int32_t EngineImpl::StepsFor(const std::vector<PlannedSegment>& plan) const {
 }
 
 absl::Status EngineImpl::RunPlan(const std::vector<PlannedSegment>& plan) {
+  const int32_t clean_rows = StepBatch::CleanRows(plan), rows = StepBatch::ShapeOf(plan).rows;
   RETURN_IF_ERROR(runner_.Launch(plan, seal_.value(), StepsFor(plan)));
   const int32_t running = scheduler_.running();
   while (true) {
@@ -215,6 +249,7 @@ absl::Status EngineImpl::RunPlan(const std::vector<PlannedSegment>& plan) {
     if (!stepped) return absl::OkStatus();
     if (scheduler_.running() != running) return absl::InternalError("device: ran on past the end of a sequence");
     const absl::Duration now = MonotonicNow();  // For the leader's timings; decides nothing.
+    writer_.Observe(rows - clean_rows, clean_rows, step_clock_.Lap(now));
     for (size_t i = 0; i < plan.size(); ++i) ApplyChoices(plan[i], i, now);
     NoteLoad(/*stepped=*/true);  // Whoever sees an end finds its pages free.
     if (leads()) SendReports();
@@ -228,9 +263,14 @@ void EngineImpl::ApplyChoices(const PlannedSegment& planned, size_t index, absl:
   for (const TokenCommit& commit : outcome.commits) {
     seal_.Mix(static_cast<uint64_t>(commit.position) << 32 | static_cast<uint32_t>(commit.token));
   }
-  const uint64_t id = planned.running->id;
-  if (leads()) reports_.OnDenoised(id, sequence, outcome, now);
-  if (outcome.end != SequenceEndReason::kNone) CHECK(scheduler_.Remove(id));
+  if (leads()) reports_.OnDenoised(*planned.running, outcome, now);
+  if (outcome.end == SequenceEndReason::kNone) return;
+  const bool sound = outcome.end != SequenceEndReason::kNumericalError;
+  if (!sound) {
+    MutexLock lock(load_mutex_);
+    ++numerical_errors_;
+  }
+  Remove(planned.running->id, sound);
 }
 
 void EngineImpl::SendReports() {
@@ -239,23 +279,30 @@ void EngineImpl::SendReports() {
   for (auto& [stream, result] : reports_.TakeResults()) report_(stream, std::move(result));
 }
 
-absl::Status EngineImpl::Submit(uint64_t stream, const v1::Submit& submit) {
+absl::Status EngineImpl::Submit(uint64_t stream, const v1::Submit& submit, int32_t streams) {
   CHECK(leads());
   ASSIGN_OR_RETURN(SequenceSpec spec, MakeSequenceSpec(model_.spec(), submit, options_.finish_blocks));
-  RETURN_IF_ERROR(CheckFits({options_.sequences_max, options_.step_rows_max, model_.pages(), model_.page_size()},
-                            Sequence(std::move(spec))));
-  return mailbox_.Submit(stream, submit);
+  RETURN_IF_ERROR(CheckFits(limits_, Sequence(std::move(spec))));
+  return mailbox_.Submit(stream, submit, streams);
 }
 
 EngineLoad EngineImpl::Load() const {
   EngineLoad load;
   load.waiting = static_cast<uint32_t>(mailbox_.waiting());
   load.pages_total = static_cast<uint64_t>(model_.pages());
+  load.step_clock = step_clock_.Read();
   MutexLock lock(load_mutex_);
-  load.running = running_;
-  load.pages_free = pages_free_;
+  load.running = static_cast<uint32_t>(statistics_.running);
+  load.preempted = static_cast<uint32_t>(statistics_.preempted);
+  load.pages_free = static_cast<uint64_t>(statistics_.pages_free + statistics_.pages_cached);
+  load.pages_cached = static_cast<uint64_t>(statistics_.pages_cached);
   load.steps = steps_;
   load.last_step = last_step_;
+  load.preemptions = statistics_.preemptions;
+  load.prefix_query_tokens = statistics_.prefix_query_tokens;
+  load.prefix_hit_tokens = statistics_.prefix_hit_tokens;
+  load.evictions = statistics_.evictions;
+  load.numerical_errors = numerical_errors_;
   return load;
 }
 

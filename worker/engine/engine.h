@@ -10,6 +10,7 @@
 #include "kernels/ops.h"
 #include "quicksilver/v1/worker.pb.h"
 #include "worker/collectives/communicator.h"
+#include "worker/engine/step_clock.h"
 #include "worker/model/transformer.h"
 
 namespace quicksilver {
@@ -17,7 +18,7 @@ namespace quicksilver {
 /// Bounds of one engine. Equal on all ranks of a group (part of what ranks agree on when they join).
 struct EngineOptions {
   int32_t sequences_max = 64;   ///< Running at once; more wait inside the engine.
-  int32_t waiting_max = 256;    ///< Admitted and not yet running; more are refused.
+  int32_t waiting_max = 256;    ///< Admitted and not started yet; more are refused. Streams have equal shares of it.
   int32_t step_rows_max = 512;  ///< Token budget of a step (N).
   /// Steps that may run before the host looks at the group again: hides the host's time where launches are dear, and
   /// delays what arrives meanwhile. Changes no answer.
@@ -27,16 +28,30 @@ struct EngineOptions {
   /// For comparisons with the reference procedures: denoise the block of a stop token to its end. The answer is the
   /// same, the forwards are more.
   bool finish_blocks = false;
+  /// Block-causal families: pages of equal prefixes are computed once for all sequences of equal Submit.cache_salt.
+  bool share_prefixes = true;
+  /// Prefill beside denoising is cut so that a step takes about this long; at least a block goes in each. Zero: about
+  /// twice what denoising alone takes, or 50 ms where that is more. The leader's alone. Changes no answer.
+  absl::Duration step_time_target = absl::ZeroDuration();
 };
 
 /// What the leader tells about its load. A snapshot.
 struct EngineLoad {
   uint32_t running = 0;
-  uint32_t waiting = 0;
+  uint32_t waiting = 0;    ///< Preempted ones included.
+  uint32_t preempted = 0;  ///< Of the waiting ones, those that ran before.
   uint64_t pages_free = 0;
+  uint64_t pages_cached = 0;  ///< Of the free ones, those that hold prefixes for reuse.
   uint64_t pages_total = 0;
   uint64_t steps = 0;
   absl::Time last_step;  ///< Of the wall clock, for the heartbeat metric.
+  StepClock::Reading step_clock;
+  // Since the start.
+  uint64_t preemptions = 0;
+  uint64_t prefix_query_tokens = 0;  ///< Tokens that were looked for in the prefix cache, …
+  uint64_t prefix_hit_tokens = 0;    ///< … and found.
+  uint64_t evictions = 0;            ///< Cached pages given up for others.
+  uint64_t numerical_errors = 0;     ///< Sequences that ended because a logit was not finite.
 };
 
 /// One rank's engine: the replicated state machine of a group (architecture.md §3). The leader turns submissions and
@@ -65,15 +80,18 @@ class Engine {
   /// only.
   virtual absl::Status Run() = 0;
 
-  /// Hands a sequence of `stream` to the loop. InvalidArgument: it can never run here (names field, value and bound);
-  /// ResourceExhausted: `waiting_max`.
-  virtual absl::Status Submit(uint64_t stream, const v1::Submit& submit) = 0;
+  /// Hands a sequence of `stream` to the loop. `streams` are connected, `stream` included. InvalidArgument: it can
+  /// never run here (names field, value and bound); ResourceExhausted: the stream's part of `waiting_max` is full.
+  virtual absl::Status Submit(uint64_t stream, const v1::Submit& submit, int32_t streams) = 0;
   virtual void Cancel(uint64_t stream, uint64_t sequence_id) = 0;
   /// The stream broke: cancels all of its sequences and reports nothing more to it.
   virtual void CancelStream(uint64_t stream) = 0;
   /// Ends Run() at the next step on every rank.
   virtual void Shutdown() = 0;
+  /// On any rank. Asks for no lock that the loop holds for long.
   virtual EngineLoad Load() const = 0;
+  /// The same of Load().step_clock alone.
+  virtual StepClock::Reading StepTimes() const = 0;
 };
 
 }  // namespace quicksilver

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
@@ -14,18 +15,22 @@ constexpr int64_t kEntryTokensMax = 1 << 17;
 
 }  // namespace
 
-absl::Status Mailbox::Submit(uint64_t stream, const v1::Submit& submit) {
+absl::Status Mailbox::Submit(uint64_t stream, const v1::Submit& submit, int32_t streams) {
   const SequenceKey key(stream, submit.sequence_id());
+  const int32_t share = std::max(1, waiting_max_ / std::max(1, streams));
   MutexLock lock(mutex_);
   if (closed_ || shutdown_) return absl::UnavailableError("the engine has stopped");
-  const int32_t waiting = scheduler_waiting_ + static_cast<int32_t>(submissions_.size());
-  if (waiting >= waiting_max_) {
-    return absl::ResourceExhaustedError(absl::StrCat("sequences waiting (", waiting, ") are at most ", waiting_max_));
+  const auto waiting = unstarted_.find(stream);
+  if (waiting != unstarted_.end() && waiting->second >= share) {
+    const std::string part = streams > 1 ? absl::StrCat(", its part of ", waiting_max_) : "";
+    return absl::ResourceExhaustedError(
+        absl::StrCat("sequences waiting (", waiting->second, ") are at most ", share, part));
   }
   if (!live_.insert(key).second) {
     return absl::InvalidArgumentError(absl::StrCat("sequence_id (", submit.sequence_id(), ") is in use"));
   }
   submissions_.push_back({stream, submit, MonotonicNow()});
+  ++unstarted_[stream];
   changed_.NotifyOne();
   return absl::OkStatus();
 }
@@ -84,9 +89,11 @@ void Mailbox::Forget(const SequenceKey& key) {
   cancels_.erase(key);
 }
 
-void Mailbox::SetWaiting(int32_t waiting) {
+void Mailbox::SetWaiting(int32_t waiting, const std::map<uint64_t, int32_t>& unstarted) {
   MutexLock lock(mutex_);
   scheduler_waiting_ = waiting;
+  unstarted_ = unstarted;
+  for (const Submission& submission : submissions_) ++unstarted_[submission.stream];
 }
 
 int32_t Mailbox::waiting() const {

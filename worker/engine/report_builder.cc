@@ -27,8 +27,9 @@ void ReportBuilder::Admit(uint64_t engine_id, const Submission& submission) {
   Record record;
   record.key = {submission.stream, submission.submit.sequence_id()};
   record.provisional = submission.submit.provisional();
-  record.prompt_tokens = record.final_before = submission.submit.prompt_ids_size();
+  record.prompt_tokens = submission.submit.prompt_ids_size();
   record.submitted = submission.submitted;
+  ++unstarted_[submission.stream];
   CHECK(ids_.emplace(record.key, engine_id).second);
   records_.emplace(engine_id, std::move(record));
 }
@@ -50,29 +51,36 @@ std::vector<uint64_t> ReportBuilder::Mute(uint64_t stream) {
 
 void ReportBuilder::OnPlanned(uint64_t engine_id, bool denoise, absl::Duration now) {
   Record& record = records_.at(engine_id);
-  record.started = std::min(record.started, now);
+  Start(record, now);
   if (denoise) record.denoised = std::min(record.denoised, now);
 }
 
-void ReportBuilder::OnDenoised(uint64_t engine_id, const Sequence& sequence, const StepOutcome& outcome,
-                               absl::Duration now) {
-  Record& record = records_.at(engine_id);
-  record.final_before = sequence.final_before();
-  record.forwards = sequence.forwards();
+// It waits no longer; when it is over before its first rows, it never started.
+void ReportBuilder::Start(Record& record, absl::Duration now) {
+  if (record.started != absl::InfiniteDuration()) return;
+  record.started = now;
+  const auto waiting = unstarted_.find(record.key.first);
+  if (--waiting->second == 0) unstarted_.erase(waiting);
+}
+
+void ReportBuilder::OnDenoised(const RunningSequence& running, const StepOutcome& outcome, absl::Duration now) {
+  Record& record = records_.at(running.id);
+  record.paced_steps += outcome.paced ? 1 : 0;
   const bool ended = outcome.end != SequenceEndReason::kNone;
   if (!record.provisional) record.held.insert(record.held.end(), outcome.commits.begin(), outcome.commits.end());
   if (!record.muted && (record.provisional || outcome.block_closed || ended)) {
     v1::SequenceUpdate& update = *results_[record.key.first].add_updates();
-    FillUpdate(record, sequence, outcome, update);
-    if (ended) FillEnd(record, outcome.end, now, *update.mutable_end());
+    FillUpdate(record, running.sequence, outcome, update);
+    if (ended) FillEnd(record, running, outcome.end, now, *update.mutable_end());
   }
-  if (ended) Forget(engine_id);
+  if (ended) Forget(running.id);
 }
 
 void ReportBuilder::FillUpdate(Record& record, const Sequence& sequence, const StepOutcome& outcome,
                                v1::SequenceUpdate& update) {
   update.set_sequence_id(record.key.second);
-  update.set_step(static_cast<uint32_t>(record.forwards));
+  update.set_step(static_cast<uint32_t>(sequence.forwards()));
+  update.set_block_step(outcome.block_closed ? 0 : static_cast<uint32_t>(sequence.block_forwards()));
   update.set_block(static_cast<uint32_t>(outcome.block));
   update.set_final_before(static_cast<uint32_t>(sequence.final_before()));
   if (record.provisional) {
@@ -87,8 +95,8 @@ void ReportBuilder::FillUpdate(Record& record, const Sequence& sequence, const S
   record.held.clear();
 }
 
-void ReportBuilder::FillEnd(const Record& record, SequenceEndReason reason, absl::Duration now,
-                            v1::SequenceEnd& end) const {
+void ReportBuilder::FillEnd(const Record& record, const RunningSequence& running, SequenceEndReason reason,
+                            absl::Duration now, v1::SequenceEnd& end) const {
   switch (reason) {
     case SequenceEndReason::kStop:
       end.set_reason(v1::SequenceEnd::REASON_STOP);
@@ -113,27 +121,32 @@ void ReportBuilder::FillEnd(const Record& record, SequenceEndReason reason, absl
       end.set_error_message("a block took more forwards than it has positions");
       break;
   }
-  end.set_completion_tokens(static_cast<uint32_t>(record.final_before - record.prompt_tokens));
-  end.set_forwards(static_cast<uint32_t>(record.forwards));
+  end.set_completion_tokens(static_cast<uint32_t>(running.sequence.final_before() - record.prompt_tokens));
+  end.set_forwards(static_cast<uint32_t>(running.sequence.forwards()));
+  end.set_cached_tokens(static_cast<uint32_t>(running.cached_tokens));
+  end.set_preemptions(static_cast<uint32_t>(running.preemptions));
+  end.set_paced_steps(static_cast<uint32_t>(record.paced_steps));
   end.set_queue_seconds(Seconds(record.submitted, std::min(record.started, now)));
   end.set_prefill_seconds(Seconds(record.started, std::min(record.denoised, now)));
   end.set_decode_seconds(Seconds(record.denoised, now));
 }
 
-void ReportBuilder::OnCancelled(uint64_t engine_id, absl::Duration now) {
-  const Record& record = records_.at(engine_id);
+void ReportBuilder::OnCancelled(const RunningSequence& running, absl::Duration now) {
+  const Record& record = records_.at(running.id);
   if (!record.muted) {
     v1::SequenceUpdate& update = *results_[record.key.first].add_updates();
     update.set_sequence_id(record.key.second);
-    update.set_step(static_cast<uint32_t>(record.forwards));
-    update.set_final_before(static_cast<uint32_t>(record.final_before));
-    FillEnd(record, SequenceEndReason::kNone, now, *update.mutable_end());
+    update.set_step(static_cast<uint32_t>(running.sequence.forwards()));
+    update.set_block_step(static_cast<uint32_t>(running.sequence.block_forwards()));
+    update.set_final_before(static_cast<uint32_t>(running.sequence.final_before()));
+    FillEnd(record, running, SequenceEndReason::kNone, now, *update.mutable_end());
   }
-  Forget(engine_id);
+  Forget(running.id);
 }
 
 void ReportBuilder::Forget(uint64_t engine_id) {
   const auto found = records_.find(engine_id);
+  Start(found->second, absl::ZeroDuration());
   ended_.push_back(found->second.key);
   ids_.erase(found->second.key);
   records_.erase(found);

@@ -6,8 +6,8 @@
 
 #include "absl/time/time.h"
 #include "quicksilver/v1/worker.pb.h"
-#include "worker/decoding/sequence.h"
 #include "worker/engine/mailbox.h"
+#include "worker/engine/scheduler.h"
 
 namespace quicksilver {
 
@@ -23,8 +23,12 @@ class ReportBuilder {
   std::vector<uint64_t> Mute(uint64_t stream);
 
   void OnPlanned(uint64_t engine_id, bool denoise, absl::Duration now);
-  void OnDenoised(uint64_t engine_id, const Sequence& sequence, const StepOutcome& outcome, absl::Duration now);
-  void OnCancelled(uint64_t engine_id, absl::Duration now);
+  /// What a step, or the end of its time, did to a sequence; `running` is after it.
+  void OnDenoised(const RunningSequence& running, const StepOutcome& outcome, absl::Duration now);
+  void OnCancelled(const RunningSequence& running, absl::Duration now);
+
+  /// How many sequences of each stream have not got their first rows yet.
+  const std::map<uint64_t, int32_t>& unstarted() const { return unstarted_; }
 
   /// What changed since the last call, by stream.
   std::map<uint64_t, v1::StepResult> TakeResults();
@@ -37,8 +41,7 @@ class ReportBuilder {
     bool provisional = false;
     bool muted = false;
     int32_t prompt_tokens = 0;
-    int32_t final_before = 0;
-    int32_t forwards = 0;
+    int32_t paced_steps = 0;
     std::vector<TokenCommit> held;  // Commits of the open block, for clients that want final tokens alone.
     absl::Duration submitted;
     absl::Duration started = absl::InfiniteDuration();   // First rows of any kind.
@@ -46,12 +49,15 @@ class ReportBuilder {
   };
 
   void FillUpdate(Record& record, const Sequence& sequence, const StepOutcome& outcome, v1::SequenceUpdate& update);
-  void FillEnd(const Record& record, SequenceEndReason reason, absl::Duration now, v1::SequenceEnd& end) const;
+  void FillEnd(const Record& record, const RunningSequence& running, SequenceEndReason reason, absl::Duration now,
+               v1::SequenceEnd& end) const;
+  void Start(Record& record, absl::Duration now);
   void Forget(uint64_t engine_id);
 
   const uint64_t epoch_;
   std::map<uint64_t, Record> records_;
   std::map<SequenceKey, uint64_t> ids_;
+  std::map<uint64_t, int32_t> unstarted_;  // By stream; no zeros.
   std::map<uint64_t, v1::StepResult> results_;
   std::vector<SequenceKey> ended_;
 };

@@ -141,6 +141,8 @@ absl::StatusOr<GroupPlan> MakeGroupPlan(const WorkerOptions& options, const Open
   plan.model_length = static_cast<int32_t>(length);
   plan.engine.sequences_max = options.sequences_max;
   plan.engine.waiting_max = options.waiting_max;
+  plan.engine.share_prefixes = options.prefix_cache == "on";
+  plan.engine.step_time_target = absl::Milliseconds(options.step_time_target_ms);
   plan.engine.steps_per_launch_max = options.steps_per_launch > 0 ? options.steps_per_launch
                                      : machine.cuda               ? kDefaultStepsPerLaunchCuda
                                                                   : 1;
@@ -174,6 +176,7 @@ std::map<std::string, std::string> AgreementOf(const WorkerOptions& options, con
           {"KV pages", absl::StrCat(plan.pages)},
           {"sequences max", absl::StrCat(plan.engine.sequences_max)},
           {"waiting max", absl::StrCat(plan.engine.waiting_max)},
+          {"prefix cache", options.prefix_cache},
           {"step rows max", absl::StrCat(plan.engine.step_rows_max)}};
 }
 

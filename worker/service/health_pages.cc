@@ -50,14 +50,7 @@ http::Response HealthPages::Metrics() {
   reading.ranks_desired = options_.tensor_parallel_size;
   reading.epoch = options_.epoch;
   reading.restarts = options_.restarts;
-  reading.running = status.running;
-  reading.waiting = status.waiting;
-  reading.pages_free = status.pages_free;
-  reading.pages_total = status.pages_total;
-  reading.steps = status.steps;
-  if (status.last_step > absl::UnixEpoch()) {
-    reading.last_step_seconds = absl::ToDoubleSeconds(status.last_step - absl::UnixEpoch());
-  }
+  reading.load = status.load;
   http::Response response;
   response.content_type = kMetricsContentType;
   response.body = metrics_.Render(reading);

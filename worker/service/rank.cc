@@ -25,6 +25,7 @@
 #include "worker/service/group_plan.h"
 #include "worker/service/health_pages.h"
 #include "worker/service/machine.h"
+#include "worker/service/step_watchdog.h"
 #include "worker/service/worker_server.h"
 
 namespace quicksilver {
@@ -76,8 +77,9 @@ class StopWatch {
         server_->BeginDrain();
       }
     }
-    const absl::Duration end = MonotonicNow() + absl::Seconds(options_.drain_timeout_seconds);
-    while (!Idle() && MonotonicNow() < end) {
+    const absl::Duration begun = MonotonicNow();
+    const absl::Duration end = begun + absl::Seconds(options_.drain_timeout_seconds);
+    while (MonotonicNow() < end && !(Idle() && (Alone() || MonotonicNow() >= begun + kLameDuck))) {
       if (LeaveOnSignal(absl::Milliseconds(20))) return;
     }
     {
@@ -93,6 +95,12 @@ class StopWatch {
     if (server_ == nullptr) return true;
     const EngineLoad load = engine_->Load();
     return load.running + load.waiting == 0;
+  }
+
+  // No coordinator could still send a sequence.
+  bool Alone() {
+    MutexLock lock(mutex_);
+    return server_ == nullptr || server_->Status().streams == 0;
   }
 
   // True when the thread is to end.
@@ -212,6 +220,7 @@ class Rank {
                               {"weight_bytes", transformer_->weight_bytes()},
                               {"kv_bytes", transformer_->kv_bytes()}});
     }
+    const StepWatchdog watchdog(*engine_, options_.rank);
     RETURN_IF_ERROR(engine_->Run());  // End() leaves with the engine in place: the server still asks it.
     stop_.Done();
     if (leads()) {

@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 
+#include <algorithm>
 #include <map>
 #include <thread>
 #include <utility>
@@ -14,7 +15,6 @@
 #include "common/mutex.h"
 #include "common/status_macros.h"
 #include "quicksilver/v1/worker.grpc.pb.h"
-#include "worker/engine/engine.h"
 #include "worker/service/serve_stream.h"
 
 namespace quicksilver {
@@ -33,11 +33,11 @@ void SetArguments(grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
 }
 
-/// Whether running sequences get their steps.
+/// Whether the sequences get their steps.
 class StallWatch {
  public:
   bool Stalled(const EngineLoad& load, absl::Duration now) {
-    if (load.running == 0 || load.steps != steps_) {
+    if (load.running + load.waiting == 0 || load.steps != steps_) {
       steps_ = load.steps;
       moved_ = now;
     }
@@ -109,6 +109,7 @@ class WorkerServerImpl final : public WorkerServer, public v1::Worker::CallbackS
   mutable Mutex engine_mutex_;  // Held while the engine takes a message: it only queues it.
   Engine* engine_ GUARDED_BY(engine_mutex_) = nullptr;
   bool draining_ GUARDED_BY(engine_mutex_) = false;
+  absl::Duration refuse_from_ GUARDED_BY(engine_mutex_) = absl::InfiniteDuration();
   mutable StallWatch watch_ GUARDED_BY(engine_mutex_);
 
   Mutex beat_mutex_;
@@ -164,17 +165,11 @@ GroupStatus WorkerServerImpl::Status() const {
   }
   MutexLock lock(engine_mutex_);
   status.draining = draining_;
-  status.pages_free = status.pages_total = info_.pages_total();
+  status.load.pages_free = status.load.pages_total = info_.pages_total();
   if (engine_ == nullptr) return status;
-  const EngineLoad load = engine_->Load();
+  status.load = engine_->Load();
   status.ready = !draining_;
-  status.stalled = watch_.Stalled(load, MonotonicNow());
-  status.running = load.running;
-  status.waiting = load.waiting;
-  status.pages_free = load.pages_free;
-  status.pages_total = load.pages_total;
-  status.steps = load.steps;
-  status.last_step = load.last_step;
+  status.stalled = watch_.Stalled(status.load, MonotonicNow());
   return status;
 }
 
@@ -183,10 +178,13 @@ v1::Heartbeat WorkerServerImpl::Beat() {
   v1::Heartbeat beat;
   beat.set_epoch(info_.epoch());
   beat.set_ready(status.ready);
-  beat.set_sequences_running(status.running);
-  beat.set_sequences_waiting(status.waiting);
-  beat.set_pages_free(status.pages_free);
-  beat.set_steps(status.steps);
+  beat.set_draining(status.draining);
+  beat.set_sequences_running(status.load.running);
+  beat.set_sequences_waiting(status.load.waiting);
+  beat.set_pages_free(status.load.pages_free);
+  beat.set_pages_cached(status.load.pages_cached);
+  beat.set_steps(status.load.steps);
+  beat.set_step_seconds(absl::ToDoubleSeconds(status.load.step_clock.mean));
   return beat;
 }
 
@@ -220,10 +218,11 @@ std::vector<std::shared_ptr<ServeStream>> WorkerServerImpl::Streams() const {
 
 v1::SequenceUpdate WorkerServerImpl::OnSubmit(uint64_t stream, const v1::Submit& submit) {
   const uint64_t id = submit.sequence_id();
+  const int32_t streams = static_cast<int32_t>(Streams().size());
   MutexLock lock(engine_mutex_);
-  if (draining_) return Refusal(id, "shutting_down", "the group is draining");
+  if (MonotonicNow() >= refuse_from_) return Refusal(id, "shutting_down", "the group is draining");
   if (engine_ == nullptr) return Refusal(id, "worker_lost", "the group is still forming");
-  const absl::Status status = engine_->Submit(stream, submit);
+  const absl::Status status = engine_->Submit(stream, submit, streams);
   if (!status.ok()) return Refusal(id, CodeOf(status), std::string(status.message()));
   return {};
 }
@@ -278,6 +277,7 @@ void WorkerServerImpl::BeginDrain() {
   {
     MutexLock lock(engine_mutex_);
     draining_ = true;
+    refuse_from_ = std::min(refuse_from_, MonotonicNow() + kLameDuck);
   }
   BeatNow();
 }

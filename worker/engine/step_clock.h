@@ -1,0 +1,41 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+
+#include "absl/time/time.h"
+#include "common/mutex.h"
+
+namespace quicksilver {
+
+/// How long steps take and whether one is under way, for those who watch the engine from other threads. `now` is
+/// MonotonicNow(). Thread-safe.
+class StepClock {
+ public:
+  struct Reading {
+    absl::Duration since =
+        absl::InfiniteDuration();  ///< When the step that is under way began; infinite: there is none.
+    absl::Duration mean;           ///< Of the recent steps, the newest weigh most; zero: none yet.
+    absl::Duration p99;            ///< Of the last 256 steps; zero: none yet.
+  };
+
+  void Begin(absl::Duration now);
+  /// A step is done and the next one under way. Returns how long it took.
+  absl::Duration Lap(absl::Duration now);
+  /// The one that was begun last is not to be.
+  void End();
+
+  Reading Read() const;
+
+ private:
+  mutable Mutex mutex_;
+  absl::Duration since_ GUARDED_BY(mutex_) = absl::InfiniteDuration();
+  absl::Duration mean_ GUARDED_BY(mutex_);
+  std::array<absl::Duration, 256> last_ GUARDED_BY(mutex_);
+  size_t laps_ GUARDED_BY(mutex_) = 0;
+};
+
+/// How long a step may take: 20 times the slow ones, at least 5 s; half a minute while there is none to compare with.
+absl::Duration StepDeadline(const StepClock::Reading& reading);
+
+}  // namespace quicksilver

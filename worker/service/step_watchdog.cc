@@ -1,0 +1,44 @@
+#include "worker/service/step_watchdog.h"
+
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/exit_codes.h"
+#include "common/log.h"
+
+namespace quicksilver {
+namespace {
+
+constexpr absl::Duration kLook = absl::Milliseconds(250);
+
+}  // namespace
+
+StepWatchdog::StepWatchdog(const Engine& engine, int rank)
+    : engine_(engine), rank_(rank), thread_([this] { Watch(); }) {}
+
+StepWatchdog::~StepWatchdog() {
+  {
+    MutexLock lock(mutex_);
+    done_ = true;
+    changed_.NotifyAll();
+  }
+  thread_.join();
+}
+
+void StepWatchdog::Watch() {
+  MutexLock lock(mutex_);
+  while (!done_) {
+    const StepClock::Reading reading = engine_.StepTimes();
+    const absl::Duration limit = StepDeadline(reading), took = MonotonicNow() - reading.since;
+    if (took > limit) {
+      LogError("a step hangs: this rank ends itself", {{"rank", rank_},
+                                                       {"seconds", absl::ToDoubleSeconds(took)},
+                                                       {"seconds_max", absl::ToDoubleSeconds(limit)},
+                                                       {"exit_code", int{kExitGroupLost}}});
+      _exit(kExitGroupLost);
+    }
+    changed_.WaitFor(mutex_, kLook);
+  }
+}
+
+}  // namespace quicksilver
