@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -14,8 +15,13 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/time/time.h"
 #include "coordinator/core/api_error.h"
+#include "coordinator/core/circuit_breaker.h"
+#include "coordinator/core/fair_queue.h"
 #include "coordinator/core/generate.h"
+#include "coordinator/core/group_state.h"
 #include "coordinator/core/ids.h"
+#include "coordinator/core/placement.h"
+#include "coordinator/core/service_times.h"
 #include "coordinator/core/tenants.h"
 
 namespace quicksilver {
@@ -28,27 +34,9 @@ struct DispatcherOptions {
   absl::Duration lease = absl::Seconds(5);               ///< A group that is silent for longer is lost.
   absl::Duration resume_wait = absl::Seconds(30);        ///< For a group, while none that fits is ready.
   absl::Duration target_grace = absl::Seconds(2);        ///< Behind a latency target, for the worker's best answer.
+  absl::Duration ageing = absl::Seconds(10);             ///< See FairQueue.
+  double moves_per_second_max = 4;                       ///< To even out the load. Groups that drain move at once.
   TenantsOptions tenants;
-};
-
-/// What a group says about itself when a stream to it begins.
-struct GroupFacts {
-  uint64_t epoch = 0;
-  std::string model;
-  std::string fingerprint;
-  uint32_t sequences_max = 1;
-  uint64_t positions_max = 1;  ///< What its KV cache holds.
-};
-
-/// What a group says every second.
-struct GroupBeat {
-  uint64_t epoch = 0;
-  bool ready = false;
-  bool draining = false;  ///< Takes nothing new; what it runs is best moved.
-  uint32_t sequences_running = 0;
-  uint32_t sequences_waiting = 0;          ///< For pages: not yet begun, or preempted.
-  std::optional<uint64_t> positions_free;  ///< In its KV cache, kept prefixes included. Unset: it does not say.
-  absl::Duration step_time;                ///< Recent mean. 0: none yet.
 };
 
 /// A request as admission sees it.
@@ -111,23 +99,29 @@ struct SequenceOwner {
   uint32_t choice = 0;
 };
 
-struct GroupState {
-  Connection connection;
-  GroupFacts facts;
-  bool ready = false;
-  bool draining = false;
-  uint32_t sequences = 0;  ///< Placed there by this coordinator.
-  uint64_t positions = 0;  ///< Reserved by them.
-  absl::Duration last_heard;
-};
-
 /// Admission, placement and the life of requests, as a state machine without threads, time or wires: each call says
 /// what happened, and answers what is to be done. Every submitted request ends with exactly one FailRequest or
-/// CompleteRequest, or by Cancel(). `now` counts from any
-/// start and never goes back.
+/// CompleteRequest, or by Cancel(). `now` counts from any start and never goes back.
+///
+/// Admission checks, in this order: draining (503), deadline (504), the tenant's limits (429), a ready group (503), the
+/// bounds of the queue and the estimated wait (503). A full queue sheds the youngest request of the lowest class below
+/// the new one's to make room. What has been on a group is never shed.
+///
+/// Failover: what runs on a group that is lost waits at the head of the queue and goes on elsewhere under a new
+/// sequence id: on any group of the model before its first progress, afterwards only on equal fingerprints. While no
+/// such group is ready it waits for resume_wait, then it fails with WorkerLost(); so do requests that wait for their
+/// first group, with NoReadyWorker().
+///
+/// Poison: a choice counts the groups that were lost under it; progress clears the count. After two it is a suspect and
+/// runs only where no other suspect does; the third loss ends its request with WorkerLost(), as does the ninth resume.
+///
+/// Moves: a choice is submitted to another group of equal fingerprint, and cancelled where it was. A group that drains
+/// gives away all that fits elsewhere; one that has work waiting or is far more loaded than another gives away its
+/// youngest, each of them at most twice.
 class Dispatcher {
  public:
-  explicit Dispatcher(const DispatcherOptions& options) : options_(options) {}
+  explicit Dispatcher(const DispatcherOptions& options)
+      : options_(options), tenants_(options.tenants, options.queue_requests_max) {}
 
   /// A stream to a group began. It gets no work before a heartbeat says that it is ready.
   Actions OnGroupJoined(Connection connection, GroupFacts facts, absl::Duration now);
@@ -168,66 +162,144 @@ class Dispatcher {
 
   bool HasReadyGroup(const std::string& model) const;
   /// For the rate headers.
-  TenantRates Rates(const std::string& tenant, absl::Duration now) const;
-  const std::map<GroupId, GroupState>& groups() const { return groups_; }
+  TenantRates Rates(const std::string& tenant, absl::Duration now) const { return tenants_.Rates(tenant, now); }
+  const Tenants& tenants() const { return tenants_; }
+  const std::map<GroupId, GroupState>& groups() const { return placement_.groups(); }
   size_t requests() const { return requests_.size(); }
-  size_t waiting() const { return requests_.size() - running_; }  ///< Requests without a placed sequence.
-  size_t running() const { return running_; }
+  size_t waiting() const { return queued_.requests; }  ///< Requests of which no choice has been on a group.
+  size_t running() const { return requests_.size() - queued_.requests; }
   size_t sequences() const { return sequences_.size(); }
-  uint64_t queue_tokens() const { return queue_tokens_; }
+  uint64_t queue_tokens() const { return queued_.tokens; }  ///< Of the waiting ones.
+  /// Recounts everything, for tests.
+  void CheckInvariants() const;
 
  private:
+  struct Choice {
+    enum class State { kQueued, kWaiting, kRunning, kEnded };
+    State state = State::kQueued;
+    SequenceId sequence{};  // While it runs.
+    SubmitCause cause = SubmitCause::kNew;
+    uint32_t output_tokens = 0;
+    bool progressed = false;
+    uint32_t losses = 0;  // Since its last progress.
+    uint32_t resumes = 0;
+    uint32_t moves = 0;  // For balance.
+    absl::Duration waiting_since;
+  };
   struct Request {
     Admission admission;
-    uint32_t placed = 0;  // Choices below this are or were on a group.
+    TenantId tenant{};
+    TokenCounts reserved;
+    uint64_t order = 0;  // Of admission.
+    GroupModel* model = nullptr;
+    GroupPool* pool = nullptr;  // Whose fingerprint it is bound to: one request is never split over two.
+    std::vector<Choice> choices;
     uint32_t ended = 0;
-    std::string fingerprint;  // Of the group of its first sequence: one request is never split over two.
-    std::vector<SequenceId> live;
+    bool started = false;  // A choice has been on a group.
     absl::Duration deadline;
     absl::Duration queue_deadline;
-    absl::Duration timer;  // Its entry in timers_.
+    absl::Duration timer = absl::InfiniteDuration();
   };
   struct Sequence {
     SequenceOwner owner;
     Connection on;
     uint64_t positions = 0;
+    uint32_t prompt = 0;
     absl::Duration placed_at;
+    uint64_t beat = 0;  // Of the group, when it was placed.
+    SubmitCause cause = SubmitCause::kNew;
+    bool progressed = false;
+    bool suspect = false;
   };
-
-  struct Queue {
-    std::deque<RequestId> requests;  // Oldest first; each has a choice left to place.
-    uint64_t sequences = 0;          // Those choices.
+  // What waits for a model, besides the choices in its pools.
+  struct ModelQueue {
+    explicit ModelQueue(absl::Duration ageing) : fresh(ageing) {}
+    FairQueue fresh;
+    std::array<uint64_t, kPriorities> choices = {};  // Of the requests in it, by class.
+    ServiceTimes times;
+    bool dirty = false;
   };
+  struct Breaker {
+    CircuitBreaker breaker;
+    absl::Duration timer = absl::InfiniteDuration();
+  };
+  struct Queued {
+    size_t requests = 0;
+    uint64_t tokens = 0;
+  };
+  enum class TimerKind { kLease, kBreaker, kPool, kRequest };
+  using TimerKey = std::pair<TimerKind, uint64_t>;
 
-  std::optional<FailRequest> Refusal(const Admission& admission, absl::Duration now) const;
-  uint64_t ReadySlots(const std::string& model) const;
+  // dispatcher_admission.cc
+  std::optional<FailRequest> Refusal(const Admission& admission, TenantId tenant, absl::Duration now);
+  std::optional<FailRequest> QueueRefusal(const Admission& admission, absl::Duration now) const;
   bool FitsNow(const Admission& admission) const;
-  absl::Duration EstimatedWait(const std::string& model, uint32_t choices) const;
-  void Place(const std::string& model, absl::Duration now, Actions& actions);
-  const GroupState* BestGroup(const std::string& model, const std::string* fingerprint) const;
-  void StartSequence(RequestId id, Request& request, GroupState& group, absl::Duration now, Actions& actions);
-  void ReleaseSequence(SequenceId id);
-  void Forget(RequestId id, absl::Duration now, Actions& actions);
-  void LeaveQueue(Request& request);
-  Actions SequenceIsOver(SequenceId id, bool tell_worker, absl::Duration now);
+  bool FitsIntoQueue(Queued without, const Admission& admission) const;
+  void MakeRoom(const Admission& admission, absl::Duration now, Actions& actions);
+  absl::Duration TimeMax(const Admission& admission) const;
+  absl::Duration EstimatedWait(const Admission& admission) const;
+  bool TooLate(const Admission& admission, absl::Duration now) const;
+  void Enqueue(const Admission& admission, TenantId tenant, absl::Duration now);
+  void LeaveQueue(Request& request, bool served);
+
+  // dispatcher_queue.cc
+  void Settle(absl::Duration now, Actions& actions);
+  void Place(GroupModel& model, absl::Duration now, Actions& actions);
+  void PlaceWaiting(GroupPool& pool, absl::Duration now, Actions& actions);
+  void PlaceFresh(RequestId id, GroupModel& model, absl::Duration now, Actions& actions);
+  void StartSequence(Request& request, uint32_t choice, GroupState& group, absl::Duration now, Actions& actions);
+  void ReleaseSequence(SequenceId id, absl::Duration now);
+  void Wait(Request& request, uint32_t choice, absl::Duration now);
+  void StopWaiting(Request& request, uint32_t choice);
+  void Bind(Request& request, GroupPool* pool);
+  void UnbindIfFree(Request& request);
+  static GroupPool& PoolOf(const Request& request) {
+    return request.pool != nullptr ? *request.pool : request.model->all;
+  }
+  std::set<WaitingChoice>& LaneOf(const Request& request, uint32_t choice) const;
+  void ArmPatience(GroupPool& pool, absl::Duration now);
+  void OnPatienceEnd(GroupPool& pool, absl::Duration now, Actions& actions);
+  static Placing PlacingOf(const Request& request, uint32_t choice);
+
+  // dispatcher_groups.cc
+  void LoseGroup(GroupId id, bool blame, absl::Duration now, Actions& actions);
+  bool GoesOn(const Choice& choice) const;
+  void ArmBreaker(GroupId id, absl::Duration now);
+  void RefreshBreaker(GroupState& group, absl::Duration now);
+  void Drain(GroupState& group, absl::Duration now, Actions& actions);
+  void Rebalance(GroupState& group, absl::Duration now, Actions& actions);
+  bool MoveYoungest(GroupState& group, GroupState& target, absl::Duration now, Actions& actions);
+  void Move(SequenceId id, GroupState& target, absl::Duration now, Actions& actions);
+  bool MayMove(absl::Duration now);
+
+  // dispatcher.cc
+  void SequenceIsOver(SequenceId id, uint32_t output_tokens, bool tell_worker, absl::Duration now, Actions& actions);
+  void Forget(RequestId id, bool turned_away, absl::Duration now, Actions& actions);
   void FailNow(RequestId id, ApiError error, Rejection rejection, absl::Duration now, Actions& actions);
-  void FailWaitingWithoutGroup(const std::string& model, absl::Duration now, Actions& actions);
-  void LoseGroup(GroupId id, absl::Duration now, Actions& actions);
-  void SetTimer(RequestId id, Request& request);
-  GroupState* Find(Connection connection);
+  void OnRequestTimer(RequestId id, absl::Duration now, Actions& actions);
+  void OnLeaseTimer(GroupId id, absl::Duration now, Actions& actions);
+  void SetTimer(TimerKey key, absl::Duration& timer, absl::Duration next);
+  ModelQueue& QueueOf(const GroupModel& model);
+  const ModelQueue& QueueOf(const GroupModel& model) const { return queues_[model.number]; }
+  void MarkDirty(const GroupModel& model);
 
   const DispatcherOptions options_;
   bool stopped_ = false;
-  uint64_t next_sequence_ = 1;
-  uint64_t queue_tokens_ = 0;
-  size_t running_ = 0;
-  size_t queued_ = 0;            // In all queues.
-  double sequence_seconds_ = 0;  // How long a sequence holds its place, moving average.
-  std::map<GroupId, GroupState> groups_;
+  uint64_t last_sequence_ = 0;
+  uint64_t last_order_ = 0;
+  Tenants tenants_;
+  Placement placement_;
   absl::flat_hash_map<RequestId, Request> requests_;
   absl::flat_hash_map<SequenceId, Sequence> sequences_;
-  std::map<std::string, Queue> queues_;  // By model.
-  std::set<std::pair<absl::Duration, RequestId>> timers_;
+  std::deque<ModelQueue> queues_;  // By GroupModel::number.
+  std::vector<size_t> dirty_;      // Queues in which something may be placed now.
+  std::map<GroupId, Breaker> breakers_;
+  Queued queued_;  // Requests that have not started.
+  std::array<Queued, kPriorities> queued_by_class_ = {};
+  std::array<std::set<std::pair<uint64_t, RequestId>>, kPriorities> by_age_;  // Those, by order.
+  double moves_left_ = 1;
+  absl::Duration moves_at_;
+  std::set<std::pair<absl::Duration, TimerKey>> timers_;
 };
 
 }  // namespace quicksilver

@@ -1,7 +1,7 @@
-#include "coordinator/core/dispatcher.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include "tests/coordinator/dispatcher_support.h"
 
 namespace quicksilver {
 namespace {
@@ -9,54 +9,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
-
-constexpr absl::Duration kStart = absl::Seconds(1000);
-constexpr RequestId kFirst{1}, kSecond{2}, kThird{3}, kFourth{4};
-constexpr Connection kA{GroupId{0}, 1}, kB{GroupId{1}, 1};
-
-Admission Ask(RequestId id, uint32_t choices = 1, uint64_t positions = 100) {
-  return {.id = id,
-          .model = "m",
-          .choices = choices,
-          .prompt_tokens = static_cast<uint32_t>(positions),
-          .accepted = kStart};
-}
-
-void Join(Dispatcher& dispatcher, Connection connection, uint32_t sequences_max, uint64_t positions_max = 1000,
-          const std::string& fingerprint = "same", absl::Duration now = kStart) {
-  EXPECT_THAT(dispatcher.OnGroupJoined(connection,
-                                       {.epoch = 7,
-                                        .model = "m",
-                                        .fingerprint = fingerprint,
-                                        .sequences_max = sequences_max,
-                                        .positions_max = positions_max},
-                                       now),
-              IsEmpty());
-  dispatcher.OnHeartbeat(connection, {.epoch = 7, .ready = true}, now);
-}
-
-template <typename T>
-std::vector<T> Of(const Actions& actions) {
-  std::vector<T> found;
-  for (const Action& action : actions) {
-    if (const T* one = std::get_if<T>(&action)) found.push_back(*one);
-  }
-  return found;
-}
-
-std::vector<std::string> Codes(const Actions& actions) {
-  std::vector<std::string> codes;
-  for (const FailRequest& failed : Of<FailRequest>(actions)) codes.push_back(failed.error.code);
-  return codes;
-}
-
-std::vector<RequestId> Placed(const Actions& actions) {
-  std::vector<RequestId> requests;
-  for (const SubmitSequence& submit : Of<SubmitSequence>(actions)) requests.push_back(submit.request);
-  return requests;
-}
-
-SequenceId OnlySequence(const Actions& actions) { return Of<SubmitSequence>(actions).at(0).sequence; }
 
 TEST(DispatcherTest, RefusesAtOnceWhileNoGroupOfTheModelIsReady) {
   Dispatcher dispatcher({});
@@ -68,19 +20,6 @@ TEST(DispatcherTest, RefusesAtOnceWhileNoGroupOfTheModelIsReady) {
   other.model = "another";
   EXPECT_THAT(Codes(dispatcher.Submit(other, kStart)), ElementsAre("no_ready_worker"));
   EXPECT_THAT(Placed(dispatcher.Submit(Ask(kThird), kStart)), ElementsAre(kThird));
-}
-
-TEST(DispatcherTest, PlacesOnTheGroupWithTheSmallestShareReserved) {
-  Dispatcher dispatcher({});
-  Join(dispatcher, kA, 8, /*positions_max=*/1000);
-  Join(dispatcher, kB, 8, /*positions_max=*/4000);
-  const auto place = [&](RequestId id, uint64_t positions) {
-    return Of<SubmitSequence>(dispatcher.Submit(Ask(id, 1, positions), kStart)).at(0).to;
-  };
-  EXPECT_EQ(place(kFirst, 100), kA);   // Both are empty: the first.
-  EXPECT_EQ(place(kSecond, 300), kB);  // 0.1 against 0.
-  EXPECT_EQ(place(kThird, 300), kB);   // 0.1 against 0.075.
-  EXPECT_EQ(place(kFourth, 1), kA);    // 0.1 against 0.15.
 }
 
 TEST(DispatcherTest, RunsNoMoreThanTheGroupTakesAndTheRestInOrder) {
@@ -115,73 +54,6 @@ TEST(DispatcherTest, ChoicesAreSequencesAndTheRequestEndsWithTheLast) {
   EXPECT_EQ(dispatcher.requests(), 0u);
 }
 
-TEST(DispatcherTest, ARequestIsNotSplitOverTwoFingerprints) {
-  Dispatcher dispatcher({});
-  Join(dispatcher, kA, 1, 1000, "one");
-  Join(dispatcher, kB, 4, 1000, "other");
-  const auto placed = Of<SubmitSequence>(dispatcher.Submit(Ask(kFirst, /*choices=*/2), kStart));
-  ASSERT_THAT(placed, SizeIs(1));
-  EXPECT_EQ(placed[0].to, kA);
-  // It waits for its own group, and holds up nobody who can run elsewhere.
-  EXPECT_THAT(Placed(dispatcher.Submit(Ask(kSecond), kStart)), ElementsAre(kSecond));
-  EXPECT_THAT(Placed(dispatcher.OnSequenceEnded(placed[0].sequence, 0, kStart)), ElementsAre(kFirst));
-}
-
-TEST(DispatcherTest, ALostGroupEndsItsRequestsHonestlyAndFreesTheirOtherSequences) {
-  Dispatcher dispatcher({});
-  Join(dispatcher, kA, 1);
-  Join(dispatcher, kB, 2);
-  dispatcher.Submit(Ask(kFirst, /*choices=*/2), kStart);  // One on each.
-  dispatcher.Submit(Ask(kSecond), kStart);                // On B.
-
-  const Actions actions = dispatcher.OnGroupLost(kA, kStart);
-
-  EXPECT_THAT(Codes(actions), ElementsAre("worker_lost"));
-  ASSERT_THAT(Of<CancelSequence>(actions), SizeIs(1));
-  EXPECT_EQ(Of<CancelSequence>(actions)[0].to, kB);
-  EXPECT_EQ(dispatcher.requests(), 1u);
-}
-
-TEST(DispatcherTest, WaitingRequestsAreToldWhenTheLastGroupIsLost) {
-  Dispatcher dispatcher({});
-  Join(dispatcher, kA, 1);
-  dispatcher.Submit(Ask(kFirst), kStart);
-  dispatcher.Submit(Ask(kSecond), kStart);
-  EXPECT_THAT(Codes(dispatcher.OnGroupLost(kA, kStart)), ElementsAre("worker_lost", "no_ready_worker"));
-  EXPECT_EQ(dispatcher.requests(), 0u);
-}
-
-TEST(DispatcherTest, ASilentGroupIsLostWhenItsLeaseEnds) {
-  Dispatcher dispatcher({.lease = absl::Seconds(5)});
-  Join(dispatcher, kA, 1);
-  dispatcher.Submit(Ask(kFirst), kStart);
-  EXPECT_TRUE(dispatcher.OnResults(kA, 7, kStart + absl::Seconds(3)));
-  EXPECT_EQ(dispatcher.NextTick(), kStart + absl::Seconds(8));
-  EXPECT_THAT(dispatcher.Tick(kStart + absl::Seconds(7.9)), IsEmpty());
-
-  const Actions actions = dispatcher.Tick(kStart + absl::Seconds(8));
-
-  EXPECT_THAT(Of<DropGroup>(actions), SizeIs(1));
-  EXPECT_THAT(Codes(actions), ElementsAre("worker_lost"));
-  EXPECT_FALSE(dispatcher.HasReadyGroup("m"));
-}
-
-TEST(DispatcherTest, ResultsOfAnOldConnectionOrEpochAreDropped) {
-  Dispatcher dispatcher({});
-  Join(dispatcher, kA, 1);
-  const SequenceId sequence = OnlySequence(dispatcher.Submit(Ask(kFirst), kStart));
-  EXPECT_TRUE(dispatcher.OnResults(kA, 7, kStart));
-  EXPECT_TRUE(dispatcher.Owner(kA, sequence).has_value());
-  EXPECT_FALSE(dispatcher.OnResults(kA, 6, kStart));
-
-  const Connection again{GroupId{0}, 2};
-  EXPECT_THAT(Codes(dispatcher.OnGroupJoined(again, {.epoch = 8, .model = "m"}, kStart)), ElementsAre("worker_lost"));
-  EXPECT_FALSE(dispatcher.OnResults(kA, 7, kStart));
-  EXPECT_FALSE(dispatcher.OnResults(again, 7, kStart));
-  EXPECT_FALSE(dispatcher.Owner(again, sequence).has_value());
-  EXPECT_THAT(Of<DropGroup>(dispatcher.OnHeartbeat(again, {.epoch = 9, .ready = true}, kStart)), SizeIs(1));
-}
-
 TEST(DispatcherTest, CancelTellsTheWorkerAndLetsTheNextRun) {
   Dispatcher dispatcher({});
   Join(dispatcher, kA, 1);
@@ -211,45 +83,6 @@ TEST(DispatcherTest, TheQueueIsBoundedInRequestsAndInTokens) {
   EXPECT_EQ(too_many_tokens[0].rejection, Rejection::kQueueFull);
   EXPECT_THAT(dispatcher.Submit(Ask(kFourth, 2, 50), kStart), IsEmpty());
   EXPECT_THAT(Codes(dispatcher.Submit(Ask(RequestId{5}, 1, 1), kStart)), ElementsAre("server_is_overloaded"));
-}
-
-TEST(DispatcherTest, RefusesWorkWhoseWaitWouldBeTooLong) {
-  Dispatcher dispatcher({.queue_time_max = absl::Seconds(15)});
-  Join(dispatcher, kA, 1);
-  const SequenceId sequence = OnlySequence(dispatcher.Submit(Ask(kFirst), kStart));
-  dispatcher.OnHeartbeat(kA, {.epoch = 7, .ready = true}, kStart + absl::Seconds(4));
-  dispatcher.OnSequenceEnded(sequence, 0, kStart + absl::Seconds(10));  // Ten seconds a sequence.
-  const absl::Duration now = kStart + absl::Seconds(10);
-  dispatcher.OnHeartbeat(kA, {.epoch = 7, .ready = true}, now);
-  dispatcher.Submit(Ask(kSecond), now);
-  EXPECT_THAT(dispatcher.Submit(Ask(kThird), now), IsEmpty());
-  const auto refused = Of<FailRequest>(dispatcher.Submit(Ask(kFourth), now));
-  ASSERT_THAT(refused, SizeIs(1));
-  EXPECT_EQ(refused[0].rejection, Rejection::kDeadline);
-  EXPECT_GE(refused[0].error.retry_after_seconds, 20);  // Twenty seconds, and up to half as much again.
-  EXPECT_LE(refused[0].error.retry_after_seconds, 30);
-
-  Admission hasty = Ask(RequestId{5});
-  hasty.accepted = now;
-  hasty.time_max = absl::Seconds(5);
-  EXPECT_THAT(Of<FailRequest>(dispatcher.Submit(hasty, now)), SizeIs(1));
-}
-
-TEST(DispatcherTest, DeadlinesEndRequestsInTheQueueAndOnAGroup) {
-  Dispatcher dispatcher({.queue_time_max = absl::Seconds(2), .request_time_max = absl::Seconds(4)});
-  Join(dispatcher, kA, 1);
-  dispatcher.Submit(Ask(kFirst), kStart);
-  dispatcher.Submit(Ask(kSecond), kStart);
-  Admission hasty = Ask(kThird);
-  hasty.time_max = absl::Seconds(1);
-  dispatcher.Submit(hasty, kStart);
-
-  EXPECT_EQ(dispatcher.NextTick(), kStart + absl::Seconds(1));
-  EXPECT_THAT(Codes(dispatcher.Tick(kStart + absl::Seconds(1))), ElementsAre("deadline_exceeded"));
-  EXPECT_THAT(Codes(dispatcher.Tick(kStart + absl::Seconds(2))), ElementsAre("server_is_overloaded"));
-  const Actions last = dispatcher.Tick(kStart + absl::Seconds(4));
-  EXPECT_THAT(Codes(last), ElementsAre("deadline_exceeded"));
-  EXPECT_THAT(Of<CancelSequence>(last), SizeIs(1));
 }
 
 TEST(DispatcherTest, DrainingRefusesNewWorkAndFinishesTheOld) {

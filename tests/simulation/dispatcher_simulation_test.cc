@@ -24,6 +24,7 @@ class Simulation {
       now_ += absl::Milliseconds(Pick(60));
       OneEvent();
       if (now_ >= dispatcher_.NextTick()) Do(dispatcher_.Tick(now_));
+      dispatcher_.CheckInvariants();
       CheckBounds();
     }
   }
@@ -187,6 +188,7 @@ class Simulation {
     auto it = worker.running.begin();
     std::advance(it, static_cast<long>(Pick(worker.running.size())));
     const SubmitSequence sequence = it->second;
+    Do(dispatcher_.OnProgress(sequence.sequence, 1, now_));
     if (Pick(10) == 0) return Do(dispatcher_.Fail(sequence.request, InternalError("numerical_error", "NaN"), now_));
     requests_[sequence.request].ended.insert(sequence.choice);
     if (Pick(4) == 0) return Do(dispatcher_.EndSequence(sequence.sequence, 0, now_));  // A stop string.
@@ -201,7 +203,10 @@ class Simulation {
 
   void BreakStream(Worker& worker) {
     worker.connected = false;
-    for (const auto& [sequence, submit] : worker.running) late_.push_back(submit);
+    for (const auto& [sequence, submit] : worker.running) {
+      late_.push_back(submit);
+      requests_[submit.request].placed.erase(submit.choice);
+    }
     worker.running.clear();
   }
 
@@ -227,7 +232,8 @@ class Simulation {
     EXPECT_EQ(worker.connection, submit.to);
     EXPECT_EQ(asked.ends, 0) << "work for a request that is over";
     EXPECT_LT(submit.choice, asked.choices);
-    EXPECT_TRUE(asked.placed.insert(submit.choice).second) << "a choice was placed twice";
+    EXPECT_TRUE(asked.placed.insert(submit.choice).second || submit.cause == SubmitCause::kMoved)
+        << "a choice was placed twice";
     EXPECT_TRUE(worker.running.emplace(submit.sequence, submit).second);
     EXPECT_LE(worker.running.size(), worker.sequences_max);
   }

@@ -1,0 +1,81 @@
+#include "coordinator/core/fair_queue.h"
+
+#include <algorithm>
+
+#include "common/check.h"
+
+namespace quicksilver {
+
+void FairQueue::Push(const QueuedRequest& request) {
+  CHECK(request.cost > 0 && request.weight > 0);
+  const uint64_t order = ++last_order_;
+  CHECK(requests_.emplace(request.id, Entry{request, order}).second);
+  Class& queue = classes_[static_cast<size_t>(request.priority)];
+  queue.by_order.emplace(order, request.id);
+  Backlog& backlog = queue.tenants[request.tenant];
+  if (backlog.requests.empty()) {
+    backlog.start = std::max(queue.virtual_time, backlog.finish);
+    queue.starts.emplace(backlog.start, request.tenant);
+  }
+  backlog.requests.emplace(request.deadline, order);
+}
+
+void FairQueue::Take(RequestId id, bool served) {
+  const auto it = requests_.find(id);
+  CHECK(it != requests_.end());
+  const QueuedRequest request = it->second.request;
+  const uint64_t order = it->second.order;
+  requests_.erase(it);
+  Class& queue = classes_[static_cast<size_t>(request.priority)];
+  queue.by_order.erase(order);
+  if (queue.by_order.empty()) {  // Nobody waits: nobody owes anybody anything.
+    queue = Class{};
+    return;
+  }
+  Backlog& backlog = queue.tenants.at(request.tenant);
+  backlog.requests.erase({request.deadline, order});
+  queue.starts.erase({backlog.start, request.tenant});
+  if (served) {
+    queue.virtual_time = std::max(queue.virtual_time, backlog.start);
+    backlog.finish = backlog.start + request.cost / request.weight;
+    backlog.start = backlog.finish;
+  }
+  if (!backlog.requests.empty()) {
+    queue.starts.emplace(backlog.start, request.tenant);
+  } else if (backlog.finish <= queue.virtual_time) {
+    queue.tenants.erase(request.tenant);
+  }
+}
+
+void FairQueue::Remove(RequestId id) { Take(id, /*served=*/false); }
+
+void FairQueue::Pop(RequestId id) { Take(id, /*served=*/true); }
+
+absl::Duration FairQueue::Age(size_t priority) const {
+  const RequestId oldest = classes_[priority].by_order.begin()->second;
+  return requests_.at(oldest).request.since + ageing_ * static_cast<int64_t>(priority);
+}
+
+RequestId FairQueue::Next() const {
+  CHECK(!requests_.empty());
+  size_t highest = 0;
+  while (classes_[highest].by_order.empty()) ++highest;
+  size_t chosen = highest;
+  for (size_t priority = highest + 1; priority < kPriorities; ++priority) {
+    if (!classes_[priority].by_order.empty() && Age(priority) < Age(chosen)) chosen = priority;
+  }
+  const Class& queue = classes_[chosen];
+  if (chosen != highest) return queue.by_order.begin()->second;
+  const Backlog& backlog = queue.tenants.at(queue.starts.begin()->second);
+  return queue.by_order.at(backlog.requests.begin()->second);
+}
+
+std::vector<RequestId> FairQueue::Requests() const {
+  std::vector<RequestId> ids;
+  for (const Class& queue : classes_) {
+    for (const auto& [order, id] : queue.by_order) ids.push_back(id);
+  }
+  return ids;
+}
+
+}  // namespace quicksilver
