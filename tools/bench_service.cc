@@ -108,7 +108,7 @@ Answer AskCoordinator(v1::Inference::Stub& stub, const std::string& model, const
   Answer answer;
   double first = -1;
   for (v1::GenerateEvent event; reader->Read(&event);) {
-    if (first < 0 && (event.has_canvas() || event.has_delta()))
+    if (first < 0 && (event.has_frame() || event.has_delta()))
       first = absl::ToDoubleMilliseconds(MonotonicNow() - start);
     if (event.has_finished()) answer = {first, event.finished().completion_tokens(), event.finished().forwards()};
   }

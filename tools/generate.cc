@@ -17,6 +17,7 @@
 #include "common/exit_codes.h"
 #include "common/mutex.h"
 #include "common/options.h"
+#include "coordinator/frontend/client_canvas.h"
 #include "quicksilver/v1/inference.grpc.pb.h"
 #include "tools/canvas_view.h"
 
@@ -112,14 +113,29 @@ v1::GenerateRequest Request(const Options& options, const std::string& prompt) {
   return request;
 }
 
-std::vector<ViewSpan> Spans(const v1::Canvas& canvas) {
-  std::vector<ViewSpan> spans;
-  for (const v1::CanvasSpan& span : canvas.spans()) {
-    const SpanLook look = span.state() == v1::CanvasSpan::STATE_FINAL         ? SpanLook::kFinal
-                          : span.state() == v1::CanvasSpan::STATE_PROVISIONAL ? SpanLook::kProvisional
-                                                                              : SpanLook::kMasked;
-    spans.push_back({look, span.text(), static_cast<int>(span.tokens())});
+FrameEvent FromProto(const v1::Frame& proto) {
+  FrameEvent frame{.committed = proto.committed(), .extent = proto.extent()};
+  for (const v1::Span& span : proto.spans()) {
+    const SpanOp op = span.op() == v1::Span::OP_FINAL    ? SpanOp::kFinal
+                      : span.op() == v1::Span::OP_COMMIT ? SpanOp::kCommit
+                                                         : SpanOp::kReplace;
+    frame.spans.push_back({op, span.first(), span.tokens(), span.text()});
   }
+  return frame;
+}
+
+std::vector<ViewSpan> Spans(const ClientCanvas& canvas) {
+  std::vector<ViewSpan> spans = {{SpanLook::kFinal, canvas.final_text(), 0}};
+  uint32_t at = canvas.committed();
+  const auto mask_to = [&](uint32_t token) {
+    if (token > at) spans.push_back({SpanLook::kMasked, "", static_cast<int>(token - at)});
+  };
+  for (const auto& [first, run] : canvas.runs()) {
+    mask_to(first);
+    spans.push_back({SpanLook::kProvisional, run.text, 0});
+    at = first + run.tokens;
+  }
+  mask_to(canvas.extent());
   return spans;
 }
 
@@ -150,7 +166,7 @@ void PrintFigures(const v1::Finished& f, Totals& totals) {
 }
 
 /// The events of one call, read as fast as they come while the terminal shows them at a pace that eyes can follow: a
-/// client that read slowly would be sent fewer canvases.
+/// client that read slowly would be sent fewer frames.
 class EventQueue {
  public:
   explicit EventQueue(grpc::ClientReader<v1::GenerateEvent>& reader) : thread_([this, &reader] { ReadAll(reader); }) {}
@@ -193,6 +209,7 @@ grpc::Status Ask(v1::Inference::Stub& stub, const Options& options, const std::s
   Write(prompt + "\n");
   CanvasView view = TerminalView();
   std::string text;
+  ClientCanvas canvas;
   {
     EventQueue events(*reader);
     size_t backlog = 0;
@@ -200,8 +217,9 @@ grpc::Status Ask(v1::Inference::Stub& stub, const Options& options, const std::s
       if (event.has_delta()) {
         text += event.delta().text();
         if (options.plain) Write(event.delta().text());
-      } else if (event.has_canvas() && !options.plain) {
-        Write(view.Draw(Spans(event.canvas())));
+      } else if (event.has_frame() && !options.plain) {
+        canvas.Apply(FromProto(event.frame()));
+        Write(view.Draw(Spans(canvas)));
         if (backlog < kBacklogMax) absl::SleepFor(absl::Milliseconds(options.frame_milliseconds));
       } else if (event.has_finished()) {
         Write(options.plain ? "\n" : view.Finish({{SpanLook::kFinal, text, 0}}));

@@ -17,6 +17,11 @@ void Exchange::OnWritable(std::function<void()> callback) {
   on_writable_ = std::move(callback);
 }
 
+void Exchange::OnDrained(std::function<void()> callback) {
+  MutexLock lock(mutex_);
+  on_drained_ = std::move(callback);
+}
+
 void Exchange::Notify() {
   if (notified_ || !notify_) return;
   notified_ = true;
@@ -63,22 +68,26 @@ bool Exchange::Write(std::string_view data) {
   return true;
 }
 
-void Exchange::WriteLatest(uint32_t slot, std::string data) {
+void Exchange::AskDrained() {
   MutexLock lock(mutex_);
   if (over_) return;
-  latest_[slot] = std::move(data);
+  drained_asked_ = true;
   Notify();
 }
 
-void Exchange::DropLatest(uint32_t slot) {
-  MutexLock lock(mutex_);
-  latest_.erase(slot);
+void Exchange::Drained() {
+  std::function<void()> callback;
+  {
+    MutexLock lock(mutex_);
+    drained_asked_ = false;
+    callback = on_drained_;
+  }
+  if (callback) callback();
 }
 
 void Exchange::Finish() {
   MutexLock lock(mutex_);
   if (over_) return;
-  latest_.clear();
   work_.finish = true;
   Notify();
 }
@@ -102,18 +111,11 @@ size_t Exchange::buffered_bytes() const {
   return unsent_;
 }
 
-Exchange::Work Exchange::Take(bool latest_due) {
+Exchange::Work Exchange::Take() {
   MutexLock lock(mutex_);
   notified_ = false;
-  if (latest_due && work_.data.empty()) {
-    for (auto& [slot, data] : latest_) {
-      work_.data += data;
-      AddUnsent(static_cast<int64_t>(data.size()));
-    }
-    latest_.clear();
-  }
   Work work = std::exchange(work_, {});
-  work.latest_waits = !latest_.empty();
+  work.drained_asked = drained_asked_;
   return work;
 }
 
@@ -132,7 +134,7 @@ void Exchange::Sent(size_t bytes) {
 
 void Exchange::End(EndReason reason) {
   std::function<void(EndReason)> on_end;
-  std::function<void()> on_writable, notify;
+  std::function<void()> on_writable, on_drained, notify;
   std::vector<std::function<void()>> tasks;
   {
     MutexLock lock(mutex_);
@@ -141,10 +143,10 @@ void Exchange::End(EndReason reason) {
     on_end = std::move(on_end_);
     on_end_ = nullptr;
     on_writable.swap(on_writable_);
+    on_drained.swap(on_drained_);
     notify.swap(notify_);
     tasks.swap(work_.tasks);
     work_ = {};
-    latest_.clear();
     AddUnsent(-static_cast<int64_t>(unsent_));
   }
   if (on_end) on_end(reason);

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,7 +25,7 @@ struct StreamOptions {
   size_t budget_bytes = 256 * 1024;
   std::string ping;  ///< Written after `ping_interval` without data. Empty: never.
   absl::Duration ping_interval = absl::Seconds(15);
-  absl::Duration latest_interval = absl::Milliseconds(50);  ///< The least time between two rounds of WriteLatest data.
+  absl::Duration drained_interval = absl::Milliseconds(50);  ///< The least time between two calls of OnDrained.
 };
 
 /// One request and its reply: whoever answers holds it, on any thread. Thread-safe; calls after the end do nothing.
@@ -42,6 +41,10 @@ class Exchange {
   /// Called on the connection's thread when half the budget is free again after Write() refused.
   void OnWritable(std::function<void()> callback);
 
+  /// Called on the connection's thread, once for all AskDrained() so far, when everything written is with the kernel.
+  /// The place to write what is only worth its newest state.
+  void OnDrained(std::function<void()> callback);
+
   /// The whole reply. The first Reply or StartStream counts.
   void Reply(Response response);
   /// Status and headers of a reply whose body comes piece by piece (`head.body` is its beginning).
@@ -49,10 +52,8 @@ class Exchange {
   /// Takes `data` while less than the budget waits to be sent; else returns false and takes nothing. True after the
   /// end.
   bool Write(std::string_view data);
-  /// Data that a newer one of the same slot replaces if it was not sent yet.
-  void WriteLatest(uint32_t slot, std::string data);
-  void DropLatest(uint32_t slot);
-  /// The orderly end of a stream. Unsent WriteLatest data is dropped.
+  void AskDrained();
+  /// The orderly end of a stream.
   void Finish();
   /// The client must not take what it has for the whole: resets the connection.
   void Reset();
@@ -68,11 +69,12 @@ class Exchange {
     StreamOptions options;
     std::string data;
     bool finish = false, reset = false;
-    bool latest_waits = false;
+    bool drained_asked = false;
     std::vector<std::function<void()>> tasks;
   };
-  /// `latest_due`: the data of WriteLatest may go, too.
-  Work Take(bool latest_due);
+  Work Take();
+  /// Calls OnDrained.
+  void Drained();
   /// `bytes` of Work::data were sent; may call OnWritable.
   void Sent(size_t bytes);
   void End(EndReason reason);
@@ -86,14 +88,15 @@ class Exchange {
   std::function<void()> notify_ GUARDED_BY(mutex_);
   std::function<void(EndReason)> on_end_ GUARDED_BY(mutex_);
   std::function<void()> on_writable_ GUARDED_BY(mutex_);
+  std::function<void()> on_drained_ GUARDED_BY(mutex_);
   bool notified_ GUARDED_BY(mutex_) = false;
   bool answered_ GUARDED_BY(mutex_) = false;
   bool refused_write_ GUARDED_BY(mutex_) = false;
+  bool drained_asked_ GUARDED_BY(mutex_) = false;
   bool over_ GUARDED_BY(mutex_) = false;
   size_t unsent_ GUARDED_BY(mutex_) = 0;  ///< Bytes in work_.data and on their way.
   size_t budget_ GUARDED_BY(mutex_) = 0;
   Work work_ GUARDED_BY(mutex_);
-  std::map<uint32_t, std::string> latest_ GUARDED_BY(mutex_);
 };
 
 }  // namespace quicksilver::http

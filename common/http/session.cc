@@ -264,14 +264,13 @@ Awaitable<bool> Session::AnswerAsync(const AsyncHandler& handler, Request& reque
 }
 
 Awaitable<EndReason> Session::RunExchange(Exchange& exchange, bool head_only) {
-  Clock::time_point ping_at = Clock::time_point::max(), latest_at = Clock::time_point::min();
-  Clock::duration ping_interval{}, latest_interval{};
+  Clock::time_point ping_at = Clock::time_point::max(), drained_at = Clock::time_point::min();
+  Clock::duration ping_interval{}, drained_interval{};
   std::string ping;
   while (true) {
     if (aborted_) co_return EndReason::kServerStopped;
     if (gone_) co_return EndReason::kClientGone;
-    const bool latest_due = Clock::now() >= latest_at;
-    Exchange::Work work = exchange.Take(latest_due);
+    Exchange::Work work = exchange.Take();
     for (const auto& task : work.tasks) task();
     if (work.reset) {
       aborted_ = true;
@@ -280,13 +279,17 @@ Awaitable<EndReason> Session::RunExchange(Exchange& exchange, bool head_only) {
     if (work.start_stream) {
       ping = work.options.ping;
       ping_interval = Chrono(work.options.ping_interval);
-      latest_interval = Chrono(work.options.latest_interval);
+      drained_interval = Chrono(work.options.drained_interval);
     }
     const bool acts = work.reply || work.start_stream || !work.data.empty() || work.finish;
+    if (!acts && work.drained_asked && Clock::now() >= drained_at) {
+      drained_at = Clock::now() + drained_interval;
+      exchange.Drained();
+      continue;
+    }
     if (!acts && !ping.empty() && Clock::now() >= ping_at) work.data = ping;
     const bool is_ping = !acts && !work.data.empty();
     if (acts || is_ping) {
-      if (latest_due) latest_at = Clock::now() + latest_interval;
       const size_t bytes = work.data.size();
       const Io io = co_await Carry(work, head_only);
       if (io == Io::kOk && !is_ping) exchange.Sent(bytes);
@@ -298,7 +301,7 @@ Awaitable<EndReason> Session::RunExchange(Exchange& exchange, bool head_only) {
       continue;
     }
     if (inbound_.size() < kPipelinedBytesMax) WatchReadable();
-    co_await WaitUntil(work.latest_waits ? std::min(ping_at, latest_at) : ping_at);
+    co_await WaitUntil(work.drained_asked ? std::min(ping_at, drained_at) : ping_at);
   }
 }
 

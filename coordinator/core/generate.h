@@ -79,20 +79,26 @@ struct DeltaEvent {
   uint32_t step = 0;
 };
 
-enum class SpanState { kFinal, kProvisional, kMasked };
+/// What a span says about its tokens; how a client applies it: Span in inference.proto, ClientCanvas in code.
+enum class SpanOp { kReplace, kCommit, kFinal };
 
-struct CanvasSpan {
-  SpanState state = SpanState::kMasked;
-  std::string text;
+/// A run of tokens that follow each other, counted from the answer's beginning, and their text.
+struct FrameSpan {
+  SpanOp op = SpanOp::kReplace;
+  uint32_t first = 0;
   uint32_t tokens = 0;
+  std::string text;
 };
 
-/// The whole answer of one choice as it stands now.
-struct CanvasEvent {
+/// One change of a choice's canvas. What is not final may be left out when the next frame sent has a kReplace span.
+struct FrameEvent {
   uint32_t choice = 0;
   uint32_t step = 0;
   uint32_t block = 0;
-  std::vector<CanvasSpan> spans;
+  uint64_t epoch = 0;      ///< Of the group that took the step.
+  uint32_t committed = 0;  ///< Tokens that are final: those below it.
+  uint32_t extent = 0;     ///< Tokens that the canvas has, the masked ones counted.
+  std::vector<FrameSpan> spans;
 };
 
 enum class FinishReason { kStop, kLength };

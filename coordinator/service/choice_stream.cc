@@ -21,9 +21,10 @@ ChoiceStream::ChoiceStream(const TextModel& text, ChoiceSettings settings)
       final_before_(settings_.prompt_tokens),
       extent_(settings_.prompt_tokens) {}
 
-absl::Status ChoiceStream::Apply(const v1::SequenceUpdate& update, absl::Duration now,
+absl::Status ChoiceStream::Apply(const v1::SequenceUpdate& update, uint64_t epoch, absl::Duration now,
                                  std::vector<ChoiceEvent>& events) {
   if (finished_) return absl::OkStatus();
+  epoch_ = epoch;
   step_ = update.step();
   block_step_ = update.block_step();
   block_ = update.block();
@@ -39,11 +40,11 @@ absl::Status ChoiceStream::Apply(const v1::SequenceUpdate& update, absl::Duratio
     Finish(update, now, released, events);
     return absl::OkStatus();
   }
-  if (!released.empty()) events.emplace_back(DeltaEvent{settings_.choice, std::move(released), block_, step_});
-  const bool due = final_before_ > was_final || now - last_canvas_ >= settings_.canvas_interval;
+  if (!released.empty()) events.emplace_back(DeltaEvent{settings_.choice, released, block_, step_});
+  const bool due = final_before_ > was_final || now - last_frame_ >= settings_.canvas_interval;
   if (settings_.canvases && due) {
-    last_canvas_ = now;
-    events.emplace_back(Canvas());
+    last_frame_ = now;
+    AppendFrame(released, events);
   }
   return absl::OkStatus();
 }
@@ -64,6 +65,7 @@ absl::Status ChoiceStream::TakeCommits(const v1::SequenceUpdate& update, absl::D
     if (commit.token() < 0) {
       return absl::InternalError(absl::StrCat("token ", commit.token(), " at position ", position));
     }
+    if (settings_.canvases && tokens_[index] == kMasked) fresh_.push_back(static_cast<uint32_t>(index));
     tokens_[index] = commit.token();
     extent_ = std::max(extent_, std::min(position + 1, end_));
     first_commit_ = std::min(first_commit_, now);
@@ -110,7 +112,8 @@ void ChoiceStream::Match(const std::string& text, std::string& released) {
   released_bytes_ += output.text.size();
   released += output.text;
   stopped_here_ = output.stopped;
-  if (settings_.canvases) final_text_ += text;
+  held_ += text;
+  held_.erase(0, output.text.size());
 }
 
 void ChoiceStream::Finish(const v1::SequenceUpdate& update, absl::Duration now, std::string& released,
@@ -118,7 +121,8 @@ void ChoiceStream::Finish(const v1::SequenceUpdate& update, absl::Duration now, 
   const v1::SequenceEnd& end = update.end();
   FinishReason reason = FinishReason::kStop;
   if (!stopped_here_) {
-    if (end.reason() == v1::SequenceEnd::REASON_LENGTH) reason = FinishReason::kLength;
+    const bool cut = end.reason() == v1::SequenceEnd::REASON_LENGTH || end.reason() == v1::SequenceEnd::REASON_DEADLINE;
+    if (cut) reason = FinishReason::kLength;
     const std::string rest = detokenizer_.Finish();
     if (!rest.empty()) Match(rest, released);
   }
@@ -129,54 +133,98 @@ void ChoiceStream::Finish(const v1::SequenceUpdate& update, absl::Duration now, 
     released += output.text;
     stopped = output.stopped;
   }
+  held_.clear();
   if (stopped) {
     reason = FinishReason::kStop;
     // Tokens that begin behind the text that was let through are no part of it.
     while (!starts_.empty() && starts_.back() >= released_bytes_) starts_.pop_back();
-    final_text_.resize(std::min<size_t>(final_text_.size(), released_bytes_));
   }
-  if (!released.empty()) events.emplace_back(DeltaEvent{settings_.choice, std::move(released), block_, step_});
+  if (!released.empty()) events.emplace_back(DeltaEvent{settings_.choice, released, block_, step_});
   text_over_ = true;
-  if (settings_.canvases) events.emplace_back(Canvas());
+  finished_ = true;
+  if (settings_.canvases) AppendFrame(released, events);
   FinishedEvent finished{.choice = settings_.choice,
                          .reason = reason,
                          .completion_tokens = completion_tokens(),
-                         .forwards = update.has_end() ? end.forwards() : step_};
+                         .forwards = update.has_end() ? end.forwards() : step_,
+                         .cached_tokens = end.cached_tokens(),
+                         .resumes = placements_ > 0 ? placements_ - 1 : 0,
+                         .preemptions = end.preemptions(),
+                         .paced_steps = end.paced_steps(),
+                         .deadline_reached = end.reason() == v1::SequenceEnd::REASON_DEADLINE};
   if (first_commit_ != absl::InfiniteDuration()) {
     finished.time_to_first_token_seconds = absl::ToDoubleSeconds(first_commit_ - settings_.accepted);
   }
   // Without the worker's word the prefill is counted in.
   finished.decode_seconds = update.has_end() ? end.decode_seconds() : absl::ToDoubleSeconds(now - placed_);
   events.emplace_back(finished);
-  finished_ = true;
   if (update.has_end()) stopped_here_ = false;  // Nothing is left to be cancelled.
 }
 
-CanvasEvent ChoiceStream::Canvas() const {
-  CanvasEvent canvas{.choice = settings_.choice, .step = step_, .block = block_};
-  // What may still become a stop string has not been sent and may be taken back.
-  const size_t sent = std::min(released_bytes_, final_text_.size());
-  const auto tokens = static_cast<uint32_t>(std::lower_bound(starts_.begin(), starts_.end(), sent) - starts_.begin());
-  if (tokens > 0) canvas.spans.push_back({SpanState::kFinal, final_text_.substr(0, sent), tokens});
-  const uint32_t held = completion_tokens() - std::min(tokens, completion_tokens());
-  if (held > 0) canvas.spans.push_back({SpanState::kProvisional, final_text_.substr(sent), held});
-  if (text_over_) return canvas;
-  for (uint32_t position = final_before_; position < extent_;) {
-    const auto token_at = [&](uint32_t p) {
-      const size_t index = p - settings_.prompt_tokens;
-      return index < tokens_.size() ? tokens_[index] : kMasked;
-    };
-    const bool masked = token_at(position) == kMasked;
-    CanvasSpan span{.state = masked ? SpanState::kMasked : SpanState::kProvisional};
-    Detokenizer detokenizer(text_);
-    for (; position < extent_ && (token_at(position) == kMasked) == masked; ++position) {
-      if (!masked) span.text += detokenizer.Push(token_at(position));
-      ++span.tokens;
-    }
-    if (!masked) span.text += detokenizer.Finish();
-    canvas.spans.push_back(std::move(span));
+// The tokens whose text has been released whole.
+uint32_t ChoiceStream::Committed() const {
+  if (finished_) return completion_tokens();
+  const auto behind = std::lower_bound(starts_.begin(), starts_.end(), released_bytes_);
+  const auto begun = static_cast<uint32_t>(behind - starts_.begin());
+  const uint64_t text_end = behind == starts_.end() ? detokenized_bytes_ : *behind;
+  const bool incomplete = behind == starts_.end() && detokenizer_.holds_back();
+  return begun > 0 && (text_end > released_bytes_ || incomplete) ? begun - 1 : begun;
+}
+
+// Of a token behind the committed ones.
+bool ChoiceStream::IsMasked(uint32_t index) const { return index >= tokens_.size() || tokens_[index] == kMasked; }
+
+// The run of provisional tokens that begins at `first`. What may still become a stop string is one, too: it has not
+// been sent and may be taken back.
+FrameSpan ChoiceStream::RunAt(uint32_t first, uint32_t committed, uint32_t extent) const {
+  FrameSpan run{.op = SpanOp::kCommit, .first = first};
+  const bool leads = first == committed;
+  // A character that final tokens began goes on here.
+  Detokenizer detokenizer = leads ? detokenizer_ : Detokenizer(text_);
+  if (leads) run.text = held_;
+  for (uint32_t index = first; index < extent && !IsMasked(index); ++index) {
+    if (index >= completion_tokens()) run.text += detokenizer.Push(tokens_[index]);
+    ++run.tokens;
   }
-  return canvas;
+  run.text += detokenizer.Finish();
+  return run;
+}
+
+void ChoiceStream::AppendFrame(const std::string& released, std::vector<ChoiceEvent>& events) {
+  const uint32_t committed = Committed();
+  const uint32_t extent = text_over_ ? completion_tokens() : extent_ - settings_.prompt_tokens;
+  FrameEvent frame{.choice = settings_.choice,
+                   .step = step_,
+                   .block = block_,
+                   .epoch = epoch_,
+                   .committed = committed,
+                   .extent = extent};
+  const bool final_moved = committed > framed_committed_ || !released.empty();
+  if (final_moved) {
+    frame.spans.push_back({SpanOp::kFinal, framed_committed_, committed - framed_committed_, released});
+  }
+  std::sort(fresh_.begin(), fresh_.end());
+  bool replaced = false;
+  for (uint32_t index = committed; index < extent;) {
+    if (IsMasked(index)) {
+      ++index;
+      continue;
+    }
+    FrameSpan run = RunAt(index, committed, extent);
+    const auto fresh = std::lower_bound(fresh_.begin(), fresh_.end(), index);
+    const bool changed = (fresh != fresh_.end() && *fresh < index + run.tokens) || (index == committed && final_moved);
+    index += run.tokens;
+    if (replace_next_) run.op = SpanOp::kReplace;
+    replaced = replaced || replace_next_;
+    if (changed || replace_next_) frame.spans.push_back(std::move(run));
+  }
+  if (replace_next_ && !replaced) frame.spans.push_back({SpanOp::kReplace, committed, 0, ""});
+  if (frame.spans.empty() && extent == framed_extent_ && !finished_) return;
+  fresh_.clear();
+  replace_next_ = false;
+  framed_committed_ = committed;
+  framed_extent_ = extent;
+  events.emplace_back(std::move(frame));
 }
 
 }  // namespace quicksilver

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <variant>
@@ -21,11 +22,11 @@ struct ChoiceSettings {
   std::vector<std::string> stops;
   std::vector<int32_t> stop_ids;
   bool canvases = false;
-  absl::Duration canvas_interval = absl::Milliseconds(20);  ///< Between canvases while no block closes.
+  absl::Duration canvas_interval = absl::Milliseconds(20);  ///< Between frames while nothing becomes final.
   absl::Duration accepted;                                  ///< When the request came in.
 };
 
-using ChoiceEvent = std::variant<DeltaEvent, CanvasEvent, FinishedEvent>;
+using ChoiceEvent = std::variant<DeltaEvent, FrameEvent, FinishedEvent>;
 
 /// The canvas of one choice and what its client has seen of it: takes the commits of the worker, gives text.
 class ChoiceStream {
@@ -33,9 +34,11 @@ class ChoiceStream {
   /// `text` outlives this.
   ChoiceStream(const TextModel& text, ChoiceSettings settings);
 
-  /// Appends the events that follow from `update`; the last one of all is FinishedEvent. Internal: the worker broke its
-  /// contract (a final position changed, has no token, or lies outside the answer).
-  absl::Status Apply(const v1::SequenceUpdate& update, absl::Duration now, std::vector<ChoiceEvent>& events);
+  /// Appends the events that follow from `update` of the group's incarnation `epoch`; the last one of all is
+  /// FinishedEvent. Internal: the worker broke its contract (a final position changed, has no token, or lies outside
+  /// the answer).
+  absl::Status Apply(const v1::SequenceUpdate& update, uint64_t epoch, absl::Duration now,
+                     std::vector<ChoiceEvent>& events);
 
   /// Where another group can go on: the state as of the last update. A worker that does not report provisional commits
   /// speaks when a block closes, so that is a block's boundary then.
@@ -46,8 +49,12 @@ class ChoiceStream {
   bool stopped_here() const { return stopped_here_; }
   absl::Duration first_commit() const { return first_commit_; }
   uint32_t completion_tokens() const { return static_cast<uint32_t>(starts_.size()); }
-  /// The worker was given it at `now`.
-  void OnPlaced(absl::Duration now) { placed_ = now; }
+  /// A worker was given it at `now`: the first one, or one that goes on where another ended.
+  void OnPlaced(absl::Duration now) {
+    placed_ = std::min(placed_, now);
+    ++placements_;
+    replace_next_ = true;
+  }
 
  private:
   absl::Status TakeCommits(const v1::SequenceUpdate& update, absl::Duration now);
@@ -56,7 +63,10 @@ class ChoiceStream {
   void Match(const std::string& text, std::string& released);
   void Finish(const v1::SequenceUpdate& update, absl::Duration now, std::string& released,
               std::vector<ChoiceEvent>& events);
-  CanvasEvent Canvas() const;
+  void AppendFrame(const std::string& released, std::vector<ChoiceEvent>& events);
+  uint32_t Committed() const;
+  bool IsMasked(uint32_t index) const;
+  FrameSpan RunAt(uint32_t first, uint32_t committed, uint32_t extent) const;
 
   const TextModel& text_;
   const ChoiceSettings settings_;
@@ -67,7 +77,7 @@ class ChoiceStream {
   // belongs to the sequence's state, though never to the text.
   std::vector<int32_t> tokens_;
   std::vector<uint64_t> starts_;  // For each token of the final text, the bytes of text before it.
-  std::string final_text_;        // Only for canvases.
+  std::string held_;              // Text of final tokens that may still become a stop string.
   uint64_t detokenized_bytes_ = 0;
   uint64_t released_bytes_ = 0;
   uint32_t final_before_;
@@ -78,9 +88,16 @@ class ChoiceStream {
   bool text_over_ = false;  // A final stop token was met.
   bool stopped_here_ = false;
   bool finished_ = false;
-  absl::Duration placed_;
+  absl::Duration placed_ = absl::InfiniteDuration();
+  uint32_t placements_ = 0;
   absl::Duration first_commit_ = absl::InfiniteDuration();
-  absl::Duration last_canvas_ = -absl::InfiniteDuration();
+  // What the frames so far have told.
+  absl::Duration last_frame_ = -absl::InfiniteDuration();
+  std::vector<uint32_t> fresh_;  // Tokens that were committed since the last one.
+  uint32_t framed_committed_ = 0;
+  uint32_t framed_extent_ = 0;
+  uint64_t epoch_ = 0;
+  bool replace_next_ = true;
 };
 
 }  // namespace quicksilver

@@ -17,7 +17,7 @@ class ResponseSink {
   virtual ~ResponseSink() = default;
   virtual void OnStarted(const StartedEvent& event) = 0;
   virtual void OnDelta(const DeltaEvent& event) = 0;
-  virtual void OnCanvas(const CanvasEvent& event) = 0;
+  virtual void OnFrame(const FrameEvent& event) = 0;
   virtual void OnFinished(const FinishedEvent& event) = 0;
   virtual void OnError(const ApiError& error) = 0;
 };

@@ -100,7 +100,7 @@ void InferenceServiceImpl::OnStepResult(Connection connection, const v1::StepRes
   }
   bool changed = false;
   for (Target& target : targets) {
-    target.applied = target.live->Apply(target.choice, *target.update, now);
+    target.applied = target.live->Apply(target.choice, *target.update, result.epoch(), now);
     changed = changed || target.applied.outcome != LiveRequest::Outcome::kGoesOn;
     if (!target.applied.finished) continue;
     ObserveFinished(*target.applied.finished, target.update->has_end() ? &target.update->end() : nullptr);

@@ -9,7 +9,7 @@ struct Send {
   ResponseSink& sink;
   void operator()(const StartedEvent& event) const { sink.OnStarted(event); }
   void operator()(const DeltaEvent& event) const { sink.OnDelta(event); }
-  void operator()(const CanvasEvent& event) const { sink.OnCanvas(event); }
+  void operator()(const FrameEvent& event) const { sink.OnFrame(event); }
   void operator()(const FinishedEvent& event) const { sink.OnFinished(event); }
   void operator()(const ApiError& error) const { sink.OnError(error); }
 };
@@ -65,13 +65,15 @@ std::unique_ptr<v1::CoordinatorMessage> LiveRequest::OnPlaced(uint32_t choice, S
   return message;
 }
 
-LiveRequest::Applied LiveRequest::Apply(uint32_t choice, const v1::SequenceUpdate& update, absl::Duration now) {
+LiveRequest::Applied LiveRequest::Apply(uint32_t choice, const v1::SequenceUpdate& update, uint64_t epoch,
+                                        absl::Duration now) {
   MutexLock lock(mu_);
   if (closed_) return {};
-  return ApplyLocked(choice, update, now);
+  return ApplyLocked(choice, update, epoch, now);
 }
 
-LiveRequest::Applied LiveRequest::ApplyLocked(uint32_t choice, const v1::SequenceUpdate& update, absl::Duration now) {
+LiveRequest::Applied LiveRequest::ApplyLocked(uint32_t choice, const v1::SequenceUpdate& update, uint64_t epoch,
+                                              absl::Duration now) {
   const v1::SequenceEnd::Reason reason = update.end().reason();
   if (update.has_end() && reason != v1::SequenceEnd::REASON_STOP && reason != v1::SequenceEnd::REASON_LENGTH) {
     return {Outcome::kFailed, WorkerError(update.end()), std::nullopt};
@@ -83,7 +85,7 @@ LiveRequest::Applied LiveRequest::ApplyLocked(uint32_t choice, const v1::Sequenc
     pending_.emplace_back(StartedEvent{request_.model, "fp_" + fingerprint_.substr(0, 10), created_, prompt_tokens_});
   }
   std::vector<ChoiceEvent> events;
-  const absl::Status status = stream.Apply(update, now, events);
+  const absl::Status status = stream.Apply(update, epoch, now, events);
   if (!status.ok()) {
     return {Outcome::kFailed, InternalError("internal_error", "The worker broke the protocol."), std::nullopt};
   }

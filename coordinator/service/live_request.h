@@ -37,8 +37,8 @@ class LiveRequest {
   /// A choice goes to a group: the message to send. The first one starts the stream.
   std::unique_ptr<v1::CoordinatorMessage> OnPlaced(uint32_t choice, SequenceId sequence, const std::string& fingerprint,
                                                    absl::Duration now);
-  /// Queues the events that follow; Deliver() sends them.
-  Applied Apply(uint32_t choice, const v1::SequenceUpdate& update, absl::Duration now);
+  /// Queues the events that follow from an update of the group's incarnation `epoch`; Deliver() sends them.
+  Applied Apply(uint32_t choice, const v1::SequenceUpdate& update, uint64_t epoch, absl::Duration now);
   /// Queues the error as the last event, unless the last one is queued already.
   void Fail(ApiError error);
   /// Calls the sink with what is queued; returns early when another thread is at it, which then sends everything.
@@ -57,8 +57,9 @@ class LiveRequest {
   uint32_t max_tokens() const { return max_tokens_; }
 
  private:
-  using Event = std::variant<StartedEvent, DeltaEvent, CanvasEvent, FinishedEvent, ApiError>;
-  Applied ApplyLocked(uint32_t choice, const v1::SequenceUpdate& update, absl::Duration now) REQUIRES_LOCK(mu_);
+  using Event = std::variant<StartedEvent, DeltaEvent, FrameEvent, FinishedEvent, ApiError>;
+  Applied ApplyLocked(uint32_t choice, const v1::SequenceUpdate& update, uint64_t epoch, absl::Duration now)
+      REQUIRES_LOCK(mu_);
 
   const RequestId id_;
   const GenerateRequest request_;

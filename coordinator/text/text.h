@@ -50,6 +50,7 @@ class Detokenizer {
   explicit Detokenizer(const TextModel& text) : text_(&text) {}
   std::string Push(int32_t id);
   std::string Finish();  ///< What is held back, replaced by U+FFFD.
+  bool holds_back() const { return !held_.empty(); }
 
  private:
   const TextModel* text_;  // Outlives this.

@@ -12,6 +12,12 @@ using ::testing::ElementsAre;
 using ::testing::SizeIs;
 
 constexpr uint32_t kPrompt = 10;
+constexpr uint64_t kEpoch = 3;
+
+MATCHER_P4(IsSpan, op, first, tokens, text, "") {
+  return arg.op == op && arg.first == static_cast<uint32_t>(first) && arg.tokens == static_cast<uint32_t>(tokens) &&
+         arg.text == text;
+}
 
 class ChoiceStreamTest : public testing::Test {
  protected:
@@ -23,6 +29,11 @@ class ChoiceStreamTest : public testing::Test {
   }
 
   std::vector<int32_t> Ids(const std::string& text) { return *text_->Encode(text, 1000); }
+  std::string TextOf(const std::vector<int32_t>& ids) {
+    std::string text;
+    for (const int32_t id : ids) text += text_->TokenBytes(id);
+    return text;
+  }
   int32_t EndId() { return settings_.stop_ids[0]; }
   v1::Submit Prompt() {
     v1::Submit submit;
@@ -33,7 +44,7 @@ class ChoiceStreamTest : public testing::Test {
   std::vector<ChoiceEvent> Apply(ChoiceStream& stream, const v1::SequenceUpdate& update) {
     std::vector<ChoiceEvent> events;
     now_ += absl::Seconds(1);
-    EXPECT_TRUE(stream.Apply(update, now_, events).ok());
+    EXPECT_TRUE(stream.Apply(update, kEpoch, now_, events).ok());
     for (const ChoiceEvent& event : events) {
       if (const auto* delta = std::get_if<DeltaEvent>(&event)) heard_ += delta->text;
       if (const auto* finished = std::get_if<FinishedEvent>(&event)) finished_ = *finished;
@@ -105,17 +116,20 @@ TEST_F(ChoiceStreamTest, AStopStringOverTwoBlocksIsNeverSent) {
   EXPECT_THAT(Apply(stream, WholeAnswer(Prompt(), head)), SizeIs(0)) << "nothing comes after the end";
 }
 
-TEST_F(ChoiceStreamTest, ACanvasShowsTextThatMayBecomeAStopStringAsProvisional) {
+TEST_F(ChoiceStreamTest, TextThatMayBecomeAStopStringIsProvisional) {
   settings_.stops = {"END"};
   settings_.canvases = true;
   ChoiceStream stream(*text_, settings_);
-  const std::vector<ChoiceEvent> events = Apply(stream, FinalTokens(Prompt(), Ids("abc E"), kPrompt, 3));
-  const CanvasEvent canvas = std::get<CanvasEvent>(events.back());
-  ASSERT_GE(canvas.spans.size(), 2u);
-  EXPECT_EQ(canvas.spans[0].state, SpanState::kFinal);
-  EXPECT_EQ(canvas.spans[0].text, "abc ");
-  EXPECT_EQ(canvas.spans[1].state, SpanState::kProvisional);
-  EXPECT_EQ(canvas.spans[1].text, "E");
+  const std::vector<int32_t> ids = Ids("abc E");
+  const std::vector<ChoiceEvent> events = Apply(stream, FinalTokens(Prompt(), ids, kPrompt, 3));
+  const FrameEvent frame = std::get<FrameEvent>(events.back());
+  ASSERT_THAT(frame.spans, SizeIs(2));
+  EXPECT_EQ(frame.spans[0].op, SpanOp::kFinal);
+  EXPECT_EQ(frame.spans[0].text, "abc ");
+  EXPECT_EQ(frame.spans[1].op, SpanOp::kReplace);
+  EXPECT_EQ(frame.spans[1].text, "E");
+  EXPECT_EQ(frame.spans[1].first, frame.committed);
+  EXPECT_LT(frame.committed, ids.size());
 }
 
 TEST_F(ChoiceStreamTest, TextThatOnlyBeganLikeAStopStringComesAtTheEnd) {
@@ -139,7 +153,7 @@ TEST_F(ChoiceStreamTest, CharactersAreNeverSplit) {
   EXPECT_EQ(heard_, "مرحبا 🚀");
 }
 
-TEST_F(ChoiceStreamTest, CanvasesShowFinalProvisionalAndMaskedText) {
+TEST_F(ChoiceStreamTest, FramesReplaceFirstThenCommitThenFinalise) {
   settings_.canvases = true;
   ChoiceStream stream(*text_, settings_);
   const std::vector<int32_t> ids = Ids("def add(a, b):");
@@ -151,32 +165,80 @@ TEST_F(ChoiceStreamTest, CanvasesShowFinalProvisionalAndMaskedText) {
   update.set_block(1);
   std::vector<ChoiceEvent> events = Apply(stream, update);
   ASSERT_THAT(events, SizeIs(2));
-  const CanvasEvent canvas = std::get<CanvasEvent>(events[1]);
-  ASSERT_THAT(canvas.spans, SizeIs(4));
-  const std::vector<SpanState> states = {canvas.spans[0].state, canvas.spans[1].state, canvas.spans[2].state,
-                                         canvas.spans[3].state};
-  EXPECT_THAT(states, ElementsAre(SpanState::kFinal, SpanState::kMasked, SpanState::kProvisional, SpanState::kMasked));
-  EXPECT_EQ(canvas.spans[0].text, text_->TokenBytes(ids[0]));
-  EXPECT_EQ(canvas.spans[1].tokens, 1u);
-  EXPECT_EQ(canvas.spans[2].text, text_->TokenBytes(ids[2]));
-  EXPECT_EQ(canvas.spans[3].tokens, 3u);  // Positions 13 to 15.
+  FrameEvent frame = std::get<FrameEvent>(events[1]);
+  EXPECT_EQ(frame.epoch, kEpoch);
+  EXPECT_EQ(frame.committed, 1u);
+  EXPECT_EQ(frame.extent, 6u);  // Up to position 15.
+  ASSERT_THAT(frame.spans, SizeIs(2));
+  EXPECT_THAT(frame.spans[0], IsSpan(SpanOp::kFinal, 0, 1, text_->TokenBytes(ids[0])));
+  EXPECT_THAT(frame.spans[1], IsSpan(SpanOp::kReplace, 2, 1, text_->TokenBytes(ids[2])));
+
+  v1::SequenceUpdate open = FinalTokens(Prompt(), {ids[3]}, kPrompt + 3, 2);
+  open.set_final_before(kPrompt + 1);
+  events = Apply(stream, open);
+  frame = std::get<FrameEvent>(events.at(0));
+  ASSERT_THAT(frame.spans, SizeIs(1));
+  EXPECT_THAT(frame.spans[0], IsSpan(SpanOp::kCommit, 2, 2, TextOf({ids[2], ids[3]})));
 
   events = Apply(stream, WholeAnswer(Prompt(), ids));
   ASSERT_THAT(events, SizeIs(3));
-  EXPECT_THAT(std::get<CanvasEvent>(events[1]).spans, SizeIs(1));
-  EXPECT_EQ(std::get<CanvasEvent>(events[1]).spans[0].text, "def add(a, b):");
+  frame = std::get<FrameEvent>(events[1]);
+  EXPECT_EQ(frame.extent, frame.committed);
+  ASSERT_THAT(frame.spans, SizeIs(1));
+  EXPECT_EQ(frame.spans[0].op, SpanOp::kFinal);
 }
 
-TEST_F(ChoiceStreamTest, CanvasesComeNoFasterThanAllowedUnlessABlockCloses) {
+TEST_F(ChoiceStreamTest, TheFirstFrameOfAnotherGroupReplaces) {
+  settings_.canvases = true;
+  ChoiceStream stream(*text_, settings_);
+  const std::vector<int32_t> ids = Ids("def add(a, b):");
+  stream.OnPlaced(now_);
+  const auto open = [&](uint32_t at) {
+    v1::SequenceUpdate update = FinalTokens(Prompt(), {ids[at]}, kPrompt + at, at + 1);
+    update.set_final_before(kPrompt);
+    return update;
+  };
+  Apply(stream, open(1));
+  EXPECT_EQ(std::get<FrameEvent>(Apply(stream, open(3)).at(0)).spans.at(0).op, SpanOp::kCommit);
+  stream.OnPlaced(now_);
+  const FrameEvent frame = std::get<FrameEvent>(Apply(stream, open(0)).at(0));
+  ASSERT_THAT(frame.spans, SizeIs(2));
+  EXPECT_THAT(frame.spans[0], IsSpan(SpanOp::kReplace, 0, 2, TextOf({ids[0], ids[1]})));
+  EXPECT_THAT(frame.spans[1], IsSpan(SpanOp::kReplace, 3, 1, text_->TokenBytes(ids[3])));
+  Apply(stream, WholeAnswer(Prompt(), ids));
+  EXPECT_EQ(finished_->resumes, 1u);
+}
+
+TEST_F(ChoiceStreamTest, FramesComeNoFasterThanAllowedUnlessABlockCloses) {
   settings_.canvases = true;
   settings_.canvas_interval = absl::Seconds(10);
   ChoiceStream stream(*text_, settings_);
   const std::vector<int32_t> ids = Ids("def add(a, b):");
-  v1::SequenceUpdate open = FinalTokens(Prompt(), {ids[0]}, kPrompt, 1);
-  open.set_final_before(kPrompt);
-  EXPECT_THAT(Apply(stream, open), SizeIs(1));
-  EXPECT_THAT(Apply(stream, open), SizeIs(0));
-  EXPECT_THAT(Apply(stream, FinalTokens(Prompt(), {ids[0]}, kPrompt, 1)), SizeIs(2));
+  const auto open = [&](uint32_t at) {
+    v1::SequenceUpdate update = FinalTokens(Prompt(), {ids[at]}, kPrompt + at, at + 1);
+    update.set_final_before(kPrompt);
+    return update;
+  };
+  EXPECT_THAT(Apply(stream, open(0)), SizeIs(1));
+  EXPECT_THAT(Apply(stream, open(2)), SizeIs(0));
+  const std::vector<ChoiceEvent> events = Apply(stream, FinalTokens(Prompt(), {ids[0]}, kPrompt, 3));
+  ASSERT_THAT(events, SizeIs(2));
+  const FrameEvent frame = std::get<FrameEvent>(events[1]);
+  ASSERT_THAT(frame.spans, SizeIs(2)) << "what was held back comes with it";
+  EXPECT_THAT(frame.spans[1], IsSpan(SpanOp::kCommit, 2, 1, text_->TokenBytes(ids[2])));
+}
+
+TEST_F(ChoiceStreamTest, ADeadlineEndsTheTextWhereItIsFinal) {
+  ChoiceStream stream(*text_, settings_);
+  v1::SequenceUpdate update = WholeAnswer(Prompt(), Ids("def add"), v1::SequenceEnd::REASON_DEADLINE);
+  update.mutable_end()->set_cached_tokens(8);
+  update.mutable_end()->set_paced_steps(2);
+  Apply(stream, update);
+  EXPECT_EQ(heard_, "def add");
+  EXPECT_EQ(finished_->reason, FinishReason::kLength);
+  EXPECT_TRUE(finished_->deadline_reached);
+  EXPECT_EQ(finished_->cached_tokens, 8u);
+  EXPECT_EQ(finished_->paced_steps, 2u);
 }
 
 TEST_F(ChoiceStreamTest, TheRecordIsTheStateAfterTheLastUpdate) {
@@ -210,20 +272,20 @@ TEST_F(ChoiceStreamTest, AWorkerThatBreaksItsContractIsFound) {
   std::vector<ChoiceEvent> events;
   ChoiceStream changed(*text_, settings_);
   Apply(changed, FinalTokens(Prompt(), {ids[0]}, kPrompt, 1));
-  EXPECT_EQ(changed.Apply(FinalTokens(Prompt(), {ids[0] + 1}, kPrompt, 2), now_, events).code(),
+  EXPECT_EQ(changed.Apply(FinalTokens(Prompt(), {ids[0] + 1}, kPrompt, 2), kEpoch, now_, events).code(),
             absl::StatusCode::kInternal);
 
   ChoiceStream hole(*text_, settings_);
   v1::SequenceUpdate update = FinalTokens(Prompt(), {ids[0]}, kPrompt, 1);
   update.set_final_before(kPrompt + 2);
-  EXPECT_EQ(hole.Apply(update, now_, events).code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(hole.Apply(update, kEpoch, now_, events).code(), absl::StatusCode::kInternal);
 
   ChoiceStream in_prompt(*text_, settings_);
-  EXPECT_EQ(in_prompt.Apply(FinalTokens(Prompt(), {ids[0]}, kPrompt - 1, 1), now_, events).code(),
+  EXPECT_EQ(in_prompt.Apply(FinalTokens(Prompt(), {ids[0]}, kPrompt - 1, 1), kEpoch, now_, events).code(),
             absl::StatusCode::kInternal);
 
   ChoiceStream far_off(*text_, settings_);
-  EXPECT_EQ(far_off.Apply(FinalTokens(Prompt(), {ids[0]}, kPrompt + 40 + 8, 1), now_, events).code(),
+  EXPECT_EQ(far_off.Apply(FinalTokens(Prompt(), {ids[0]}, kPrompt + 40 + 8, 1), kEpoch, now_, events).code(),
             absl::StatusCode::kInternal);
 }
 

@@ -134,7 +134,7 @@ TEST_F(InferenceServiceTest, ChoicesEndApartAndTheRequestWithTheLast) {
   EXPECT_EQ(sink->finished_[1].reason, FinishReason::kLength);
 }
 
-TEST_F(InferenceServiceTest, CanvasesComeToThoseWhoAsk) {
+TEST_F(InferenceServiceTest, FramesComeToThoseWhoAsk) {
   StartBoth();
   GenerateRequest request = Ask();
   request.canvases = true;
@@ -146,11 +146,12 @@ TEST_F(InferenceServiceTest, CanvasesComeToThoseWhoAsk) {
   v1::SequenceUpdate open = FinalTokens(*submit, Ids("x"), static_cast<uint32_t>(submit->prompt_ids_size()), 1);
   open.set_final_before(0);
   group_->Send(open);
-  ASSERT_TRUE(sink->WaitFor([](const RecordingSink& s) { return s.canvases_.size() == 1; }));
-  EXPECT_EQ(sink->canvases_[0].spans[0].state, SpanState::kProvisional);
+  ASSERT_TRUE(sink->WaitFor([](const RecordingSink& s) { return s.frames_.size() == 1; }));
+  EXPECT_EQ(sink->frames_[0].spans[0].op, SpanOp::kReplace);
+  EXPECT_EQ(sink->frames_[0].epoch, 3u);
   group_->Send(WholeAnswer(*submit, Ids("x")));
   ASSERT_TRUE(sink->WaitUntilOver());
-  EXPECT_EQ(sink->canvases_.back().spans[0].state, SpanState::kFinal);
+  EXPECT_EQ(sink->frames_.back().spans[0].op, SpanOp::kFinal);
 }
 
 TEST_F(InferenceServiceTest, NamesOfModelsAreChecked) {

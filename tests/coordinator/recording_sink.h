@@ -25,10 +25,10 @@ class RecordingSink : public ResponseSink {
     Heard("delta " + event.text);
     texts_.at(event.choice) += event.text;
   }
-  void OnCanvas(const CanvasEvent& event) override {
+  void OnFrame(const FrameEvent& event) override {
     MutexLock lock(mu_);
-    Heard("canvas");
-    canvases_.push_back(event);
+    Heard("frame");
+    frames_.push_back(event);
   }
   void OnFinished(const FinishedEvent& event) override {
     MutexLock lock(mu_);
@@ -57,7 +57,7 @@ class RecordingSink : public ResponseSink {
 
   // To be read when it is over, or in WaitFor.
   std::vector<StartedEvent> started_;
-  std::vector<CanvasEvent> canvases_;
+  std::vector<FrameEvent> frames_;
   std::vector<FinishedEvent> finished_;
   std::vector<ApiError> errors_;
   std::vector<std::string> events_;

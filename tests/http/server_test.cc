@@ -202,22 +202,23 @@ TEST_F(ServerTest, AnHttp10StreamHasNoChunks) {
   EXPECT_EQ(all.substr(all.size() - 7), "\r\n\r\nabc");
 }
 
-TEST_F(ServerTest, ANewerLatestReplacesAnUnsentOne) {
+TEST_F(ServerTest, WhatIsWrittenWhenDrainedIsTheNewestState) {
   Serve();
   RawClient client(port());
   client.Send("GET /wait HTTP/1.1\r\nHost: a\r\n\r\n");
   const std::shared_ptr<Exchange> exchange = TakeExchange();
-  exchange->StartStream({.body = "head;"}, {.latest_interval = absl::Milliseconds(200)});
+  std::atomic<int> state{0};
+  exchange->OnDrained([&] { exchange->Write(absl::StrCat("state ", state.load(), ";")); });
+  exchange->StartStream({.body = "head;"}, {.drained_interval = absl::Milliseconds(200)});
   ASSERT_TRUE(client.ReadUntil("head;"));
-  absl::SleepFor(absl::Milliseconds(220));
-  exchange->WriteLatest(0, "first;");
-  ASSERT_TRUE(client.ReadUntil("first;"));
-  exchange->WriteLatest(0, "second;");
-  exchange->WriteLatest(0, "third;");
-  ASSERT_TRUE(client.ReadUntil("third;"));
-  exchange->WriteLatest(0, "fourth;");
+  state = 1;
+  exchange->AskDrained();
+  ASSERT_TRUE(client.ReadUntil("state 1;"));
+  for (state = 2; state < 9; ++state) exchange->AskDrained();
+  ASSERT_TRUE(client.ReadUntil("state 9;"));
+  exchange->AskDrained();
   exchange->Finish();
-  EXPECT_EQ(client.Read().body, "head;first;third;");
+  EXPECT_EQ(client.Read().body, "head;state 1;state 9;");
 }
 
 TEST_F(ServerTest, ResetIsNotAnOrderlyEnd) {

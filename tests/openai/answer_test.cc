@@ -206,13 +206,18 @@ TEST(OpenAiAnswerTest, ADiffusingStreamReplacesAndEndsWithTheFinalText) {
   std::string stream;
   answer.OnStarted(0, Started());
   stream += answer.NextEvents();
-  stream += answer.CanvasEvents(
-      0, {0, 4, 0, {{SpanState::kFinal, "ab", 1}, {SpanState::kProvisional, "xy", 1}, {SpanState::kMasked, "", 3}}});
+  answer.OnFrame(0, {.step = 3, .extent = 2, .spans = {{SpanOp::kReplace, 0, 2, "zz"}}});
+  answer.OnFrame(
+      0,
+      {.step = 4, .committed = 1, .extent = 5, .spans = {{SpanOp::kFinal, 0, 1, "ab"}, {SpanOp::kCommit, 1, 1, "xy"}}});
+  stream += answer.NextFrames();
+  EXPECT_EQ(answer.NextFrames(), "");
   answer.OnDelta(0, {0, "ab", 0, 5});
   EXPECT_EQ(answer.NextEvents(), "");
   answer.OnDelta(0, {0, "cd", 1, 9});
   answer.OnFinished(0, Finished());
-  EXPECT_EQ(answer.CanvasEvents(0, {0, 4, 0, {}}), "");
+  answer.OnFrame(0, {.step = 9, .committed = 2, .extent = 2, .spans = {{SpanOp::kFinal, 1, 1, "cd"}}});
+  EXPECT_EQ(answer.NextFrames(), "");
   stream += answer.NextEvents();
   const std::vector<json> chunks = Chunks(stream);
   ASSERT_EQ(chunks.size(), 4);
@@ -224,19 +229,30 @@ TEST(OpenAiAnswerTest, ADiffusingStreamReplacesAndEndsWithTheFinalText) {
   EXPECT_EQ(chunks[3]["choices"][0]["finish_reason"], "stop");
 }
 
-TEST(OpenAiAnswerTest, CanvasesAreChunksWithoutChoices) {
+TEST(OpenAiAnswerTest, FramesAreChunksWithAnEmptyDelta) {
   OpenAiAnswer answer(Request(R"("stream":true,"n":2,"quicksilver":{"canvases":true},)"), "chatcmpl-1");
   answer.OnStarted(0, Started());
   answer.NextEvents();
-  const std::vector<std::string> events =
-      ParseEvents(answer.CanvasEvents(0, {1, 4, 2, {{SpanState::kFinal, "a\n", 1}, {SpanState::kMasked, "", 3}}}))
-          .value();
+  answer.OnFrame(0, {1, 4, 2, 7, 1, 5, {{SpanOp::kFinal, 0, 1, "a\n"}, {SpanOp::kReplace, 2, 1, "b"}}});
+  const std::vector<std::string> events = ParseEvents(answer.NextFrames()).value();
   ASSERT_EQ(events.size(), 1);
   const json chunk = json::parse(events[0]);
-  EXPECT_EQ(chunk["choices"], json::array());
+  EXPECT_EQ(chunk["choices"], json::parse(R"([{"index":1,"delta":{},"logprobs":null,"finish_reason":null}])"));
   EXPECT_EQ(chunk["quicksilver"],
-            json::parse(R"({"step":4,"block":2,"choice":1,"canvas":[{"state":"final","text":"a\n","tokens":1},
-                            {"state":"masked","text":"","tokens":3}]})"));
+            json::parse(R"({"frame":{"step":4,"block":2,"epoch":7,"committed":1,"extent":5,"spans":[
+                {"op":"final","first":0,"tokens":1,"text":"a\n"},{"op":"replace","first":2,"tokens":1,"text":"b"}]}})"));
+}
+
+TEST(OpenAiAnswerTest, TheLastFrameComesBeforeTheEndOfItsChoice) {
+  OpenAiAnswer answer(Request(R"("stream":true,"quicksilver":{"canvases":true},)"), "chatcmpl-1");
+  answer.OnStarted(0, Started());
+  answer.OnFrame(0, {.committed = 1, .extent = 1, .spans = {{SpanOp::kFinal, 0, 1, "a"}}});
+  answer.OnDelta(0, Delta("a"));
+  answer.OnFinished(0, Finished());
+  const std::vector<json> chunks = Chunks(answer.NextEvents());
+  ASSERT_EQ(chunks.size(), 4);
+  EXPECT_TRUE(chunks[2]["quicksilver"].contains("frame"));
+  EXPECT_EQ(chunks[3]["choices"][0]["finish_reason"], "stop");
 }
 
 TEST(OpenAiAnswerTest, CompletionsOfSeveralPromptsAreIndexedByPromptAndChoice) {

@@ -65,7 +65,7 @@ class ScriptedCall : public Call {
       }
       if (const auto* started = std::get_if<StartedEvent>(&step)) sink.OnStarted(*started);
       if (const auto* delta = std::get_if<DeltaEvent>(&step)) sink.OnDelta(*delta);
-      if (const auto* canvas = std::get_if<CanvasEvent>(&step)) sink.OnCanvas(*canvas);
+      if (const auto* frame = std::get_if<FrameEvent>(&step)) sink.OnFrame(*frame);
       if (const auto* finished = std::get_if<FinishedEvent>(&step)) sink.OnFinished(*finished);
       if (const auto* error = std::get_if<ApiError>(&step)) sink.OnError(*error);
     }

@@ -15,7 +15,7 @@
 namespace quicksilver {
 
 /// One thing a scripted generation does: an event, an error, or a pause.
-using ScriptStep = std::variant<StartedEvent, DeltaEvent, CanvasEvent, FinishedEvent, ApiError, absl::Duration>;
+using ScriptStep = std::variant<StartedEvent, DeltaEvent, FrameEvent, FinishedEvent, ApiError, absl::Duration>;
 using Script = std::vector<ScriptStep>;
 
 /// The last user message, or the raw prompt: what the scripts go by.

@@ -37,14 +37,15 @@ Script HostileScript() {
 Script CanvasScript() {
   const absl::Duration pause = absl::Milliseconds(80);
   return {Started(),
-          CanvasEvent{0, 1, 0, {{SpanState::kMasked, "", 4}}},
+          FrameEvent{0, 1, 0, 1, 0, 4, {{SpanOp::kReplace, 0, 0, ""}}},
           pause,
-          CanvasEvent{0, 2, 0, {{SpanState::kProvisional, "ab", 1}, {SpanState::kMasked, "", 3}}},
+          FrameEvent{0, 2, 0, 1, 0, 4, {{SpanOp::kCommit, 0, 1, "ab"}}},
           pause,
           DeltaEvent{0, "ab", 0, 3},
-          CanvasEvent{0, 3, 0, {{SpanState::kFinal, "ab", 1}, {SpanState::kProvisional, "cd", 3}}},
+          FrameEvent{0, 3, 0, 1, 1, 4, {{SpanOp::kFinal, 0, 1, "ab"}, {SpanOp::kCommit, 1, 3, "cd"}}},
           pause,
           DeltaEvent{0, "cdef", 0, 4},
+          FrameEvent{0, 4, 0, 1, 4, 4, {{SpanOp::kFinal, 1, 3, "cdef"}}},
           Finished(4)};
 }
 

@@ -152,10 +152,11 @@ class SdkTest(unittest.TestCase):
         fields = {"extra_body": {"quicksilver": {"canvases": True}}}
         chunks = list(self.chat("canvas", stream=True, **fields))
         extensions = [(chunk.model_extra or {}).get("quicksilver", {}) for chunk in chunks]
-        canvases = [extension["canvas"] for extension in extensions if "canvas" in extension]
-        self.assertEqual([[span["state"] for span in canvas] for canvas in canvases],
-                         [["masked"], ["provisional", "masked"], ["final", "provisional"]])
-        self.assertTrue(all(sum(span["tokens"] for span in canvas) == 4 for canvas in canvases))
+        frames = [extension["frame"] for extension in extensions if "frame" in extension]
+        self.assertEqual([[span["op"] for span in frame["spans"]] for frame in frames],
+                         [["replace"], ["commit"], ["final", "commit"], ["final"]])
+        self.assertEqual("".join(s["text"] for frame in frames for s in frame["spans"] if s["op"] == "final"), "abcdef")
+        self.assertEqual([frame["committed"] for frame in frames], [0, 0, 1, 4])
         text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
         self.assertEqual(text, "abcdef")
         with self.client.chat.completions.stream(model="m", messages=messages("canvas"), **fields) as stream:

@@ -149,6 +149,18 @@ std::optional<ApiError> ReadBounds(const v1::GenerateRequest& proto, const GrpcL
   return std::nullopt;
 }
 
+v1::Span::Op ToProto(SpanOp op) {
+  switch (op) {
+    case SpanOp::kReplace:
+      return v1::Span::OP_REPLACE;
+    case SpanOp::kCommit:
+      return v1::Span::OP_COMMIT;
+    case SpanOp::kFinal:
+      return v1::Span::OP_FINAL;
+  }
+  return v1::Span::OP_UNSPECIFIED;
+}
+
 }  // namespace
 
 std::variant<GenerateRequest, ApiError> FromProto(const v1::GenerateRequest& proto, const GrpcLimits& limits) {
@@ -242,27 +254,21 @@ v1::GenerateEvent ToProto(const DeltaEvent& event) {
   return proto;
 }
 
-v1::GenerateEvent ToProto(const CanvasEvent& event) {
+v1::GenerateEvent ToProto(const FrameEvent& event) {
   v1::GenerateEvent proto;
-  v1::Canvas& canvas = *proto.mutable_canvas();
-  canvas.set_choice(event.choice);
-  canvas.set_step(event.step);
-  canvas.set_block(event.block);
-  for (const CanvasSpan& span : event.spans) {
-    v1::CanvasSpan& out = *canvas.add_spans();
-    switch (span.state) {
-      case SpanState::kFinal:
-        out.set_state(v1::CanvasSpan::STATE_FINAL);
-        break;
-      case SpanState::kProvisional:
-        out.set_state(v1::CanvasSpan::STATE_PROVISIONAL);
-        break;
-      case SpanState::kMasked:
-        out.set_state(v1::CanvasSpan::STATE_MASKED);
-        break;
-    }
-    out.set_text(span.text);
+  v1::Frame& frame = *proto.mutable_frame();
+  frame.set_choice(event.choice);
+  frame.set_step(event.step);
+  frame.set_block(event.block);
+  frame.set_epoch(event.epoch);
+  frame.set_committed(event.committed);
+  frame.set_extent(event.extent);
+  for (const FrameSpan& span : event.spans) {
+    v1::Span& out = *frame.add_spans();
+    out.set_op(ToProto(span.op));
+    out.set_first(span.first);
     out.set_tokens(span.tokens);
+    out.set_text(span.text);
   }
   return proto;
 }
@@ -277,6 +283,11 @@ v1::GenerateEvent ToProto(const FinishedEvent& event) {
   finished.set_tokens_per_forward(event.tokens_per_forward());
   finished.set_time_to_first_token_seconds(event.time_to_first_token_seconds);
   finished.set_decode_seconds(event.decode_seconds);
+  finished.set_cached_tokens(event.cached_tokens);
+  finished.set_resumes(event.resumes);
+  finished.set_preemptions(event.preemptions);
+  finished.set_paced_steps(event.paced_steps);
+  finished.set_deadline_reached(event.deadline_reached);
   return proto;
 }
 

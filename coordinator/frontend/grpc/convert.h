@@ -27,7 +27,7 @@ grpc::Status ToStatus(const ApiError& error, const std::string& request_id);
 
 v1::GenerateEvent ToProto(const StartedEvent& event, const std::string& request_id);
 v1::GenerateEvent ToProto(const DeltaEvent& event);
-v1::GenerateEvent ToProto(const CanvasEvent& event);
+v1::GenerateEvent ToProto(const FrameEvent& event);
 v1::GenerateEvent ToProto(const FinishedEvent& event);
 
 /// What may be echoed as x-request-id.

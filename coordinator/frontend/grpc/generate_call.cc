@@ -50,13 +50,21 @@ void GenerateCall::Begin(const v1::GenerateRequest& proto, const GrpcLimits& lim
   {
     MutexLock lock(mu_);
     unfinished_ = request.choices;
+    frames_.resize(request.choices);
   }
   call_ = inference_.Start(std::move(request), self_);
 }
 
 void GenerateCall::OnStarted(const StartedEvent& event) { Push(ToProto(event, request_id_)); }
 void GenerateCall::OnDelta(const DeltaEvent& event) { Push(ToProto(event)); }
-void GenerateCall::OnCanvas(const CanvasEvent& event) { Push(ToProto(event)); }
+
+void GenerateCall::OnFrame(const FrameEvent& event) {
+  {
+    MutexLock lock(mu_);
+    if (event.choice < frames_.size()) frames_[event.choice].Add(event);
+  }
+  Pump();
+}
 
 void GenerateCall::OnFinished(const FinishedEvent& event) {
   bool last = false;
@@ -84,18 +92,6 @@ void GenerateCall::Push(v1::GenerateEvent event, bool last) {
   {
     MutexLock lock(mu_);
     if (finish_called_) return;
-    const size_t bytes = event.ByteSizeLong();
-    if (event.has_canvas()) {
-      // A client that has not taken the last canvas of this choice gets this one in its place.
-      const auto same = std::find_if(outbox_.begin(), outbox_.end(), [&](const v1::GenerateEvent& one) {
-        return one.has_canvas() && one.canvas().choice() == event.canvas().choice();
-      });
-      if (same != outbox_.end()) {
-        outbox_bytes_ -= same->ByteSizeLong();
-        outbox_.erase(same);
-      }
-      if (outbox_bytes_ + bytes > kOutboxBytes) return;
-    }
     const bool joins = event.has_delta() && !outbox_.empty() && outbox_.back().has_delta() &&
                        outbox_.back().delta().choice() == event.delta().choice();
     if (joins) {
@@ -103,15 +99,28 @@ void GenerateCall::Push(v1::GenerateEvent event, bool last) {
       waiting.mutable_text()->append(event.delta().text());
       waiting.set_block(event.delta().block());
       waiting.set_step(event.delta().step());
-      outbox_bytes_ += event.delta().text().size();
     } else {
-      outbox_bytes_ += bytes;
       outbox_.push_back(std::move(event));
     }
     // Together with the event, or a write that is just done would end the stream before it.
     if (last && !end_) end_ = grpc::Status::OK;
   }
   Pump();
+}
+
+// Moves what is to be written next to writing_; false when nothing is. A choice's frames come before its end.
+bool GenerateCall::NextEvent() {
+  for (uint32_t choice = 0; choice < frames_.size(); ++choice) {
+    const bool ends =
+        !outbox_.empty() && outbox_.front().has_finished() && outbox_.front().finished().choice() == choice;
+    if (frames_[choice].empty() || !(outbox_.empty() || ends)) continue;
+    writing_ = ToProto(frames_[choice].Take());
+    return true;
+  }
+  if (outbox_.empty()) return false;
+  writing_ = std::move(outbox_.front());
+  outbox_.pop_front();
+  return true;
 }
 
 void GenerateCall::Pump() {
@@ -121,15 +130,11 @@ void GenerateCall::Pump() {
   {
     MutexLock lock(mu_);
     if (write_began_ || finish_called_) return;
-    if (!outbox_.empty()) {
-      write = true;
-      writing_ = std::move(outbox_.front());
-      outbox_.pop_front();
-      outbox_bytes_ -= std::min(outbox_bytes_, writing_.ByteSizeLong());
-      write_began_ = MonotonicNow();
-    }
-    if (outbox_.empty()) {
-      outbox_bytes_ = 0;
+    write = NextEvent();
+    if (write) write_began_ = MonotonicNow();
+    const bool more = !outbox_.empty() || std::any_of(frames_.begin(), frames_.end(),
+                                                      [](const FrameQueue& queue) { return !queue.empty(); });
+    if (!more) {
       finish = end_;
       finish_called_ = finish.has_value();
     } else {
@@ -151,6 +156,7 @@ void GenerateCall::OnWriteDone(bool ok) {
     write_began_.reset();
     if (!ok) {
       outbox_.clear();
+      frames_.clear();
       if (!end_) end_ = grpc::Status(grpc::StatusCode::CANCELLED, "The client is gone.");
     }
   }
@@ -164,6 +170,7 @@ void GenerateCall::OnCancel() {
   {
     MutexLock lock(mu_);
     outbox_.clear();
+    frames_.clear();
     if (!end_) end_ = grpc::Status(grpc::StatusCode::CANCELLED, "The client is gone.");
   }
   Pump();

@@ -7,23 +7,24 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "common/mutex.h"
+#include "coordinator/frontend/client_canvas.h"
 #include "coordinator/frontend/grpc/convert.h"
 #include "coordinator/metrics.h"
 #include "coordinator/service/inference.h"
 
 namespace quicksilver {
 
-/// One Generate stream: the reactor that writes it and the sink that feeds it. Thread-safe.
+/// One Generate stream: the reactor that writes it and the sink that feeds it. One write is under way at a time; for a
+/// client that reads slowly the deltas of a choice that wait are joined, and so are its frames: what waits is at most
+/// the text of the answer and one canvas a choice. Thread-safe.
 class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateEvent>,
                      public ResponseSink,
                      public std::enable_shared_from_this<GenerateCall> {
  public:
-  /// What waits for a client that reads slowly; canvases are dropped beyond it, text is bounded by max_tokens.
-  static constexpr size_t kOutboxBytes = 256 << 10;
-
   /// All outlive the call. `on_done` is told when the reactor is over.
   GenerateCall(grpc::CallbackServerContext& context, Inference& inference, Metrics& metrics,
                std::function<void(const std::shared_ptr<GenerateCall>&)> on_done);
@@ -35,7 +36,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateEvent>,
 
   void OnStarted(const StartedEvent& event) override;
   void OnDelta(const DeltaEvent& event) override;
-  void OnCanvas(const CanvasEvent& event) override;
+  void OnFrame(const FrameEvent& event) override;
   void OnFinished(const FinishedEvent& event) override;
   void OnError(const ApiError& error) override;
 
@@ -49,6 +50,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateEvent>,
   void End(const ApiError& error);
   /// Starts the next write, or finishes when all is written.
   void Pump();
+  bool NextEvent() REQUIRES_LOCK(mu_);
   void Count(int code);
 
   grpc::CallbackServerContext& context_;
@@ -58,11 +60,11 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateEvent>,
   std::string request_id_;
   std::shared_ptr<GenerateCall> self_;  // Until OnDone.
   std::unique_ptr<Call> call_;          // Set in Begin(), before any reaction can run.
-  v1::GenerateEvent writing_;
+  v1::GenerateEvent writing_;           // Not changed while its write is under way.
 
   Mutex mu_;
-  std::deque<v1::GenerateEvent> outbox_ GUARDED_BY(mu_);
-  size_t outbox_bytes_ GUARDED_BY(mu_) = 0;
+  std::deque<v1::GenerateEvent> outbox_ GUARDED_BY(mu_);       // All but frames.
+  std::vector<FrameQueue> frames_ GUARDED_BY(mu_);             // By choice.
   std::optional<absl::Duration> write_began_ GUARDED_BY(mu_);  // While one is under way.
   std::optional<grpc::Status> end_ GUARDED_BY(mu_);
   uint32_t unfinished_ GUARDED_BY(mu_) = 0;  // Choices.

@@ -19,16 +19,16 @@ constexpr size_t kChunkTextBytesMax = 64 * 1024;
 
 std::string_view Name(FinishReason reason) { return reason == FinishReason::kStop ? "stop" : "length"; }
 
-std::string_view Name(SpanState state) {
-  switch (state) {
-    case SpanState::kFinal:
-      return "final";
-    case SpanState::kProvisional:
-      return "provisional";
-    case SpanState::kMasked:
+std::string_view Name(SpanOp op) {
+  switch (op) {
+    case SpanOp::kReplace:
+      return "replace";
+    case SpanOp::kCommit:
+      return "commit";
+    case SpanOp::kFinal:
       break;
   }
-  return "masked";
+  return "final";
 }
 
 // `"forwards":…,"tokens_per_forward":…`
@@ -172,7 +172,11 @@ std::string OpenAiAnswer::NextEvents() {
     // A diffusing client shows canvases until the final text replaces them.
     if (!choice.unsent.empty() && !diffusing_) AppendText(index, choice, out);
     if (!choice.finished || (!choice.unsent.empty() && !diffusing_)) continue;
-    if (diffusing_) AppendText(index, choice, out);
+    if (diffusing_) {
+      AppendText(index, choice, out);
+    } else if (!choice.frames.empty()) {
+      AppendFrame(index, choice, out);
+    }
     AppendFinish(index, choice, out);
     choice.closed = true;
   }
@@ -188,54 +192,53 @@ std::string OpenAiAnswer::NextEvents() {
   return out;
 }
 
-std::string OpenAiAnswer::ShownText(const CanvasEvent& event) const {
-  std::string text;
-  for (const CanvasSpan& span : event.spans) {
-    if (span.state != SpanState::kMasked) {
-      text += span.text;
-      continue;
-    }
-    for (uint32_t i = 0; i < span.tokens; ++i) text += kMaskedToken;
-  }
-  return text;
+void OpenAiAnswer::OnFrame(size_t prompt, const FrameEvent& event) {
+  choices_[Index(prompt, event.choice)].frames.Add(event);
 }
 
-std::string OpenAiAnswer::SpansExtension(uint32_t index, const CanvasEvent& event) const {
-  std::string out = ",\"quicksilver\":{\"step\":" + std::to_string(event.step) +
-                    ",\"block\":" + std::to_string(event.block) + ",\"choice\":" + std::to_string(index) +
-                    ",\"canvas\":[";
-  for (size_t i = 0; i < event.spans.size(); ++i) {
-    const CanvasSpan& span = event.spans[i];
-    if (i > 0) out += ',';
-    out += "{\"state\":";
-    AppendJsonString(Name(span.state), out);
-    out += ",\"text\":";
-    AppendJsonString(span.text, out);
-    out += ",\"tokens\":" + std::to_string(span.tokens) + "}";
-  }
-  out += "]}";
-  return out;
-}
-
-std::string OpenAiAnswer::CanvasEvents(size_t prompt, const CanvasEvent& event) {
-  const uint32_t index = Index(prompt, event.choice);
+std::string OpenAiAnswer::NextFrames() {
   std::string out;
-  if (choices_[index].finished) return out;
-  if (diffusing_) {
-    std::string text = "\"delta\":{\"content\":";
-    AppendJsonString(ShownText(event), text);
-    text += '}';
-    Choice shown;
-    shown.step = event.step;
-    shown.block = event.block;
-    AppendChunk(index, text, "", Extension(shown), out);
-    return out;
+  for (uint32_t index = 0; index < choices_.size(); ++index) {
+    Choice& choice = choices_[index];
+    if (choice.frames.empty() || !choice.opened || choice.finished) continue;
+    if (diffusing_) {
+      AppendCanvas(index, choice, out);
+    } else {
+      AppendFrame(index, choice, out);
+    }
   }
-  out = "data: {" + common_ + ",\"choices\":[]";
-  if (include_usage_) out += ",\"usage\":null";
-  out += SpansExtension(index, event);
-  out += "}\n\n";
   return out;
+}
+
+// The whole text as it stands, for the client to show in place of the one before.
+void OpenAiAnswer::AppendCanvas(uint32_t index, Choice& choice, std::string& out) const {
+  const FrameEvent frame = choice.frames.Take();
+  std::string delta = "\"delta\":{\"content\":";
+  AppendJsonString(choice.frames.canvas().Text(std::string(kMaskedToken)), delta);
+  delta += '}';
+  Choice shown;
+  shown.step = frame.step;
+  shown.block = frame.block;
+  AppendChunk(index, delta, "", Extension(shown), out);
+}
+
+void OpenAiAnswer::AppendFrame(uint32_t index, Choice& choice, std::string& out) const {
+  const FrameEvent frame = choice.frames.Take();
+  std::string extension = ",\"quicksilver\":{\"frame\":{\"step\":" + std::to_string(frame.step) +
+                          ",\"block\":" + std::to_string(frame.block) + ",\"epoch\":" + std::to_string(frame.epoch) +
+                          ",\"committed\":" + std::to_string(frame.committed) +
+                          ",\"extent\":" + std::to_string(frame.extent) + ",\"spans\":[";
+  for (size_t i = 0; i < frame.spans.size(); ++i) {
+    const FrameSpan& span = frame.spans[i];
+    extension += i > 0 ? ",{\"op\":" : "{\"op\":";
+    AppendJsonString(Name(span.op), extension);
+    extension +=
+        ",\"first\":" + std::to_string(span.first) + ",\"tokens\":" + std::to_string(span.tokens) + ",\"text\":";
+    AppendJsonString(span.text, extension);
+    extension += '}';
+  }
+  extension += "]}}";
+  AppendChunk(index, chat() ? "\"delta\":{}" : "\"text\":\"\"", "", extension, out);
 }
 
 void OpenAiAnswer::AppendUsage(std::string& out) const {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "coordinator/core/generate.h"
+#include "coordinator/frontend/client_canvas.h"
 #include "coordinator/frontend/http/openai_request.h"
 
 namespace quicksilver {
@@ -21,6 +22,7 @@ class OpenAiAnswer {
   /// `prompt`: the index of the generation.
   void OnStarted(size_t prompt, const StartedEvent& event);
   void OnDelta(size_t prompt, const DeltaEvent& event);
+  void OnFrame(size_t prompt, const FrameEvent& event);
   void OnFinished(size_t prompt, const FinishedEvent& event);
 
   /// Every choice has finished.
@@ -30,8 +32,9 @@ class OpenAiAnswer {
   std::string NextEvents();
   /// NextEvents() has returned [DONE].
   bool exhausted() const { return done_; }
-  /// A chunk with the canvas of one choice; a later one replaces it. Empty once the choice has finished.
-  std::string CanvasEvents(size_t prompt, const CanvasEvent& event);
+  /// Chunks with the frames that wait, those of a choice joined, or with canvases when diffusing. What is final does
+  /// not wait for them: NextEvents() has it.
+  std::string NextFrames();
   /// Which choice of the answer `choice` of `prompt` is.
   uint32_t Index(size_t prompt, uint32_t choice) const;
   /// The body of an answer that is not streamed. Requires complete().
@@ -46,6 +49,7 @@ class OpenAiAnswer {
     bool opened = false;  ///< The role or echo chunk has been sent.
     bool started = false, finished = false, closed = false;
     FinishedEvent end;
+    FrameQueue frames;
   };
 
   void BuildPrefix(const StartedEvent& event);
@@ -58,8 +62,8 @@ class OpenAiAnswer {
   std::string Extension(const Choice& choice) const;
   std::string Totals() const;
   std::string EchoOf(uint32_t index) const;
-  std::string ShownText(const CanvasEvent& event) const;
-  std::string SpansExtension(uint32_t index, const CanvasEvent& event) const;
+  void AppendFrame(uint32_t index, Choice& choice, std::string& out) const;
+  void AppendCanvas(uint32_t index, Choice& choice, std::string& out) const;
   bool chat() const { return endpoint_ == OpenAiEndpoint::kChat; }
 
   const OpenAiEndpoint endpoint_;

@@ -12,7 +12,7 @@ class OpenAiGeneration::Sink : public ResponseSink {
       : generation_(std::move(generation)), prompt_(prompt) {}
   void OnStarted(const StartedEvent& event) override { generation_->OnStarted(prompt_, event); }
   void OnDelta(const DeltaEvent& event) override { generation_->OnDelta(prompt_, event); }
-  void OnCanvas(const CanvasEvent& event) override { generation_->OnCanvas(prompt_, event); }
+  void OnFrame(const FrameEvent& event) override { generation_->OnFrame(prompt_, event); }
   void OnFinished(const FinishedEvent& event) override { generation_->OnFinished(prompt_, event); }
   void OnError(const ApiError& error) override { generation_->OnError(error); }
 
@@ -38,6 +38,7 @@ void OpenAiGeneration::Start(Inference& inference) {
     MutexLock lock(self->mutex_);
     self->Pump();
   });
+  exchange_->OnDrained([self = shared_from_this()] { self->WriteFrames(); });
   for (size_t prompt = 0; prompt < request_.generations.size(); ++prompt) {
     GenerateRequest& generation = request_.generations[prompt];
     generation.request_id = request_.generations.size() == 1 ? id_ : id_ + "-" + std::to_string(prompt);
@@ -60,7 +61,7 @@ void OpenAiGeneration::OnStarted(size_t prompt, const StartedEvent& event) {
     options.budget_bytes = options_.stream_budget_bytes;
     options.ping = ": ping\n\n";
     options.ping_interval = options_.ping_interval;
-    options.latest_interval = request_.diffusing ? options_.canvas_interval : absl::ZeroDuration();
+    options.drained_interval = request_.diffusing ? options_.canvas_interval : absl::ZeroDuration();
     exchange_->StartStream(std::move(head), std::move(options));
   }
   Pump();
@@ -73,21 +74,26 @@ void OpenAiGeneration::OnDelta(size_t prompt, const DeltaEvent& event) {
   if (request_.stream) Pump();
 }
 
-void OpenAiGeneration::OnCanvas(size_t prompt, const CanvasEvent& event) {
+void OpenAiGeneration::OnFrame(size_t prompt, const FrameEvent& event) {
   MutexLock lock(mutex_);
   if (failed_ || !request_.stream) return;
-  std::string chunk = answer_.CanvasEvents(prompt, event);
-  if (!chunk.empty()) exchange_->WriteLatest(answer_.Index(prompt, event.choice), std::move(chunk));
+  answer_.OnFrame(prompt, event);
+  exchange_->AskDrained();
+}
+
+// On the connection's thread when the client has taken all there was: until then frames are joined.
+void OpenAiGeneration::WriteFrames() {
+  MutexLock lock(mutex_);
+  if (failed_ || finished_ || !unwritten_.empty()) return;
+  unwritten_ = answer_.NextFrames();
+  Pump();
 }
 
 void OpenAiGeneration::OnFinished(size_t prompt, const FinishedEvent& event) {
   MutexLock lock(mutex_);
   if (failed_) return;
   answer_.OnFinished(prompt, event);
-  if (request_.stream) {
-    exchange_->DropLatest(answer_.Index(prompt, event.choice));
-    return Pump();
-  }
+  if (request_.stream) return Pump();
   if (!answer_.complete()) return;
   status_ = 200;
   http::Response response;

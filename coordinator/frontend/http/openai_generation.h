@@ -28,12 +28,13 @@ class OpenAiGeneration : public std::enable_shared_from_this<OpenAiGeneration> {
   // From the service's threads, for generation `prompt`.
   void OnStarted(size_t prompt, const StartedEvent& event) EXCLUDES_LOCK(mutex_);
   void OnDelta(size_t prompt, const DeltaEvent& event) EXCLUDES_LOCK(mutex_);
-  void OnCanvas(size_t prompt, const CanvasEvent& event) EXCLUDES_LOCK(mutex_);
+  void OnFrame(size_t prompt, const FrameEvent& event) EXCLUDES_LOCK(mutex_);
   void OnFinished(size_t prompt, const FinishedEvent& event) EXCLUDES_LOCK(mutex_);
   void OnError(const ApiError& error) EXCLUDES_LOCK(mutex_);
 
   void OnEnd(http::EndReason reason) EXCLUDES_LOCK(mutex_);
   void Pump() REQUIRES_LOCK(mutex_);
+  void WriteFrames() EXCLUDES_LOCK(mutex_);
 
   OpenAiRequest request_;
   const std::string id_, route_;
