@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "common/check.h"
 #include "common/clock.h"
+#include "common/failpoint.h"
 #include "common/mutex.h"
 #include "common/status_macros.h"
 #include "quicksilver/v1/group.pb.h"
@@ -78,6 +79,7 @@ class EngineImpl final : public Engine {
 
  private:
   bool leads() const { return ranks_.rank() == 0; }
+  uint64_t Place() const { return static_cast<uint64_t>(ranks_.rank()); }  // Of failpoints.
   absl::Status Loop();
   absl::StatusOr<v1::LogEntry> NextEntry(uint64_t index);
   absl::Status Apply(const v1::LogEntry& entry);
@@ -204,11 +206,13 @@ absl::Status EngineImpl::Step(const v1::LogEntry& entry) {
     for (const PlannedSegment& planned : plan) {
       Sequence& sequence = planned.running->sequence;
       const uint64_t id = planned.running->id;
+      QS_FAILPOINT("engine.poison", sequence.spec().sampling.seed);
       if (planned.segment.denoise) sequence.set_commits_min(pacer_.CommitsMin(id, sequence, now_, step));
       seal_.Mix(id);
       seal_.Mix(static_cast<uint64_t>(planned.segment.first_position) << 32 | planned.segment.rows);
       if (leads()) reports_.OnPlanned(id, planned.segment.denoise, now_);
     }
+    if (QS_FAILPOINT("group.skip_step", Place())) return absl::OkStatus();
     step_clock_.Begin(MonotonicNow());
     const absl::Status ran = RunPlan(plan);
     step_clock_.End();
@@ -242,11 +246,13 @@ int32_t EngineImpl::StepsFor(const std::vector<PlannedSegment>& plan) const {
 
 absl::Status EngineImpl::RunPlan(const std::vector<PlannedSegment>& plan) {
   const int32_t clean_rows = StepBatch::CleanRows(plan), rows = StepBatch::ShapeOf(plan).rows;
+  QS_FAILPOINT("worker.before_step", Place());
   RETURN_IF_ERROR(runner_.Launch(plan, seal_.value(), StepsFor(plan)));
   const int32_t running = scheduler_.running();
   while (true) {
     ASSIGN_OR_RETURN(const bool stepped, runner_.Next());
     if (!stepped) return absl::OkStatus();
+    QS_FAILPOINT("worker.after_forward", Place());
     if (scheduler_.running() != running) return absl::InternalError("device: ran on past the end of a sequence");
     const absl::Duration now = MonotonicNow();  // For the leader's timings; decides nothing.
     writer_.Observe(rows - clean_rows, clean_rows, step_clock_.Lap(now));
@@ -259,7 +265,9 @@ absl::Status EngineImpl::RunPlan(const std::vector<PlannedSegment>& plan) {
 void EngineImpl::ApplyChoices(const PlannedSegment& planned, size_t index, absl::Duration now) {
   Sequence& sequence = planned.running->sequence;
   if (!planned.segment.denoise) return sequence.ApplyPrefill(planned.segment);
-  const StepOutcome outcome = sequence.ApplyDenoise(planned.segment, runner_.Choices(index, sequence));
+  absl::Span<RowChoice> choices = runner_.Choices(index, sequence);
+  if (QS_FAILPOINT("engine.nan_row", sequence.spec().sampling.seed)) choices[0].finite = false;
+  const StepOutcome outcome = sequence.ApplyDenoise(planned.segment, choices);
   for (const TokenCommit& commit : outcome.commits) {
     seal_.Mix(static_cast<uint64_t>(commit.position) << 32 | static_cast<uint32_t>(commit.token));
   }

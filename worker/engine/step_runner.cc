@@ -318,18 +318,18 @@ absl::Status StepRunner::Finish() {
   return absl::OkStatus();
 }
 
-absl::Span<const RowChoice> StepRunner::Choices(size_t index, const Sequence& sequence) {
+absl::Span<RowChoice> StepRunner::Choices(size_t index, const Sequence& sequence) {
   const OpenRows& open = batch_.open_rows(index);
   const RowChoice* const of_step =
       MapResults(results_.data()).choices + int64_t{steps_read_ - 1} * shape_.requests() + open.first_row;
   choices_.clear();
-  if (open.positions.empty()) return choices_;
+  if (open.positions.empty()) return absl::MakeSpan(choices_);
   size_t i = 0;
   for (const int32_t position : sequence.masked()) {
     while (open.positions[i] != position) CHECK(++i < open.positions.size());
     choices_.push_back(of_step[i]);
   }
-  return choices_;
+  return absl::MakeSpan(choices_);
 }
 
 absl::Status StepRunner::CheckSeals() const {

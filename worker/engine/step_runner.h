@@ -47,7 +47,7 @@ class StepRunner {
 
   /// After Next(): what the masked rows of plan[index] chose, in the order of Sequence::masked(), which the caller has
   /// brought up to date with the steps before. Empty for prefill. Good until the next call.
-  absl::Span<const RowChoice> Choices(size_t index, const Sequence& sequence);
+  absl::Span<RowChoice> Choices(size_t index, const Sequence& sequence);
 
  private:
   struct Recorded {

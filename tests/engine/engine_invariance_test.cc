@@ -1,0 +1,221 @@
+// Same request, same bytes: whatever shares the batch or the cache, whatever is preempted, and wherever it was resumed.
+#include <algorithm>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "tests/support/engine_group.h"
+#include "tests/support/golden.h"
+
+namespace quicksilver {
+namespace {
+
+using ::testing::Each;
+
+/// "demo" is the model that the repository ships; the families are the recorded checkpoints.
+EngineGroup::Options OptionsFor(const std::string& model, int ranks) {
+  EngineGroup::Options options;
+  if (model == "demo") {
+    options.directory = QUICKSILVER_ROOT "/models/demo";
+  } else {
+    const absl::StatusOr<Golden> golden = Golden::Open();
+    CHECK(golden.ok());
+    options.directory = *golden->CheckpointDirectory(model, "bf16");
+  }
+  options.ranks = ranks;
+  options.make_ops = [] { return MakeCpuOps(DType::kF32, CpuOpsOptions()); };
+  return options;
+}
+
+std::unique_ptr<EngineGroup> Start(const EngineGroup::Options& options) {
+  absl::StatusOr<std::unique_ptr<EngineGroup>> group = EngineGroup::Start(options);
+  EXPECT_TRUE(group.ok()) << group.status();
+  return *std::move(group);
+}
+
+class InvarianceTest : public testing::TestWithParam<const char*> {
+ protected:
+  std::string model() const { return GetParam(); }
+  bool bidirectional() const { return model() == "llada"; }
+
+  /// What each of `submits` gives when nothing else runs.
+  std::vector<Transcript> Alone(const std::vector<v1::Submit>& submits, int ranks = 1) const {
+    EngineGroup::Options options = OptionsFor(model(), ranks);
+    options.engine.share_prefixes = false;
+    const std::unique_ptr<EngineGroup> group = Start(options);
+    std::vector<Transcript> transcripts;
+    for (const v1::Submit& submit : submits) {
+      const absl::StatusOr<std::vector<Transcript>> of_one = group->RunAll({submit});
+      EXPECT_TRUE(of_one.ok()) << of_one.status();
+      transcripts.push_back((*of_one)[0]);
+    }
+    return transcripts;
+  }
+
+  /// Runs `submits` at once on `group` and compares.
+  static void ExpectSame(EngineGroup& group, const std::vector<v1::Submit>& submits,
+                         const std::vector<Transcript>& expected) {
+    const absl::StatusOr<std::vector<Transcript>> found = group.RunAll(submits);
+    ASSERT_TRUE(found.ok()) << found.status();
+    for (size_t i = 0; i < submits.size(); ++i) {
+      EXPECT_EQ(Bytes((*found)[i]), Bytes(expected[i])) << "sequence " << submits[i].sequence_id();
+    }
+  }
+};
+
+/// The same with other ids, salted.
+std::vector<v1::Submit> Copies(const std::vector<v1::Submit>& submits, uint64_t first_id, const std::string& salt) {
+  std::vector<v1::Submit> copies = submits;
+  for (v1::Submit& copy : copies) {
+    copy.set_sequence_id(first_id++);
+    copy.set_cache_salt(salt);
+  }
+  return copies;
+}
+
+TEST_P(InvarianceTest, BatchesOfTwoToSixtyFourGiveTheBytesOfEachAlone) {
+  const std::vector<v1::Submit> submits = VariedSubmits(bidirectional());
+  const std::vector<Transcript> expected = Alone(submits);
+  const std::unique_ptr<EngineGroup> group = Start(OptionsFor(model(), 1));
+  uint64_t id = 1;
+  for (const size_t batch : {size_t{2}, size_t{5}, size_t{16}, size_t{64}}) {
+    SCOPED_TRACE(absl::StrCat("batch of ", batch));
+    std::vector<v1::Submit> some;
+    std::vector<Transcript> of_some;
+    for (size_t i = 0; i < batch; ++i, ++id) {
+      some.push_back(submits[(i * 3 + batch) % submits.size()]);
+      of_some.push_back(expected[(i * 3 + batch) % submits.size()]);
+      some.back().set_sequence_id(id);
+    }
+    ExpectSame(*group, some, of_some);
+  }
+  EXPECT_EQ(group->leader().Load().pages_free, group->leader().Load().pages_total);
+}
+
+// The pool holds the largest sequence and little more, so that the others lose their pages again and again.
+TEST_P(InvarianceTest, PreemptedSequencesGiveTheirBytes) {
+  std::vector<v1::Submit> submits = VariedSubmits(bidirectional());
+  for (v1::Submit& submit : submits) submit.set_max_tokens(submit.max_tokens() + (bidirectional() ? 0 : 30));
+  const std::vector<Transcript> expected = Alone(submits);
+  for (const bool share : {false, true}) {
+    SCOPED_TRACE(share ? "sharing prefixes" : "sharing nothing");
+    EngineGroup::Options options = OptionsFor(model(), 1);
+    options.pages = bidirectional() ? 10 : 8;
+    options.engine.share_prefixes = share;
+    const std::unique_ptr<EngineGroup> group = Start(options);
+    ExpectSame(*group, Copies(submits, 1, "salt"), expected);
+    const EngineLoad load = group->leader().Load();
+    EXPECT_TRUE(load.preemptions > 0 || bidirectional()) << "the test has lost its point";
+    EXPECT_EQ(load.pages_free, load.pages_total);
+    EXPECT_EQ(load.preempted, 0u);
+  }
+}
+
+TEST_P(InvarianceTest, SharedPrefixesChangeNoByteHitOrMiss) {
+  std::vector<v1::Submit> submits = VariedSubmits(bidirectional());
+  for (v1::Submit& submit : submits) {  // Half of them begin alike.
+    if (submit.sequence_id() % 2 == 0 || bidirectional()) continue;
+    const std::vector<int32_t> own(submit.prompt_ids().begin(), submit.prompt_ids().end());
+    submit.clear_prompt_ids();
+    for (int32_t i = 0; i < 70; ++i) submit.add_prompt_ids(i * 7 % 240);
+    submit.mutable_prompt_ids()->Add(own.begin(), own.end());
+  }
+  const std::vector<Transcript> expected = Alone(submits);
+  const std::unique_ptr<EngineGroup> group = Start(OptionsFor(model(), 1));
+  ExpectSame(*group, Copies(submits, 100, "one"), expected);
+  const uint64_t cold = group->leader().Load().prefix_hit_tokens;
+  ExpectSame(*group, Copies(submits, 200, "one"), expected);
+  const uint64_t warm = group->leader().Load().prefix_hit_tokens;
+  ExpectSame(*group, Copies(submits, 300, "two"), expected);
+  ExpectSame(*group, Copies(submits, 400, ""), expected);
+  const EngineLoad load = group->leader().Load();
+  EXPECT_EQ(load.pages_free, load.pages_total);
+  if (bidirectional()) {
+    EXPECT_EQ(load.prefix_hit_tokens + load.pages_cached, 0u) << "every step computes everything";
+    return;
+  }
+  EXPECT_GT(warm - cold, 8u * 64) << "what ran before is found again";
+  EXPECT_GT(load.pages_cached, 0u);
+  const absl::StatusOr<Transcript> hit = group->Await(200), stranger = group->Await(400);
+  ASSERT_TRUE(hit.ok() && stranger.ok());
+  EXPECT_GE(hit->end.cached_tokens(), 64u);
+  EXPECT_EQ(stranger->end.cached_tokens(), 0u) << "without a salt nothing is shared";
+}
+
+TEST_P(InvarianceTest, HowPrefillIsCutChangesNoByte) {
+  std::vector<v1::Submit> submits = VariedSubmits(bidirectional());
+  const std::vector<Transcript> expected = Alone(submits);
+  for (const absl::Duration target : {absl::Microseconds(1), absl::InfiniteDuration()}) {
+    EngineGroup::Options options = OptionsFor(model(), 1);
+    options.engine.step_time_target = target;
+    const std::unique_ptr<EngineGroup> group = Start(options);
+    ExpectSame(*group, submits, expected);
+  }
+}
+
+/// What a coordinator that has seen the first `count` updates knows.
+v1::Submit ResumeAfter(v1::Submit submit, const Transcript& transcript, size_t count) {
+  std::map<uint32_t, TokenId> tokens;
+  for (size_t i = 0; i < count; ++i) {
+    for (const v1::Commit& commit : transcript.updates[i].commits()) tokens[commit.position()] = commit.token();
+  }
+  const uint32_t prompt = static_cast<uint32_t>(submit.prompt_ids_size());
+  v1::Checkpoint& checkpoint = *submit.mutable_checkpoint();
+  checkpoint.set_final_before(count == 0 ? prompt : transcript.updates[count - 1].final_before());
+  if (count > 0) {
+    checkpoint.set_step(transcript.updates[count - 1].step());
+    checkpoint.set_block_step(transcript.updates[count - 1].block_step());
+  }
+  if (tokens.empty()) return submit;
+  for (uint32_t p = prompt; p <= tokens.rbegin()->first; ++p) {
+    checkpoint.add_tokens(tokens.contains(p) ? tokens[p] : -1);
+  }
+  return submit;
+}
+
+Transcript Rest(const Transcript& transcript, size_t count) {
+  Transcript rest = transcript;
+  rest.updates.erase(rest.updates.begin(), rest.updates.begin() + static_cast<ptrdiff_t>(count));
+  return rest;
+}
+
+// In the middle of what others do, at every step and, where only whole blocks are reported, at every block.
+TEST_P(InvarianceTest, ASequenceResumedAfterAnyUpdateGivesTheBytesThatWereToCome) {
+  std::vector<v1::Submit> submits = VariedSubmits(bidirectional());
+  for (v1::Submit& submit : submits) submit.set_provisional(submit.sequence_id() % 4 != 3);
+  for (const int ranks : {1, 2}) {
+    SCOPED_TRACE(absl::StrCat("tp = ", ranks));
+    const std::vector<Transcript> whole = Alone(submits, ranks);
+    const std::unique_ptr<EngineGroup> group = Start(OptionsFor(model(), ranks));
+    std::vector<v1::Submit> resumed;
+    std::vector<Transcript> expected;
+    for (size_t i = 0; i < submits.size(); ++i) {
+      const size_t stride = submits[i].provisional() ? 2 : 1;
+      for (size_t count = 0; count < whole[i].updates.size(); count += stride) {
+        resumed.push_back(ResumeAfter(submits[i], whole[i], count));
+        resumed.back().set_sequence_id(resumed.size());
+        expected.push_back(Rest(whole[i], count));
+      }
+    }
+    EXPECT_GT(resumed.size(), 30u);
+    for (size_t first = 0; first < resumed.size(); first += 64) {
+      const size_t end = std::min(first + 64, resumed.size());
+      ExpectSame(*group,
+                 {resumed.begin() + static_cast<ptrdiff_t>(first), resumed.begin() + static_cast<ptrdiff_t>(end)},
+                 {expected.begin() + static_cast<ptrdiff_t>(first), expected.begin() + static_cast<ptrdiff_t>(end)});
+    }
+    EXPECT_THAT(group->Stop(), Each(absl::OkStatus()));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, InvarianceTest, testing::Values("sdar", "llada", "demo"),
+                         [](const testing::TestParamInfo<const char*>& of) { return std::string(of.param); });
+
+}  // namespace
+}  // namespace quicksilver

@@ -1,0 +1,47 @@
+#include "worker/engine/step_clock.h"
+
+#include "gtest/gtest.h"
+
+namespace quicksilver {
+namespace {
+
+TEST(StepClockTest, TellsSinceWhenAStepIsUnderWay) {
+  StepClock clock;
+  EXPECT_EQ(clock.Read().since, absl::InfiniteDuration());
+  clock.Begin(absl::Seconds(10));
+  EXPECT_EQ(clock.Read().since, absl::Seconds(10));
+  EXPECT_EQ(clock.Lap(absl::Seconds(12)), absl::Seconds(2));
+  EXPECT_EQ(clock.Read().since, absl::Seconds(12)) << "the next step of the launch";
+  clock.End();
+  EXPECT_EQ(clock.Read().since, absl::InfiniteDuration());
+}
+
+TEST(StepClockTest, TheMeanFollowsTheNewestSteps) {
+  StepClock clock;
+  absl::Duration now;
+  const auto step = [&](absl::Duration took) {
+    clock.Begin(now);
+    clock.Lap(now += took);
+  };
+  step(absl::Milliseconds(10));
+  EXPECT_EQ(clock.Read().mean, absl::Milliseconds(10));
+  for (int i = 0; i < 200; ++i) step(absl::Milliseconds(30));
+  EXPECT_NEAR(absl::ToDoubleMilliseconds(clock.Read().mean), 30.0, 0.1);
+}
+
+TEST(StepClockTest, ASlowStepInAHundredSetsTheDeadlineUntilItIsForgotten) {
+  StepClock clock;
+  EXPECT_EQ(StepDeadline(clock.Read()), absl::Seconds(30)) << "nothing to compare with";
+  absl::Duration now;
+  clock.Begin(now);
+  for (int i = 0; i < 100; ++i) clock.Lap(now += absl::Milliseconds(10));
+  EXPECT_EQ(StepDeadline(clock.Read()), absl::Seconds(5));
+  for (int i = 0; i < 3; ++i) clock.Lap(now += absl::Seconds(1));
+  EXPECT_EQ(clock.Read().p99, absl::Seconds(1));
+  EXPECT_EQ(StepDeadline(clock.Read()), absl::Seconds(20));
+  for (int i = 0; i < 256; ++i) clock.Lap(now += absl::Milliseconds(10));
+  EXPECT_EQ(StepDeadline(clock.Read()), absl::Seconds(5));
+}
+
+}  // namespace
+}  // namespace quicksilver
