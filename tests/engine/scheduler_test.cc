@@ -1,12 +1,11 @@
 #include "worker/engine/scheduler.h"
 
-#include <algorithm>
 #include <map>
 #include <vector>
 
-#include "common/philox.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/engine/scheduler_story.h"
 
 namespace quicksilver {
 namespace {
@@ -14,159 +13,178 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
-constexpr TokenId kMask = 99;
-
-Sequence BlockCausal(int32_t prompt, int32_t tokens_max) {
-  SequenceSpec spec;
-  spec.mask_id = kMask;
-  spec.positions_max = 1000;
-  spec.prompt.assign(static_cast<size_t>(prompt), 1);
-  spec.tokens_max = tokens_max;
-  spec.decoding.block_length = spec.decoding.steps = 4;
-  spec.decoding.policy = Policy::kStatic;
-  return Sequence(spec);
-}
-
-Sequence Bidirectional(int32_t prompt, int32_t tokens_max, float guidance_scale) {
-  SequenceSpec spec = BlockCausal(prompt, tokens_max).spec();
-  spec.grid = BlockGrid::kAfterPrompt;
-  spec.decoding.block_length = spec.decoding.steps = tokens_max;
-  spec.decoding.guidance_scale = guidance_scale;
-  return Sequence(spec);
-}
-
-/// A model: what a row says depends on its position and on the open block's tokens.
-RowChoice Says(const Sequence& sequence, int32_t position) {
-  uint64_t hash = static_cast<uint64_t>(position);
-  for (const TokenId token : sequence.canvas()) hash = (hash ^ static_cast<uint64_t>(token)) * 0x100000001B3u;
-  const PhiloxWords words = Philox(hash, 1, 2, 3, 4);
-  return {static_cast<TokenId>(words.w[0] % 60), static_cast<float>(words.w[1] % 1000) / 1000.0f, -1.0f, 0.0f, true};
-}
-
-/// Applies a step and returns the sequences that ended, with their canvases.
-std::map<uint64_t, std::vector<TokenId>> Finish(Scheduler& scheduler, const std::vector<PlannedSegment>& plan) {
-  std::map<uint64_t, std::vector<TokenId>> ended;
-  for (const PlannedSegment& planned : plan) {
-    Sequence& sequence = planned.running->sequence;
-    if (!planned.segment.denoise) {
-      sequence.ApplyPrefill(planned.segment);
-      continue;
-    }
-    std::vector<RowChoice> choices;
-    for (const int32_t position : sequence.masked()) choices.push_back(Says(sequence, position));
-    if (sequence.ApplyDenoise(planned.segment, choices).end == SequenceEndReason::kNone) continue;
-    const uint64_t id = planned.running->id;
-    ended[id].assign(sequence.canvas().begin(), sequence.canvas().end());
-    EXPECT_TRUE(scheduler.Remove(id));
-  }
-  return ended;
-}
-
-std::vector<uint64_t> Ids(const std::vector<PlannedSegment>& plan) {
-  std::vector<uint64_t> ids;
-  for (const PlannedSegment& planned : plan) ids.push_back(planned.running->id);
-  return ids;
-}
-
-int32_t Rows(const std::vector<PlannedSegment>& plan) {
-  int32_t rows = 0;
-  for (const PlannedSegment& planned : plan) {
-    rows += planned.segment.rows * (planned.running->sequence.guided() ? 2 : 1);
-  }
-  return rows;
-}
-
 TEST(SchedulerTest, SequencesStartInOrderUpToTheirNumber) {
-  Scheduler scheduler({.sequences_max = 2, .step_rows_max = 64, .pages = 100, .page_size = 8});
-  for (uint64_t id = 1; id <= 3; ++id) scheduler.Add(id, BlockCausal(4, 4), {}, absl::ZeroDuration());
-  EXPECT_EQ(scheduler.waiting(), 3);
-  const std::vector<PlannedSegment> plan = scheduler.Plan(absl::ZeroDuration(), 1000);
-  EXPECT_THAT(Ids(plan), ElementsAre(1, 2));
-  EXPECT_EQ(scheduler.running(), 2);
-  EXPECT_EQ(scheduler.waiting(), 1);
-  EXPECT_TRUE(scheduler.Remove(1));
-  EXPECT_THAT(Ids(scheduler.Plan(absl::ZeroDuration(), 1000)), ElementsAre(2, 3));
-}
-
-// Pages are reserved for the whole canvas: a running sequence can never run dry.
-TEST(SchedulerTest, ASequenceWaitsUntilThePagesOfItsWholeCanvasAreFree) {
-  Scheduler scheduler({.sequences_max = 8, .step_rows_max = 64, .pages = 5, .page_size = 8});
-  scheduler.Add(1, BlockCausal(8, 16), {}, absl::ZeroDuration());  // 3 pages.
-  scheduler.Add(2, BlockCausal(8, 16), {}, absl::ZeroDuration());
-  EXPECT_THAT(Ids(scheduler.Plan(absl::ZeroDuration(), 1000)), ElementsAre(1));
-  EXPECT_EQ(scheduler.pages_free(), 2);
-  EXPECT_TRUE(scheduler.Remove(1));
-  EXPECT_EQ(scheduler.pages_free(), 5);
-  EXPECT_THAT(Ids(scheduler.Plan(absl::ZeroDuration(), 1000)), ElementsAre(2));
-}
-
-TEST(SchedulerTest, AGuidedSequenceHoldsPagesForItsGuideToo) {
-  Scheduler scheduler({.sequences_max = 8, .step_rows_max = 64, .pages = 4, .page_size = 8});
-  scheduler.Add(1, Bidirectional(8, 8, 1.0f), {}, absl::ZeroDuration());
-  const std::vector<PlannedSegment> plan = scheduler.Plan(absl::ZeroDuration(), 1000);
-  EXPECT_EQ(scheduler.pages_free(), 0);
-  EXPECT_EQ(plan[0].running->guide_pages.size(), 2u);
-  EXPECT_EQ(Rows(plan), 32);
+  SchedulerStory story({.sequences_max = 2, .step_rows_max = 64, .pages = 100, .page_size = 8});
+  for (int i = 0; i < 3; ++i) story.Add(BlockCausal(4, 40));
+  EXPECT_EQ(story.scheduler.waiting(), 3);
+  EXPECT_THAT(story.Step(), ElementsAre(1, 2));
+  EXPECT_EQ(story.scheduler.running(), 2);
+  EXPECT_EQ(story.scheduler.waiting(), 1);
+  EXPECT_TRUE(story.scheduler.Remove(1));
+  EXPECT_THAT(story.Step(), ElementsAre(2, 3));
 }
 
 TEST(SchedulerTest, WaitingAndRunningSequencesCanBeRemoved) {
-  Scheduler scheduler({.sequences_max = 1, .step_rows_max = 64, .pages = 10, .page_size = 8});
-  scheduler.Add(1, BlockCausal(4, 4), {}, absl::ZeroDuration());
-  scheduler.Add(2, BlockCausal(4, 4), {}, absl::ZeroDuration());
-  scheduler.Plan(absl::ZeroDuration(), 1000);
-  EXPECT_TRUE(scheduler.Remove(2));
-  EXPECT_TRUE(scheduler.Remove(1));
-  EXPECT_FALSE(scheduler.Remove(1));
-  EXPECT_EQ(scheduler.pages_free(), 10);
-  EXPECT_THAT(scheduler.Plan(absl::ZeroDuration(), 1000), IsEmpty());
+  SchedulerStory story({.sequences_max = 1, .step_rows_max = 64, .pages = 10, .page_size = 8});
+  story.Add(BlockCausal(4, 4));
+  story.Add(BlockCausal(4, 4));
+  story.Plan();
+  EXPECT_NE(story.scheduler.Find(2), nullptr);
+  EXPECT_TRUE(story.scheduler.Remove(2));
+  EXPECT_EQ(story.scheduler.Find(2), nullptr);
+  EXPECT_TRUE(story.scheduler.Remove(1));
+  EXPECT_FALSE(story.scheduler.Remove(1));
+  EXPECT_EQ(story.scheduler.pages_free(), 10);
+  EXPECT_THAT(story.Plan(), IsEmpty());
 }
 
 // No head-of-line blocking: a long prompt is prefilled beside the others' steps.
 TEST(SchedulerTest, ALongPromptLeavesEveryDenoisingSequenceItsStep) {
-  Scheduler scheduler({.sequences_max = 8, .step_rows_max = 32, .pages = 200, .page_size = 8});
-  for (uint64_t id = 1; id <= 2; ++id) scheduler.Add(id, BlockCausal(4, 200), {}, absl::ZeroDuration());
-  Finish(scheduler, scheduler.Plan(absl::ZeroDuration(), 1000));
-  scheduler.Add(3, BlockCausal(400, 4), {}, absl::ZeroDuration());
+  SchedulerStory story({.sequences_max = 8, .step_rows_max = 32, .pages = 200, .page_size = 8});
+  for (int i = 0; i < 2; ++i) story.Add(BlockCausal(4, 200));
+  story.Step();
+  story.Add(BlockCausal(400, 4));
   int steps = 0;
   for (bool prefilling = true; prefilling; ++steps) {
-    const std::vector<PlannedSegment> plan = scheduler.Plan(absl::ZeroDuration(), 1000);
+    const std::vector<PlannedSegment> plan = story.Plan();
     ASSERT_THAT(Ids(plan), ElementsAre(1, 2, 3));
     EXPECT_TRUE(plan[0].segment.denoise && plan[1].segment.denoise);
     EXPECT_LE(Rows(plan), 32);
     prefilling = !plan[2].segment.denoise;
     EXPECT_TRUE(!prefilling || plan[2].segment.rows >= 16) << "what the others leave goes to the prompt";
-    Finish(scheduler, plan);
+    Finish(story.scheduler, plan);
   }
   EXPECT_LT(steps, 30);
 }
 
 // Nor the other way round: full blocks do not keep a prompt from its first token.
 TEST(SchedulerTest, ManyDenoisingSequencesLeaveAPromptItsShare) {
-  Scheduler scheduler({.sequences_max = 16, .step_rows_max = 32, .pages = 400, .page_size = 8});
-  for (uint64_t id = 1; id <= 10; ++id) scheduler.Add(id, BlockCausal(4, 200), {}, absl::ZeroDuration());
-  for (int i = 0; i < 4; ++i) Finish(scheduler, scheduler.Plan(absl::ZeroDuration(), 1000));
-  scheduler.Add(11, BlockCausal(64, 4), {}, absl::ZeroDuration());
+  SchedulerStory story({.sequences_max = 16, .step_rows_max = 32, .pages = 400, .page_size = 8});
+  for (int i = 0; i < 10; ++i) story.Add(BlockCausal(4, 200));
+  for (int i = 0; i < 4; ++i) story.Step();
+  const uint64_t prompt = story.Add(BlockCausal(64, 4));
   int steps = 0;
   for (bool denoised = false; !denoised; ++steps) {
-    ASSERT_LT(steps, 60);
-    const std::vector<PlannedSegment> plan = scheduler.Plan(absl::ZeroDuration(), 1000);
-    for (const PlannedSegment& planned : plan) denoised |= planned.running->id == 11 && planned.segment.denoise;
-    Finish(scheduler, plan);
+    ASSERT_LT(steps, 40);
+    const std::vector<PlannedSegment> plan = story.Plan();
+    for (const PlannedSegment& planned : plan) denoised |= planned.running->id == prompt && planned.segment.denoise;
+    EXPECT_LE(Rows(plan), 32);
+    Finish(story.scheduler, plan);
+  }
+}
+
+// A step that has room for one block with the one before it, and no more.
+TEST(SchedulerTest, WhereAStepHoldsOneSequencePrefillAndDenoisingTakeTurns) {
+  SchedulerStory story({.sequences_max = 2, .step_rows_max = 2 * kBlock, .pages = 400, .page_size = 8});
+  const uint64_t denoises = story.Add(BlockCausal(4, 80), {.deadline = absl::Seconds(1)});
+  story.Step();
+  const uint64_t prefills = story.Add(BlockCausal(40, 4));
+  EXPECT_LE(story.StepUntilEnd(prefills), 40);
+  EXPECT_FALSE(story.ended.contains(denoises));
+  EXPECT_GE(story.scheduler.Find(denoises)->sequence.forwards(), 10);
+}
+
+TEST(SchedulerTest, PrefillBesideDenoisingKeepsToItsBudget) {
+  SchedulerStory story({.sequences_max = 4, .step_rows_max = 512, .pages = 400, .page_size = 8});
+  story.Add(BlockCausal(4, 100));
+  story.Step();
+  story.Add(BlockCausal(400, 4));
+  story.Add(BlockCausal(400, 4));
+  for (const int32_t budget : {0, 1, 40, 41, 64}) {
+    story.prefill_rows_max = budget;
+    const std::vector<PlannedSegment> plan = story.Plan();
+    int32_t prefill = 0;
+    for (const auto& [running, segment] : plan) prefill += segment.denoise ? 0 : segment.rows;
+    EXPECT_EQ(prefill, std::max(kBlock, budget / kBlock * kBlock)) << "at least a block, and whole ones";
+    EXPECT_EQ(plan[0].running->id, 1u);
+    Finish(story.scheduler, plan);
+  }
+}
+
+// The rows of the block before ride in front: the cache is kept up without a step of its own.
+TEST(SchedulerTest, AClosedBlocksRowsRideInFrontOfTheNextBlock) {
+  SchedulerStory story({.sequences_max = 1, .step_rows_max = 512, .pages = 400, .page_size = 8});
+  story.Add(BlockCausal(8, 12));
+  for (int step = 0; step < 12; ++step) {
+    const std::vector<PlannedSegment> plan = story.Plan();
+    ASSERT_EQ(plan.size(), 1u);
+    EXPECT_TRUE(plan[0].segment.denoise);
+    EXPECT_EQ(plan[0].segment.rows, step == 0 ? 12 : step % kBlock == 0 ? 2 * kBlock : kBlock) << step;
+    Finish(story.scheduler, plan);
   }
 }
 
 TEST(SchedulerTest, WhenRowsAreShortEverySequenceGetsItsTurn) {
-  Scheduler scheduler({.sequences_max = 16, .step_rows_max = 40, .pages = 400, .page_size = 8});
-  for (uint64_t id = 1; id <= 6; ++id)
-    scheduler.Add(id, Bidirectional(8, 8, 0.0f), {}, absl::ZeroDuration());  // 16 rows each: 2 a step.
+  SchedulerStory story({.sequences_max = 16, .step_rows_max = 40, .pages = 400, .page_size = 8});
+  for (int i = 0; i < 6; ++i) story.Add(Bidirectional(8, 8, 0.0f));  // 16 rows each: 2 a step.
   std::map<uint64_t, int> turns;
   for (int step = 0; step < 6; ++step) {
-    const std::vector<PlannedSegment> plan = scheduler.Plan(absl::ZeroDuration(), 1000);
-    EXPECT_EQ(plan.size(), 2u);
-    for (const uint64_t id : Ids(plan)) ++turns[id];
-    Finish(scheduler, plan);
+    const std::vector<uint64_t> ids = story.Step();
+    EXPECT_EQ(ids.size(), 2u);
+    for (const uint64_t id : ids) ++turns[id];
   }
   for (uint64_t id = 1; id <= 6; ++id) EXPECT_EQ(turns[id], 2) << id;
+}
+
+TEST(SchedulerTest, TheBetterClassStartsFirst) {
+  SchedulerStory story({.sequences_max = 1, .step_rows_max = 64, .pages = 100, .page_size = 8});
+  const uint64_t batch = story.Add(BlockCausal(4, 8), {.priority = 2});
+  const uint64_t standard = story.Add(BlockCausal(4, 8), {.priority = 1});
+  const uint64_t interactive = story.Add(BlockCausal(4, 8), {.priority = 0});
+  EXPECT_THAT(story.Step(), ElementsAre(interactive));
+  story.StepUntilEnd(interactive);
+  EXPECT_THAT(story.Step(), ElementsAre(standard));
+  story.StepUntilEnd(standard);
+  EXPECT_THAT(story.Step(), ElementsAre(batch));
+}
+
+TEST(SchedulerTest, TheBetterClassGetsTheRowsThatThereAre) {
+  SchedulerStory story({.sequences_max = 4, .step_rows_max = 2 * kBlock, .pages = 100, .page_size = 8});
+  story.Add(BlockCausal(4, 40), {.priority = 2});
+  story.Add(BlockCausal(4, 40), {.priority = 1});
+  story.Step();
+  const uint64_t interactive = story.Add(BlockCausal(0, 40), {.priority = 0});
+  int steps = 0;
+  for (; !story.ended.contains(interactive); ++steps) EXPECT_THAT(story.Step(), testing::Contains(interactive));
+  EXPECT_EQ(steps, 40) << "one token a step, and every step";
+}
+
+TEST(SchedulerTest, ABetterClassTakesThePlaceOfTheYoungestOfAWorseOne) {
+  SchedulerStory story({.sequences_max = 2, .step_rows_max = 64, .pages = 100, .page_size = 8});
+  const uint64_t older = story.Add(BlockCausal(4, 40), {.priority = 2});
+  const uint64_t younger = story.Add(BlockCausal(4, 40), {.priority = 2});
+  story.Step();
+  const uint64_t equal = story.Add(BlockCausal(4, 4), {.priority = 2});
+  EXPECT_THAT(story.Step(), ElementsAre(older, younger)) << "its equals keep their places";
+  const uint64_t better = story.Add(BlockCausal(4, 4), {.priority = 1});
+  EXPECT_THAT(story.Step(), ElementsAre(older, better));
+  EXPECT_EQ(story.scheduler.Find(younger)->preemptions, 1);
+  EXPECT_EQ(story.scheduler.statistics().preempted, 1);
+  story.StepUntilEnd(equal);
+  story.StepUntilEnd(younger);
+  EXPECT_EQ(story.ended[younger], CanvasAlone(BlockCausal(4, 40)));
+}
+
+TEST(SchedulerTest, OfATenantTheEarliestDeadlineGoesFirst) {
+  SchedulerStory story({.sequences_max = 1, .step_rows_max = 64, .pages = 100, .page_size = 8});
+  const uint64_t without = story.Add(BlockCausal(4, 4));
+  const uint64_t late = story.Add(BlockCausal(4, 4), {.deadline = story.now + absl::Seconds(9)});
+  const uint64_t early = story.Add(BlockCausal(4, 4), {.deadline = story.now + absl::Seconds(3)});
+  for (const uint64_t id : {early, late, without}) {
+    EXPECT_THAT(story.Step(), ElementsAre(id));
+    story.StepUntilEnd(id);
+  }
+}
+
+TEST(SchedulerTest, PassedDeadlinesAreNamed) {
+  SchedulerStory story({.sequences_max = 1, .step_rows_max = 64, .pages = 100, .page_size = 8});
+  story.Add(BlockCausal(4, 4), {.deadline = absl::Seconds(1005)});
+  story.Add(BlockCausal(4, 4));
+  story.Add(BlockCausal(4, 4), {.deadline = absl::Seconds(1003)});
+  story.Add(BlockCausal(4, 4), {.deadline = absl::Seconds(1004)});
+  EXPECT_THAT(story.scheduler.Expired(absl::Seconds(1002)), IsEmpty());
+  EXPECT_THAT(story.scheduler.Expired(absl::Seconds(1004)), ElementsAre(3, 4));
+  EXPECT_THAT(story.scheduler.Expired(absl::Seconds(2000)), ElementsAre(1, 3, 4));
 }
 
 TEST(SchedulerTest, WhatCanNeverRunIsRefusedWithBothValues) {
@@ -180,69 +198,50 @@ TEST(SchedulerTest, WhatCanNeverRunIsRefusedWithBothValues) {
             "prompt_ids (5) and max_tokens (6) need 22 rows in one step, at most 20");
 }
 
-struct Job {
-  Sequence sequence;
-  int arrives;
-};
-
-std::vector<Job> RandomJobs(uint64_t seed) {
-  std::vector<Job> jobs;
-  for (uint32_t i = 0; i < 24; ++i) {
-    const PhiloxWords roll = Philox(seed, i, 0, 0, 0);
-    const int32_t prompt = 1 + static_cast<int32_t>(roll.w[0] % 60), tokens = 1 + static_cast<int32_t>(roll.w[1] % 40);
-    jobs.push_back({BlockCausal(prompt, tokens), static_cast<int>(roll.w[2] % 50)});
-  }
-  std::stable_sort(jobs.begin(), jobs.end(), [](const Job& a, const Job& b) { return a.arrives < b.arrives; });
-  return jobs;
-}
-
-// What a sequence says must not depend on what shares its batch, on when it came, or on how its prompt was cut.
-TEST(SchedulerTest, EverySequenceEndsWithTheCanvasItHasAlone) {
-  for (uint64_t seed = 0; seed < 12; ++seed) {
-    for (const int32_t rows : {8, 13, 64, 512}) {
-      SCOPED_TRACE(testing::Message() << "seed " << seed << ", " << rows << " rows");
-      const std::vector<Job> jobs = RandomJobs(seed);
-      Scheduler scheduler({.sequences_max = 5, .step_rows_max = rows, .pages = 40, .page_size = 4});
-      std::map<uint64_t, std::vector<TokenId>> ended;
-      size_t added = 0;
-      for (int step = 0; ended.size() < jobs.size(); ++step) {
-        ASSERT_LT(step, 20000);
-        for (; added < jobs.size() && jobs[added].arrives <= step; ++added) {
-          scheduler.Add(added + 1, jobs[added].sequence, {}, absl::ZeroDuration());
-        }
-        const std::vector<PlannedSegment> plan = scheduler.Plan(absl::ZeroDuration(), 1000);
-        ASSERT_LE(Rows(plan), rows);
-        ASSERT_LE(scheduler.running(), 5);
-        ended.merge(Finish(scheduler, plan));
-      }
-      EXPECT_EQ(scheduler.pages_free(), 40);
-      for (size_t i = 0; i < jobs.size(); ++i) {
-        Scheduler alone({.sequences_max = 1, .step_rows_max = 512, .pages = 40, .page_size = 4});
-        alone.Add(1, jobs[i].sequence, {}, absl::ZeroDuration());
-        std::map<uint64_t, std::vector<TokenId>> expected;
-        while (expected.empty()) expected = Finish(alone, alone.Plan(absl::ZeroDuration(), 1000));
-        EXPECT_EQ(ended[i + 1], expected[1]);
-      }
+// One tenant's flood is not another's wait: rows are shared by tenants, not by sequences.
+TEST(SchedulerTest, TenantsGetEqualRowsHoweverManySequencesTheyHave) {
+  SchedulerStory story({.sequences_max = 24, .step_rows_max = 6 * kBlock, .pages = 2000, .page_size = 8});
+  const std::vector<int> sequences = {16, 4, 3};
+  std::vector<uint64_t> first;
+  for (size_t tenant = 0; tenant < sequences.size(); ++tenant) {
+    first.push_back(story.last_id + 1);
+    for (int i = 0; i < sequences[tenant]; ++i) {
+      story.Add(BlockCausal(4, 4000), {.tenant = std::string(1, static_cast<char>('a' + tenant))});
     }
   }
+  for (int step = 0; step < 600; ++step) story.Step();
+  std::vector<int> forwards(3, 0);
+  for (uint64_t id = 1; id <= story.last_id; ++id) {
+    const size_t tenant = id >= first[2] ? 2 : id >= first[1] ? 1 : 0;
+    forwards[tenant] += story.scheduler.Find(id)->sequence.forwards();
+  }
+  for (const int of_tenant : forwards) EXPECT_NEAR(of_tenant, (forwards[0] + forwards[1] + forwards[2]) / 3, 60);
 }
 
-TEST(PagePoolTest, GivesEveryPageOnceAndTakesItBack) {
-  PagePool pool(4);
-  const std::vector<int32_t> first = *pool.Take(3);
-  EXPECT_THAT(first, testing::UnorderedElementsAre(0, 1, 2));
-  EXPECT_FALSE(pool.Take(2).has_value());
-  EXPECT_EQ(pool.free(), 1) << "a refused request takes nothing";
-  pool.Give(first);
-  EXPECT_EQ(pool.free(), 4);
-  EXPECT_THAT(*pool.Take(4), testing::UnorderedElementsAre(0, 1, 2, 3));
+TEST(SchedulerTest, AFreePlaceGoesToTheTenantThatHadLess) {
+  SchedulerStory story({.sequences_max = 2, .step_rows_max = 64, .pages = 100, .page_size = 8});
+  for (int i = 0; i < 20; ++i) story.Add(BlockCausal(4, 8), {.tenant = "flood"});
+  for (int i = 0; i < 5; ++i) story.Step();
+  const uint64_t other = story.Add(BlockCausal(4, 8), {.tenant = "other"});
+  EXPECT_LE(story.StepUntilEnd(other), 20);
 }
 
-TEST(PagePoolDeathTest, APageIsNotGivenBackTwice) {
-  PagePool pool(4);
-  const std::vector<int32_t> pages = *pool.Take(2);
-  pool.Give(pages);
-  EXPECT_DEATH(pool.Give(pages), "CHECK failed");
+// Under a load of the best class that never ends.
+TEST(SchedulerTest, TheWorstClassEndsInBoundedTime) {
+  SchedulerStory story({.sequences_max = 2, .step_rows_max = 3 * kBlock, .pages = 16, .page_size = 4});
+  const uint64_t batch = story.Add(BlockCausal(20, 8), {.priority = 2});
+  uint64_t load[3] = {};
+  int steps = 0;
+  for (; !story.ended.contains(batch); ++steps) {
+    ASSERT_LT(steps, 6000);
+    for (uint64_t& id : load) {
+      if (id == 0 || story.ended.contains(id)) id = story.Add(BlockCausal(8, 24), {.priority = 0});
+    }
+    story.Step();
+  }
+  // Two blocks, each after 15 s until it counts as better than the best class, and some time to get there.
+  EXPECT_LE(steps * absl::Milliseconds(10), 2 * 3 * Scheduler::kAgeing + absl::Seconds(8));
+  EXPECT_EQ(story.ended[batch], CanvasAlone(BlockCausal(20, 8)));
 }
 
 }  // namespace

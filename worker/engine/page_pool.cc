@@ -4,32 +4,69 @@
 
 namespace quicksilver {
 
-PagePool::PagePool(int32_t pages) : used_(static_cast<size_t>(pages), false) {
+PagePool::PagePool(int32_t pages) : states_(static_cast<size_t>(pages)) {
   CHECK(pages > 0);
   for (int32_t page = pages - 1; page >= 0; --page) free_.push_back(page);
 }
 
-std::optional<std::vector<int32_t>> PagePool::Take(int32_t count) {
-  CHECK(count > 0);
-  if (count > free()) return std::nullopt;
-  std::vector<int32_t> pages;
-  for (int32_t i = 0; i < count; ++i) {
-    const int32_t page = free_.back();
-    free_.pop_back();
-    CHECK(!used_[static_cast<size_t>(page)]);
-    used_[static_cast<size_t>(page)] = true;
-    pages.push_back(page);
-  }
-  return pages;
+PagePool::State& PagePool::StateOf(int32_t page) {
+  CHECK(page >= 0 && page < total());
+  return states_[static_cast<size_t>(page)];
 }
 
-void PagePool::Give(const std::vector<int32_t>& pages) {
-  for (const int32_t page : pages) {
-    CHECK(page >= 0 && page < total() && used_[static_cast<size_t>(page)]);
-    used_[static_cast<size_t>(page)] = false;
+int32_t PagePool::Take() {
+  CHECK(!free_.empty());
+  const int32_t page = free_.back();
+  free_.pop_back();
+  State& state = StateOf(page);
+  CHECK(state.owners == 0 && !state.kept);
+  state.owners = 1;
+  ++used_;
+  ++owners_;
+  return page;
+}
+
+void PagePool::Share(int32_t page) {
+  State& state = StateOf(page);
+  CHECK(state.kept);
+  if (state.owners++ == 0) {
+    --cached_;
+    ++used_;
+  }
+  ++owners_;
+}
+
+void PagePool::Drop(int32_t page) {
+  State& state = StateOf(page);
+  CHECK(state.owners > 0);
+  --owners_;
+  if (--state.owners > 0) return;
+  --used_;
+  if (state.kept) {
+    ++cached_;
+  } else {
     free_.push_back(page);
   }
-  CHECK(free() <= total());
+}
+
+void PagePool::Keep(int32_t page) {
+  State& state = StateOf(page);
+  CHECK(state.owners == 1 && !state.kept);
+  state.kept = true;
+}
+
+void PagePool::Unkeep(int32_t page) {
+  State& state = StateOf(page);
+  CHECK(state.kept && state.owners <= 1);
+  state.kept = false;
+  if (state.owners > 0) return;
+  --cached_;
+  free_.push_back(page);
+}
+
+void PagePool::Check() const {
+  CHECK(free() + cached_ + used_ == total());
+  CHECK(used_ >= 0 && cached_ >= 0 && owners_ >= used_);
 }
 
 }  // namespace quicksilver

@@ -1,6 +1,7 @@
 #include "worker/engine/scheduler.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -9,8 +10,22 @@
 namespace quicksilver {
 namespace {
 
-// A prompt's chunk is at least this share of a step, so that prefill ends in bounded time beside full blocks.
+constexpr int32_t kPriorityLast = 2;
+// Where blocks that are ready could fill a step, prompts get this share of it; else a prompt's first chunk is so long.
 constexpr int32_t kPrefillShare = 8;
+constexpr uint64_t kFullCheckSteps = 1024;
+
+// An order key is level | deadline in ms or lead in rows, then what decides among equals | index of the record.
+constexpr int32_t kLevelBias = 1 << 15;
+constexpr int32_t kLevelFavoured = -kLevelBias;
+constexpr int kLevelShift = 48;
+constexpr uint64_t kDetailMax = (uint64_t{1} << kLevelShift) - 1;
+constexpr int kIndexBits = 20;
+constexpr uint64_t kIndexMask = (uint64_t{1} << kIndexBits) - 1;
+
+uint64_t HighKey(int32_t level, uint64_t detail) {
+  return static_cast<uint64_t>(level + kLevelBias) << kLevelShift | std::min(detail, kDetailMax);
+}
 
 // Without the guide's.
 int32_t PagesOf(const SchedulerLimits& limits, const Sequence& sequence) {
@@ -36,119 +51,337 @@ absl::Status CheckFits(const SchedulerLimits& limits, const Sequence& sequence) 
   return absl::OkStatus();
 }
 
-Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), pool_(limits.pages) {
+Scheduler::Scheduler(const SchedulerLimits& limits, PageHash hash)
+    : limits_(limits),
+      pool_(limits.pages),
+      cache_(pool_, limits.page_size, hash),
+      shed_(static_cast<size_t>(limits.pages), 0) {
   CHECK(limits.sequences_max > 0 && limits.step_rows_max > 0 && limits.page_size > 0);
 }
 
-void Scheduler::Add(uint64_t id, Sequence sequence, SchedulingTerms terms, absl::Duration) {
-  CHECK(CheckFits(limits_, sequence).ok() && terms.priority >= 0 && terms.priority <= 2);
-  CHECK(waiting_.empty() || waiting_.back().sequence->id < id);
-  CHECK(running_.empty() || running_.back().sequence->id < id);
-  waiting_.push_back({std::make_unique<RunningSequence>(RunningSequence{id, std::move(sequence)}), std::move(terms)});
+void Scheduler::Add(uint64_t id, Sequence sequence, SchedulingTerms terms, absl::Duration now) {
+  CHECK(CheckFits(limits_, sequence).ok() && terms.priority >= 0 && terms.priority <= kPriorityLast);
+  CHECK(id != 0 && (records_.empty() || records_.back().id < id) && records_.size() < kIndexMask);
+  now_micros_ = std::max(now_micros_, absl::ToInt64Microseconds(now));
+  Record record;
+  record.id = id;
+  record.progress_micros = now_micros_;
+  record.deadline_micros = absl::ToInt64Microseconds(terms.deadline);
+  record.priority = terms.priority;
+  record.share = shares_.Join(terms.tenant);
+  record.live = std::make_unique<Live>(Live{.running = {id, std::move(sequence)}, .cache_salt = terms.cache_salt});
+  records_.push_back(std::move(record));
 }
 
-bool Scheduler::Remove(uint64_t id, bool) {
-  for (auto it = waiting_.begin(); it != waiting_.end(); ++it) {
-    if (it->sequence->id != id) continue;
-    waiting_.erase(it);
-    return true;
+bool Scheduler::Remove(uint64_t id, bool sound) {
+  Record* const record = FindRecord(id);
+  if (record == nullptr) return false;
+  Live& live = *record->live;
+  if (sound) {
+    Publish(live);
+  } else {
+    for (int32_t i = live.published - 1; i >= 0; --i) cache_.Ban(live.running.pages[static_cast<size_t>(i)]);
   }
-  for (auto it = running_.begin(); it != running_.end(); ++it) {
-    if (it->sequence->id != id) continue;
-    pool_.Give(it->sequence->pages);
-    pool_.Give(it->sequence->guide_pages);
-    running_.erase(it);
-    return true;
-  }
-  return false;
+  LetGo(live);
+  if (record->runs) --running_;
+  if (favoured_ == id) favoured_ = 0;
+  shares_.Leave(record->share);
+  records_.erase(records_.begin() + (record - records_.data()));
+  return true;
+}
+
+Scheduler::Record* Scheduler::FindRecord(uint64_t id) {
+  const auto found = std::lower_bound(records_.begin(), records_.end(), id,
+                                      [](const Record& record, uint64_t wanted) { return record.id < wanted; });
+  return found != records_.end() && found->id == id ? &*found : nullptr;
 }
 
 const RunningSequence* Scheduler::Find(uint64_t id) const {
-  for (const Waiting& waiting : waiting_) {
-    if (waiting.sequence->id == id) return waiting.sequence.get();
-  }
-  for (const Waiting& running : running_) {
-    if (running.sequence->id == id) return running.sequence.get();
-  }
-  return nullptr;
+  const Record* const record = const_cast<Scheduler*>(this)->FindRecord(id);
+  return record == nullptr ? nullptr : &record->live->running;
 }
 
 std::vector<uint64_t> Scheduler::Expired(absl::Duration now) const {
+  const int64_t micros = absl::ToInt64Microseconds(now);
   std::vector<uint64_t> ids;
-  for (const Waiting& running : running_) {
-    if (running.terms.deadline <= now) ids.push_back(running.sequence->id);
+  for (const Record& record : records_) {
+    if (record.deadline_micros <= micros) ids.push_back(record.id);
   }
-  for (const Waiting& waiting : waiting_) {
-    if (waiting.terms.deadline <= now) ids.push_back(waiting.sequence->id);
-  }
-  std::sort(ids.begin(), ids.end());
   return ids;
 }
 
 SchedulerStatistics Scheduler::statistics() const {
-  SchedulerStatistics statistics;
+  SchedulerStatistics statistics = counts_;
   statistics.running = running();
   statistics.waiting = waiting();
+  for (const Record& record : records_) {
+    if (!record.runs && record.live->running.preemptions > 0) ++statistics.preempted;
+  }
   statistics.pages_free = pool_.free();
-  statistics.pages_used = pool_.total() - pool_.free();
+  statistics.pages_cached = pool_.cached();
+  statistics.pages_used = pool_.used();
+  statistics.evictions = cache_.evictions();
   return statistics;
 }
 
-void Scheduler::StartWaiting() {
-  while (!waiting_.empty() && running() < limits_.sequences_max) {
-    RunningSequence& next = *waiting_.front().sequence;
-    const int32_t pages = PagesOf(limits_, next.sequence);
-    if (pages * (next.sequence.guided() ? 2 : 1) > pool_.free()) return;
-    next.pages = *pool_.Take(pages);
-    if (next.sequence.guided()) next.guide_pages = *pool_.Take(pages);
-    running_.push_back(std::move(waiting_.front()));
-    waiting_.pop_front();
-  }
-}
-
-// Rows that a sequence gets at first, or 0 when what is left is too little for it.
-int32_t Scheduler::FirstGrant(const Sequence& sequence, int32_t rows_left) const {
-  const int32_t whole = sequence.denoise_rows();
-  if (sequence.prefill_rows() == 0) return whole <= rows_left ? whole : 0;
-  const int32_t block = sequence.spec().decoding.block_length;
-  const int32_t chunk = std::max(block, limits_.step_rows_max / kPrefillShare);
-  const int32_t grant = std::min({whole, chunk, rows_left});
-  return grant >= block ? grant : 0;
-}
-
-std::vector<PlannedSegment> Scheduler::Plan(absl::Duration, int32_t) {
+const std::vector<PlannedSegment>& Scheduler::Plan(absl::Duration now, int32_t prefill_rows_max) {
   ++step_;
+  now_micros_ = std::max(now_micros_, absl::ToInt64Microseconds(now));
+  for (Record& record : records_) {
+    record.demand = Demand();
+    if (record.runs) Publish(*record.live);
+  }
+  Age();
   StartWaiting();
-  CheckPages();
-  std::vector<RunningSequence*> order;
-  for (const Waiting& running : running_) order.push_back(running.sequence.get());
-  std::stable_sort(order.begin(), order.end(),
-                   [](const RunningSequence* a, const RunningSequence* b) { return a->last_step < b->last_step; });
-  std::vector<std::pair<RunningSequence*, int32_t>> grants;
-  int32_t left = limits_.step_rows_max;
-  for (RunningSequence* running : order) {
-    const int32_t grant = FirstGrant(running->sequence, left);
-    if (grant == 0) continue;
-    grants.emplace_back(running, grant);
-    left -= grant;
-  }
-  std::sort(grants.begin(), grants.end(), [](const auto& a, const auto& b) { return a.first->id < b.first->id; });
-  std::vector<PlannedSegment> plan;
-  for (auto& [running, grant] : grants) {
-    const int32_t more = std::min(left, running->sequence.denoise_rows() - grant);
-    left -= more;
-    plan.push_back({running, running->sequence.Next(grant + more)});
-    running->last_step = step_;
-  }
-  return plan;
+  CollectDemands();
+  GrantRows(prefill_rows_max);
+  BuildPlan();
+  SettleShares();
+  CheckStep();
+  return plan_;
 }
 
-void Scheduler::CheckPages() const {
-  size_t used = 0;
-  for (const Waiting& running : running_) {
-    used += running.sequence->pages.size() + running.sequence->guide_pages.size();
+// A sequence that has waited beyond the best class is favoured until it has finished a block.
+void Scheduler::Age() {
+  const int64_t ageing_micros = absl::ToInt64Microseconds(kAgeing);
+  Record* favoured = favoured_ == 0 ? nullptr : FindRecord(favoured_);
+  if (favoured != nullptr && favoured->live->running.sequence.block() != favoured_block_) favoured = nullptr;
+  const bool vacant = favoured == nullptr;
+  for (Record& record : records_) {
+    const int64_t waited = now_micros_ - record.progress_micros;
+    record.level = record.priority;
+    if (waited < ageing_micros) continue;
+    record.level -= static_cast<int32_t>(std::min<int64_t>(waited / ageing_micros, kLevelBias / 2));
+    if (!vacant || !record.runs || record.level >= 0) continue;
+    if (favoured == nullptr || record.progress_micros < favoured->progress_micros) favoured = &record;
   }
-  CHECK(static_cast<int32_t>(used) + pool_.free() == pool_.total());
+  favoured_ = 0;
+  if (favoured != nullptr) Favour(*favoured);
+}
+
+void Scheduler::Favour(Record& record) {
+  record.level = kLevelFavoured;
+  favoured_ = record.id;
+  favoured_block_ = record.live->running.sequence.block();
+}
+
+void Scheduler::CollectDemands() {
+  int64_t ready_rows = 0, ready_pages = 0;
+  prefilling_ = prefill_block_ = 0;
+  ready_priority_ = std::numeric_limits<int32_t>::max();
+  for (Record& record : records_) {
+    if (!record.runs) continue;
+    const RunningSequence& running = record.live->running;
+    const Sequence& sequence = running.sequence;
+    record.demand.whole = sequence.denoise_rows();
+    record.demand.prefill = sequence.prefill_rows();
+    if (record.demand.prefill > 0) {
+      ++prefilling_;
+      prefill_block_ = std::max(prefill_block_, sequence.spec().decoding.block_length);
+      continue;
+    }
+    ready_rows += record.demand.whole;
+    ready_priority_ = std::min(ready_priority_, record.priority);
+    const int32_t keys = sequence.Next(record.demand.whole).keys;
+    const int32_t held = static_cast<int32_t>(running.pages.size());
+    if (int64_t{held} * limits_.page_size < keys) {
+      ready_pages += PagesFor(sequence, keys) - held - static_cast<int32_t>(running.guide_pages.size());
+    }
+  }
+  short_of_rows_ = ready_rows + prefill_block_ > limits_.step_rows_max;
+  const bool all_ready_run = !short_of_rows_ && ready_pages <= PagesAtHand();
+  order_.clear();
+  for (size_t i = 0; i < records_.size(); ++i) {
+    Record& record = records_[i];
+    if (!record.runs) continue;
+    if (all_ready_run && record.demand.prefill == 0) {
+      CHECK(ReservePages(record, record.live->running.sequence.Next(record.demand.whole).keys));
+      record.demand.granted = record.demand.whole;
+    } else {
+      order_.push_back({0, i});
+    }
+  }
+  rows_left_ = limits_.step_rows_max - (all_ready_run ? static_cast<int32_t>(ready_rows) : 0);
+}
+
+Scheduler::Record& Scheduler::Ordered(const OrderKey& key) {
+  return records_[static_cast<size_t>(key.low & kIndexMask)];
+}
+
+// Where rows suffice for all blocks that are ready, these come before all prefill.
+int32_t Scheduler::OrderLevel(const Record& record) const {
+  return short_of_rows_ || record.demand.prefill > 0 ? record.level : kLevelFavoured;
+}
+
+void Scheduler::Order() {
+  if (order_.size() < 2) return;
+  const auto before = [](const OrderKey& a, const OrderKey& b) {
+    return a.high != b.high ? a.high < b.high : a.low < b.low;
+  };
+  for (OrderKey& key : order_) {
+    const Record& record = Ordered(key);
+    const uint64_t deadline = static_cast<uint64_t>(std::max<int64_t>(0, record.deadline_micros));
+    key.high = HighKey(OrderLevel(record), deadline / 1000);
+    key.low |= record.live->running.last_step << kIndexBits;
+  }
+  std::sort(order_.begin(), order_.end(), before);
+  if (shares_.tenants() < 2) return;
+  OrderByShares();
+  std::sort(order_.begin(), order_.end(), before);
+}
+
+// Each sequence goes where its tenant will be when those of the tenant that go before it had their rows.
+void Scheduler::OrderByShares() {
+  leads_.assign(static_cast<size_t>(shares_.shares_max()), 0);
+  for (size_t i = 0; i < order_.size(); ++i) {
+    OrderKey& key = order_[i];
+    const Record& record = Ordered(key);
+    uint64_t& ahead = leads_[static_cast<size_t>(record.share)];
+    key.high = HighKey(OrderLevel(record), shares_.lead(record.share) + ahead);
+    key.low = i << kIndexBits | (key.low & kIndexMask);
+    ahead += static_cast<uint64_t>(std::min(record.demand.whole, limits_.step_rows_max / kPrefillShare));
+  }
+}
+
+void Scheduler::GrantRows(int32_t prefill_rows_max) {
+  prefill_left_ = std::max(prefill_rows_max, prefill_block_);
+  prefill_share_left_ = std::max(prefill_block_, limits_.step_rows_max / kPrefillShare);
+  prefill_granted_ = false;
+  Order();
+  if (prefill_missed_ && prefilling_ > 0) {
+    for (size_t i = 0; i < order_.size() && !prefill_granted_; ++i) {
+      if (Ordered(order_[i]).demand.prefill > 0) GrantChunk(Ordered(order_[i]));
+    }
+  }
+  for (const OrderKey& key : order_) {
+    Record& record = Ordered(key);
+    if (!record.runs || record.demand.granted > 0) continue;
+    if (record.demand.prefill > 0) {
+      GrantChunk(record);
+    } else {
+      GrantReady(record);
+    }
+  }
+  for (const OrderKey& key : order_) {
+    Record& record = Ordered(key);
+    if (record.demand.granted > 0 && record.demand.granted < record.demand.whole) Lengthen(record);
+  }
+  prefill_missed_ = prefilling_ > 0 && !prefill_granted_;
+}
+
+// Leaves a block's rows to prefill, once something is granted: a step that has room for one of them alone takes turns.
+void Scheduler::GrantReady(Record& record) {
+  const bool first = rows_left_ == limits_.step_rows_max;
+  const int32_t kept = first || prefilling_ == 0 || prefill_granted_ ? 0 : prefill_block_;
+  if (record.demand.whole <= rows_left_ - kept) Grant(record, record.demand.whole);
+}
+
+void Scheduler::GrantChunk(Record& record) {
+  const Demand& demand = record.demand;
+  const int32_t block = record.live->running.sequence.spec().decoding.block_length;
+  const bool shares = short_of_rows_ && record.priority >= ready_priority_;
+  int32_t rows = std::min({demand.prefill, prefill_left_, rows_left_});
+  if (shares) {
+    rows = std::min(rows, prefill_share_left_);
+  } else if (!short_of_rows_) {
+    rows = std::min(rows, std::max(block, limits_.step_rows_max / kPrefillShare));
+  }
+  rows = rows / block * block;
+  if (rows == 0) return;
+  const bool whole = rows == demand.prefill && demand.whole <= rows_left_;
+  if (!Grant(record, whole ? demand.whole : rows)) {
+    rows = block;
+    if (!Grant(record, rows)) return;
+  }
+  prefill_granted_ = true;
+  if (shares) prefill_share_left_ -= rows;
+}
+
+// Gives rows that are left to a chunk, as far as pages are at hand.
+void Scheduler::Lengthen(Record& record) {
+  Demand& demand = record.demand;
+  const Sequence& sequence = record.live->running.sequence;
+  const int32_t block = sequence.spec().decoding.block_length;
+  const int32_t more = std::min({demand.prefill - demand.granted, prefill_left_, rows_left_}) / block * block;
+  int32_t rows = demand.granted + more;
+  if (rows == demand.prefill && demand.whole - demand.granted <= rows_left_) rows = demand.whole;
+  const int32_t held = static_cast<int32_t>(record.live->running.pages.size());
+  if (rows == demand.granted || PagesFor(sequence, sequence.Next(rows).keys) - held > PagesAtHand()) return;
+  rows_left_ += demand.granted;
+  prefill_left_ += demand.granted;
+  CHECK(Grant(record, rows));
+}
+
+bool Scheduler::Grant(Record& record, int32_t rows) {
+  if (!ReservePages(record, record.live->running.sequence.Next(rows).keys)) return false;
+  record.demand.granted = rows;
+  rows_left_ -= rows;
+  prefill_left_ -= std::min(rows, record.demand.prefill);
+  return true;
+}
+
+void Scheduler::BuildPlan() {
+  plan_.clear();
+  for (Record& record : records_) {
+    if (record.demand.granted == 0) continue;
+    RunningSequence& running = record.live->running;
+    const Segment segment = running.sequence.Next(record.demand.granted);
+    plan_.push_back({&running, segment});
+    running.last_step = step_;
+    if (segment.denoise) record.progress_micros = now_micros_;
+  }
+  CHECK(!plan_.empty() || records_.empty());
+}
+
+void Scheduler::SettleShares() {
+  if (shares_.tenants() < 2) return;
+  for (const Record& record : records_) {
+    shares_.Charge(record.share, record.demand.granted);
+    if (!record.runs || record.demand.granted < record.demand.whole) shares_.Miss(record.share);
+  }
+  shares_.Settle();
+}
+
+// No page is lost; what a segment writes is its own, and what it reads is there.
+void Scheduler::CheckStep() const {
+  pool_.Check();
+  int64_t owned = 0;
+  for (const Record& record : records_) {
+    owned += static_cast<int64_t>(record.live->running.pages.size() + record.live->running.guide_pages.size());
+  }
+  CHECK(owned == pool_.owners());
+  for (const auto& [running, segment] : plan_) {
+    const int64_t end = segment.first_position + segment.rows;
+    CHECK(end <= segment.keys && segment.keys <= static_cast<int64_t>(running->pages.size()) * limits_.page_size);
+    for (int64_t page = segment.first_position / limits_.page_size; page * limits_.page_size < end; ++page) {
+      const int32_t written = running->pages[static_cast<size_t>(page)];
+      CHECK(pool_.owners(written) == 1 && !pool_.kept(written));
+    }
+  }
+  if (step_ % kFullCheckSteps == 0) Check();
+}
+
+void Scheduler::Check() const {
+  std::vector<int32_t> owners(static_cast<size_t>(pool_.total()), 0);
+  int32_t running = 0;
+  for (const Record& record : records_) {
+    const RunningSequence& sequence = record.live->running;
+    running += record.runs ? 1 : 0;
+    CHECK(record.runs || (sequence.pages.empty() && sequence.guide_pages.empty()));
+    CHECK(record.live->published <= static_cast<int32_t>(sequence.pages.size()));
+    for (const int32_t page : sequence.pages) ++owners[static_cast<size_t>(page)];
+    for (const int32_t page : sequence.guide_pages) ++owners[static_cast<size_t>(page)];
+    for (size_t i = 0; i < sequence.pages.size(); ++i) {
+      CHECK(pool_.kept(sequence.pages[i]) == (static_cast<int32_t>(i) < record.live->published));
+    }
+  }
+  CHECK(running == running_ && running_ <= limits_.sequences_max);
+  for (int32_t page = 0; page < pool_.total(); ++page) {
+    CHECK(pool_.owners(page) == owners[static_cast<size_t>(page)]);
+    CHECK(pool_.kept(page) || pool_.owners(page) <= 1);
+  }
+  pool_.Check();
+  cache_.Check();
 }
 
 }  // namespace quicksilver

@@ -1,7 +1,7 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,7 +9,9 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "worker/decoding/sequence.h"
+#include "worker/engine/fair_shares.h"
 #include "worker/engine/page_pool.h"
+#include "worker/engine/prefix_cache.h"
 
 namespace quicksilver {
 
@@ -65,10 +67,28 @@ struct SchedulerStatistics {
   uint64_t evictions = 0;            ///< Cached pages that were given up for others.
 };
 
-/// Decides which sequences run in a step, and with how many rows. Pure: depends on the calls alone.
+/// Decides which sequences run in a step, with how many rows and on which pages. Pure: depends on the calls alone.
+///
+/// Pages are taken as a sequence grows. When they run out, cached ones are given up, then sequences of a lower class,
+/// and for one that already runs also younger ones of its own class, are preempted: they lose their pages, keep their
+/// canvas, wait again, and compute what was lost once more. So of those that run, the most urgent one never waits for
+/// pages, and none loses them to one that is less urgent or younger.
+///
+/// Who goes first where places, rows or pages are short: the better class; in a class the tenant with the fewest rows
+/// so far (FairShares); of a tenant the earliest deadline, then who was served least recently, then the older one. Who
+/// has not denoised for some time counts as one class better for each kAgeing, so everybody's turn comes; who waited
+/// beyond the best class, one at a time, keeps its pages until it has finished a block, which no preemption takes away
+/// again.
+///
+/// A step runs all blocks that are to be denoised, if rows suffice, and prefills prompts with the others, in chunks.
+/// Where denoising alone could fill the step, prompts get an eighth of it (less urgent blocks give way for more).
 class Scheduler {
  public:
-  explicit Scheduler(const SchedulerLimits& limits);
+  /// Who has not denoised for so long counts as one class better, again and again.
+  static constexpr absl::Duration kAgeing = absl::Seconds(5);
+
+  /// `hash` is for tests that want collisions.
+  explicit Scheduler(const SchedulerLimits& limits, PageHash hash = HashPage);
 
   /// Queues a sequence. `id` ascends from call to call. Requires: CheckFits() is OK, priority in [0, 2].
   void Add(uint64_t id, Sequence sequence, SchedulingTerms terms, absl::Duration now);
@@ -84,29 +104,110 @@ class Scheduler {
   /// Starts what can start and returns the segments of the next step by ascending id; empty only when there is no live
   /// sequence. `now` is the group's clock. At most `prefill_rows_max` rows prefill beside denoising ones, but at least
   /// a block. To be called when the results of the step before are applied: pages that became final are shared from
-  /// then on. Pointers live until the Remove() of that sequence.
-  std::vector<PlannedSegment> Plan(absl::Duration now, int32_t prefill_rows_max);
+  /// then on. The plan lives until the next one, its pointers until the Remove() of that sequence.
+  const std::vector<PlannedSegment>& Plan(absl::Duration now, int32_t prefill_rows_max);
 
   SchedulerStatistics statistics() const;
-  int32_t running() const { return static_cast<int32_t>(running_.size()); }
-  int32_t waiting() const { return static_cast<int32_t>(waiting_.size()); }
+  int32_t running() const { return running_; }
+  int32_t waiting() const { return static_cast<int32_t>(records_.size()) - running_; }
   int32_t pages_free() const { return pool_.free(); }
+  /// Aborts when a page is lost, owned twice, or not what the cache says. Takes time in the pages; Plan() checks the
+  /// counts itself at each step, and all of this now and then.
+  void Check() const;
 
  private:
-  struct Waiting {
-    std::unique_ptr<RunningSequence> sequence;
-    SchedulingTerms terms;
+  // What a running sequence can do in the step that is planned. A guide's rows count.
+  struct Demand {
+    int32_t whole = 0;    // Rows of its denoising segment, with all clean rows in front.
+    int32_t prefill = 0;  // Those of them that are prefill; 0 when it is ready to denoise.
+    int32_t granted = 0;
+  };
+  struct Live {
+    RunningSequence running;
+    std::string cache_salt;
+    bool shares = false;       // Its next pages can be in the cache.
+    int32_t published = 0;     // Leading pages that are in the cache.
+    int32_t pages_wanted = 0;  // A start that failed is not tried again until so many pages are there, …
+    uint64_t retry_step = 0;   // … or until this step.
+  };
+  // What ordering looks at, apart from the rest.
+  struct Record {
+    uint64_t id = 0;
+    int64_t progress_micros = 0;  // When it last denoised, or came.
+    int64_t deadline_micros = 0;
+    int32_t priority = 0;
+    int32_t level = 0;  // Its class in this step, ageing considered.
+    int32_t share = 0;  // Of shares_.
+    bool runs = false;
+    uint64_t tried_step = 0;  // When it was last about to start.
+    Demand demand;
+    std::unique_ptr<Live> live;
+  };
+  struct OrderKey {
+    uint64_t high = 0;
+    uint64_t low = 0;  // Ends in the index of the record.
   };
 
-  void StartWaiting();
-  int32_t FirstGrant(const Sequence& sequence, int32_t rows_left) const;
-  void CheckPages() const;
+  Record* FindRecord(uint64_t id);
+  void Age();
+  void Favour(Record& record);
+  void CollectDemands();
+  void Order();
+  int32_t OrderLevel(const Record& record) const;
+  void OrderByShares();
+  Record& Ordered(const OrderKey& key);
+  void GrantRows(int32_t prefill_rows_max);
+  void GrantReady(Record& record);
+  void GrantChunk(Record& record);
+  void Lengthen(Record& record);
+  bool Grant(Record& record, int32_t rows);
+  void BuildPlan();
+  void SettleShares();
+  void CheckStep() const;
 
-  SchedulerLimits limits_;
+  // In scheduler_pages.cc: who holds which pages, and who gets a place.
+  int32_t PagesFor(const Sequence& sequence, int32_t keys) const;
+  int32_t PagesAtHand() const { return pool_.free() + pool_.cached(); }
+  void StartWaiting();
+  Record* NextToStart();
+  bool Start(Record& record);
+  int32_t AcquirePrefix(Live& live);
+  int32_t PromisedPages(int32_t priority) const;
+  bool ReservePages(Record& record, int32_t keys);
+  bool MakeRoom(const Record& wants, int32_t pages);
+  bool MayPreempt(const Record& wants, const Record& victim) const;
+  bool IsLessUrgent(const Record& a, const Record& b) const;
+  void Preempt(Record& victim);
+  void Publish(Live& live);
+  void LetGo(Live& live);
+
+  const SchedulerLimits limits_;
   PagePool pool_;
-  std::deque<Waiting> waiting_;
-  std::vector<Waiting> running_;  // Ascending ids.
+  PrefixCache cache_;
+  FairShares shares_;
+  std::vector<Record> records_;  // Ascending ids.
+  int32_t running_ = 0;
   uint64_t step_ = 0;
+  int64_t now_micros_ = 0;
+  uint64_t favoured_ = 0;  // Who keeps its pages until it has finished a block; 0: nobody.
+  int32_t favoured_block_ = 0;
+  bool prefill_missed_ = false;  // The last step prefilled nothing although somebody wanted to.
+  SchedulerStatistics counts_;
+
+  // The step that is planned.
+  std::vector<OrderKey> order_;
+  std::vector<uint64_t> leads_;  // By share.
+  bool short_of_rows_ = false;   // Blocks that are ready to be denoised do not fit, or just so.
+  int32_t rows_left_ = 0;
+  int32_t prefill_left_ = 0;
+  int32_t prefill_share_left_ = 0;  // Of prefill that is not more urgent than every block that is ready.
+  int32_t prefilling_ = 0;          // Sequences that prefill …
+  int32_t prefill_block_ = 0;       // … and the fewest rows that they can.
+  bool prefill_granted_ = false;
+  int32_t ready_priority_ = 0;  // The best class among the blocks that are ready.
+  std::vector<PlannedSegment> plan_;
+  std::vector<Record*> victims_;
+  std::vector<int32_t> shed_;  // By page: owners that would be gone. Zero between calls.
 };
 
 }  // namespace quicksilver

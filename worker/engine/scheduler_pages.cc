@@ -1,0 +1,233 @@
+#include <algorithm>
+#include <limits>
+#include <tuple>
+
+#include "common/check.h"
+#include "worker/engine/scheduler.h"
+
+// The part of the scheduler that says who has a place and which pages.
+
+namespace quicksilver {
+namespace {
+
+// In a step so many sequences may find too few pages to start while later, smaller ones start in their place.
+constexpr int kOvertakenMax = 4;
+constexpr uint64_t kRetrySteps = 16;
+
+// Keys of the next denoising segment.
+int32_t KeysToDenoise(const Sequence& sequence) {
+  if (sequence.spec().grid != BlockGrid::kAbsolute) return static_cast<int32_t>(sequence.canvas().size());
+  return sequence.written() + sequence.denoise_rows();
+}
+
+}  // namespace
+
+// A guide's included.
+int32_t Scheduler::PagesFor(const Sequence& sequence, int32_t keys) const {
+  return (keys + limits_.page_size - 1) / limits_.page_size * (sequence.guided() ? 2 : 1);
+}
+
+// One that finds too few pages lets others go first, until it has waited long enough to be counted a class better.
+void Scheduler::StartWaiting() {
+  for (int overtaken = 0; waiting() > 0 && overtaken < kOvertakenMax;) {
+    Record* const next = NextToStart();
+    if (next == nullptr || Start(*next)) {
+      if (next == nullptr) return;
+      continue;
+    }
+    if (next->level < next->priority) return;
+    ++overtaken;
+  }
+}
+
+// Where all places are taken only a better class gets one, see Start().
+Scheduler::Record* Scheduler::NextToStart() {
+  int32_t priorities = std::numeric_limits<int32_t>::max();
+  if (running_ == limits_.sequences_max) {
+    priorities = 0;
+    for (const Record& record : records_) {
+      if (record.runs && record.id != favoured_) priorities = std::max(priorities, record.priority);
+    }
+  }
+  Record* next = nullptr;
+  const auto rank = [this](const Record& record) {
+    return std::make_tuple(record.level, shares_.lead(record.share), record.deadline_micros);
+  };
+  for (Record& record : records_) {
+    if (record.runs || record.tried_step == step_ || record.priority >= priorities) continue;
+    if (next == nullptr || rank(record) < rank(*next)) next = &record;
+  }
+  return next;
+}
+
+// It starts when the pages of all it knows are at hand, beside those that its equals and betters still need for what
+// they know, and one each for what comes then: one that starts too early would only be preempted.
+bool Scheduler::Start(Record& record) {
+  Live& live = *record.live;
+  RunningSequence& running = live.running;
+  record.tried_step = step_;
+  if (running_ > 0 && PagesAtHand() < live.pages_wanted && step_ < live.retry_step) return false;
+  const int32_t found = AcquirePrefix(live);
+  const int32_t needed = PagesFor(running.sequence, KeysToDenoise(running.sequence)) - found;
+  const int32_t wanted = needed + PromisedPages(record.priority);
+  if (running_ > 0 && PagesAtHand() < wanted && !MakeRoom(record, wanted)) {
+    LetGo(live);
+    live.pages_wanted = wanted;
+    live.retry_step = step_ + kRetrySteps;
+    return false;
+  }
+  if (running_ == limits_.sequences_max) {
+    Record* last = nullptr;
+    for (Record& other : records_) {
+      if (other.runs && MayPreempt(record, other) && (last == nullptr || IsLessUrgent(other, *last))) last = &other;
+    }
+    CHECK(last != nullptr);
+    Preempt(*last);
+  }
+  record.runs = true;
+  ++running_;
+  if (record.level < 0 && favoured_ == 0) Favour(record);
+  const int32_t cached = found * limits_.page_size;
+  if (cached > 0) running.sequence.TakeCached(cached);
+  if (running.preemptions > 0 || !live.shares) return true;
+  running.cached_tokens = std::min(cached, running.sequence.prompt_tokens());
+  counts_.prefix_query_tokens += static_cast<uint64_t>(running.sequence.open_block_start());
+  counts_.prefix_hit_tokens += static_cast<uint64_t>(cached);
+  return true;
+}
+
+// Takes the pages that hold what comes before its open block already; returns how many.
+int32_t Scheduler::AcquirePrefix(Live& live) {
+  const Sequence& sequence = live.running.sequence;
+  const SequenceSpec& spec = sequence.spec();
+  live.shares = limits_.share_prefixes && !live.cache_salt.empty() && spec.grid == BlockGrid::kAbsolute &&
+                limits_.page_size % spec.decoding.block_length == 0;
+  if (!live.shares) return 0;
+  std::vector<int32_t>& pages = live.running.pages;
+  const int32_t page_size = limits_.page_size;
+  int32_t parent = PrefixCache::kNone;
+  for (int32_t start = 0; start + page_size <= sequence.open_block_start(); start += page_size) {
+    parent = cache_.Find(parent, live.cache_salt, sequence.canvas().subspan(start, page_size));
+    if (parent == PrefixCache::kNone) break;
+    cache_.Acquire(parent);
+    pages.push_back(parent);
+  }
+  return live.published = static_cast<int32_t>(pages.size());
+}
+
+int32_t Scheduler::PromisedPages(int32_t priority) const {
+  int32_t promised = 0;
+  for (const Record& record : records_) {
+    if (!record.runs || record.priority > priority) continue;
+    const RunningSequence& running = record.live->running;
+    const Sequence& sequence = running.sequence;
+    const int32_t held = static_cast<int32_t>(running.pages.size() + running.guide_pages.size());
+    const int32_t known = PagesFor(sequence, KeysToDenoise(sequence));
+    const int32_t all = PagesFor(sequence, static_cast<int32_t>(sequence.canvas().size()));
+    promised += std::max(0, std::min(all, known + 1) - held);
+  }
+  return promised;
+}
+
+bool Scheduler::ReservePages(Record& record, int32_t keys) {
+  RunningSequence& running = record.live->running;
+  if (int64_t{limits_.page_size} * static_cast<int64_t>(running.pages.size()) >= keys) return true;
+  const int32_t held = static_cast<int32_t>(running.pages.size() + running.guide_pages.size());
+  const int32_t needed = PagesFor(running.sequence, keys) - held;
+  if (needed > PagesAtHand() && !MakeRoom(record, needed)) return false;
+  while (pool_.free() < needed) CHECK(cache_.Evict());
+  const int32_t of_guide = running.sequence.guided() ? needed / 2 : 0;
+  for (int32_t i = 0; i < of_guide; ++i) running.guide_pages.push_back(pool_.Take());
+  for (int32_t i = of_guide; i < needed; ++i) running.pages.push_back(pool_.Take());
+  return true;
+}
+
+// One that runs may preempt all that are less urgent, one that is to start only those of a lower class.
+bool Scheduler::MayPreempt(const Record& wants, const Record& victim) const {
+  if (wants.runs) return IsLessUrgent(victim, wants);
+  return victim.id != favoured_ && victim.priority > wants.priority;
+}
+
+bool Scheduler::IsLessUrgent(const Record& a, const Record& b) const {
+  return std::make_tuple(a.id != favoured_, a.priority, a.id) > std::make_tuple(b.id != favoured_, b.priority, b.id);
+}
+
+// Preempts the least urgent ones until `pages` are at hand; nobody when that cannot be.
+bool Scheduler::MakeRoom(const Record& wants, int32_t pages) {
+  victims_.clear();
+  for (Record& record : records_) {
+    if (record.runs && &record != &wants && MayPreempt(wants, record)) victims_.push_back(&record);
+  }
+  if (victims_.empty()) return false;
+  std::sort(victims_.begin(), victims_.end(),
+            [this](const Record* a, const Record* b) { return IsLessUrgent(*a, *b); });
+  int32_t room = PagesAtHand();
+  size_t victims = 0;
+  const auto count = [this](const Record& victim, const auto& what) {
+    for (const int32_t page : victim.live->running.pages) what(page, shed_[static_cast<size_t>(page)]);
+    for (const int32_t page : victim.live->running.guide_pages) what(page, shed_[static_cast<size_t>(page)]);
+  };
+  for (; room < pages && victims < victims_.size(); ++victims) {
+    count(*victims_[victims], [&](int32_t page, int32_t& shed) { room += ++shed == pool_.owners(page) ? 1 : 0; });
+  }
+  for (size_t i = 0; i < victims; ++i) count(*victims_[i], [](int32_t, int32_t& shed) { shed = 0; });
+  if (room < pages) return false;
+  for (size_t i = 0; i < victims; ++i) Preempt(*victims_[i]);
+  CHECK(PagesAtHand() >= pages);
+  return true;
+}
+
+// Also takes back what it was granted in this step.
+void Scheduler::Preempt(Record& victim) {
+  CHECK(victim.runs && victim.id != favoured_);
+  LetGo(*victim.live);
+  victim.live->running.sequence.DropKv();
+  ++victim.live->running.preemptions;
+  ++counts_.preemptions;
+  victim.runs = false;
+  victim.tried_step = step_;
+  --running_;
+  rows_left_ += victim.demand.granted;
+  prefill_left_ += std::min(victim.demand.granted, victim.demand.prefill);
+  victim.demand.granted = 0;
+}
+
+// Every page that is filled with clean KV becomes one of the cache; where the cache has it already, the cache's page
+// replaces it.
+void Scheduler::Publish(Live& live) {
+  if (!live.shares) return;
+  std::vector<int32_t>& pages = live.running.pages;
+  const Sequence& sequence = live.running.sequence;
+  const int32_t page_size = limits_.page_size;
+  for (; (live.published + 1) * page_size <= sequence.written(); ++live.published) {
+    const size_t index = static_cast<size_t>(live.published);
+    const int32_t parent = index == 0 ? PrefixCache::kNone : pages[index - 1];
+    const int32_t kept = cache_.Offer(parent, live.cache_salt,
+                                      sequence.canvas().subspan(live.published * page_size, page_size), pages[index]);
+    if (kept == PrefixCache::kNone) {
+      live.shares = false;
+      return;
+    }
+    if (kept == pages[index]) continue;
+    cache_.Acquire(kept);
+    pool_.Drop(pages[index]);
+    pages[index] = kept;
+  }
+}
+
+void Scheduler::LetGo(Live& live) {
+  RunningSequence& running = live.running;
+  for (size_t i = running.pages.size(); i-- > 0;) {
+    if (static_cast<int32_t>(i) < live.published) {
+      cache_.Release(running.pages[i], step_);
+    } else {
+      pool_.Drop(running.pages[i]);
+    }
+  }
+  for (const int32_t page : running.guide_pages) pool_.Drop(page);
+  running.pages.clear();
+  running.guide_pages.clear();
+  live.published = 0;
+}
+
+}  // namespace quicksilver
