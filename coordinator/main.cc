@@ -10,7 +10,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "common/clock.h"
 #include "common/exit_codes.h"
 #include "common/failpoint.h"
@@ -90,14 +92,24 @@ class StopSignals {
   sigset_t set_;
 };
 
+// On the monotonic clock, UTC.
+absl::Duration LastMidnight() {
+  const absl::Duration since = (absl::Now() - absl::UnixEpoch()) % absl::Hours(24);
+  return MonotonicNow() - since;
+}
+
 InferenceOptions ServiceOptions(const CoordinatorOptions& options) {
   InferenceOptions service;
   service.dispatcher = {.queue_requests_max = options.queue_requests_max,
                         .queue_tokens_max = options.queue_tokens_max,
                         .queue_time_max = absl::Seconds(options.queue_seconds_max),
                         .request_time_max = absl::Seconds(options.request_seconds_max),
-                        .lease = absl::Seconds(options.lease_seconds)};
-  service.cluster.workers = options.workers;
+                        .lease = absl::Seconds(options.lease_seconds),
+                        .resume_wait = absl::Seconds(options.resume_wait_seconds),
+                        .tenants = options.tenants};
+  service.dispatcher.tenants.midnight = LastMidnight();
+  service.cluster.discovery.sources = options.worker_sources;
+  service.cluster.discovery.interval = absl::Seconds(options.discovery_seconds);
   service.cluster.coordinator = absl::StrCat("coordinator-", getpid());
   service.served_model_name = options.served_model_name;
   service.model_aliases = options.model_aliases;
@@ -115,6 +127,12 @@ std::string ModelLabel(const CoordinatorOptions& options) {
   return path.substr(path.rfind('/') + 1);
 }
 
+std::vector<std::string> TenantNames(const CoordinatorOptions& options) {
+  std::vector<std::string> names = {"default"};
+  for (const auto& [name, limits] : options.tenants.tenants) names.push_back(name);
+  return names;
+}
+
 http::ServerOptions HttpOptions(const CoordinatorOptions& options, const std::string& flag, const std::string& listen) {
   const HostPort address = *ParseHostPort(flag, listen);
   http::ServerOptions server;
@@ -130,7 +148,7 @@ http::ServerOptions HttpOptions(const CoordinatorOptions& options, const std::st
 // Every part of the running program, in the order in which they need each other.
 struct Program {
   Program(const CoordinatorOptions& o, std::shared_ptr<const TextModel> text)
-      : metrics(ModelLabel(o), o.workers),
+      : metrics(ModelLabel(o), TenantNames(o)),
         service(InferenceService::Create(ServiceOptions(o), std::move(text), metrics)),
         observer(metrics),
         frontend(
@@ -235,7 +253,7 @@ int Main(int argc, char** argv) {
   LogInfo("serving", {{"http", options.http_listen},
                       {"grpc", options.grpc_listen},
                       {"metrics", options.metrics_listen},
-                      {"groups", options.workers.size()}});
+                      {"workers", absl::StrJoin(options.workers, ",")}});
   while (signals.Wait(absl::Hours(1)) == 0) {
   }
   return Drain(program, options, signals) ? kExitOk : kExitInternal;

@@ -71,6 +71,11 @@ void AddLimits(CLI::App& app, CoordinatorOptions& o) {
       ->capture_default_str()
       ->check(CLI::Range(1.5, 60.0))
       ->group(group);
+  app.add_option("--resume-wait-seconds", o.resume_wait_seconds,
+                 "A request that lost its group waits so long for another one")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 3600.0))
+      ->group(group);
   app.add_option("--tokenizer-threads", o.tokenizer_threads, "Threads that tokenise prompts")
       ->capture_default_str()
       ->check(CLI::Range(1, 64))

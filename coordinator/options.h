@@ -33,6 +33,7 @@ struct CoordinatorOptions {
   double queue_seconds_max = 60;
   double request_seconds_max = 600;
   double lease_seconds = 5;
+  double resume_wait_seconds = 30;
   int tokenizer_threads = 2;
   uint32_t tokenizer_queue_max = 1024;
   std::string tenants_file;

@@ -3,7 +3,9 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <map>
 #include <random>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -36,14 +38,17 @@ std::shared_ptr<grpc::Channel> Dial(const std::string& address) {
 
 enum class Phase { kIdle, kDialling, kLive };
 
-// The place of one group. All fields but the constants are guarded by the cluster's lock.
+// The place of one group. Guarded by the cluster's lock.
 struct Place {
   std::string address;
   std::unique_ptr<v1::Worker::Stub> stub;
+  bool told = false;     // The listener knows it.
+  bool retired = false;  // Not found any more.
   Phase phase = Phase::kIdle;
   std::shared_ptr<ServeCall> call;  // Null when idle.
   uint64_t connections = 0;
-  int failures = 0;  // Streams in a row that came to nothing.
+  int open_calls = 0;  // That gRPC has not let go of: they need the channel.
+  int failures = 0;    // Streams in a row that came to nothing.
   bool refused = false;
   bool silent = false;  // No answer in time.
   absl::Duration next_dial = absl::ZeroDuration();
@@ -54,22 +59,18 @@ struct Place {
 class ClusterImpl : public Cluster {
  public:
   ClusterImpl(const ClusterOptions& options, GroupListener& listener) : options_(options), listener_(listener) {
-    for (const std::string& address : options.workers) {
-      Place place;
-      place.address = address;
-      place.stub = v1::Worker::NewStub(Dial(address));
-      places_.push_back(std::move(place));
-    }
     dialler_ = std::thread([this] { DialLoop(); });
+    discovery_ = Discovery::Start(options.discovery, [this](const auto& addresses) { SetMembers(addresses); });
   }
 
   ~ClusterImpl() override {
+    discovery_.reset();
     std::vector<std::shared_ptr<ServeCall>> calls;
     {
       MutexLock lock(mu_);
       stopping_ = true;
       wake_.NotifyAll();
-      for (Place& place : places_) {
+      for (auto& [group, place] : places_) {
         if (place.call != nullptr) calls.push_back(std::move(place.call));
       }
     }
@@ -92,44 +93,88 @@ class ClusterImpl : public Cluster {
     std::shared_ptr<ServeCall> call;
     {
       MutexLock lock(mu_);
-      Place& place = places_[static_cast<uint32_t>(connection.group)];
-      if (place.call == nullptr || place.call->connection() != connection) return;
-      call = std::move(place.call);
-      Rest(place);
+      Place* place = PlaceOf(connection);
+      if (place == nullptr) return;
+      call = std::move(place->call);
+      Rest(*place);
     }
     call->Cancel();
   }
 
  private:
-  std::shared_ptr<ServeCall> Find(Connection connection) {
-    MutexLock lock(mu_);
-    const Place& place = places_[static_cast<uint32_t>(connection.group)];
-    const bool current = place.call != nullptr && place.call->connection() == connection;
-    return current ? place.call : nullptr;
+  // Null when this is not the group's present stream.
+  Place* PlaceOf(Connection connection) REQUIRES_LOCK(mu_) {
+    const auto it = places_.find(connection.group);
+    if (it == places_.end() || it->second.call == nullptr) return nullptr;
+    return it->second.call->connection() == connection ? &it->second : nullptr;
   }
 
-  bool IsCurrent(const ServeCall& call) {
+  std::shared_ptr<ServeCall> Find(Connection connection) {
     MutexLock lock(mu_);
-    return places_[static_cast<uint32_t>(call.connection().group)].call.get() == &call;
+    const Place* place = PlaceOf(connection);
+    return place == nullptr ? nullptr : place->call;
+  }
+
+  void SetMembers(const std::set<std::string>& addresses) {
+    MutexLock lock(mu_);
+    std::set<std::string> added = addresses;
+    for (auto& [group, place] : places_) {
+      place.retired = added.erase(place.address) == 0;
+      if (place.retired && place.phase == Phase::kDialling) place.call->Cancel();
+    }
+    for (const std::string& address : added) {
+      if (places_.size() >= options_.groups_max) {
+        LogWarning("too many worker groups: some are left out", {{"address", address}, {"max", options_.groups_max}});
+        break;
+      }
+      Place& place = places_[GroupId{next_group_++}];
+      place.address = address;
+      place.stub = v1::Worker::NewStub(Dial(address));
+    }
+    wake_.NotifyAll();
   }
 
   void DialLoop() {
     MutexLock lock(mu_);
     while (!stopping_) {
+      if (TellOfOne()) continue;
       const absl::Duration now = MonotonicNow();
       absl::Duration next = now + absl::Seconds(60);
-      for (uint32_t g = 0; g < places_.size(); ++g) {
-        Place& place = places_[g];
-        if (place.phase == Phase::kIdle && place.next_dial <= now) DialGroup(GroupId{g}, place, now);
+      for (auto& [group, place] : places_) {
+        if (place.phase == Phase::kIdle && !place.retired && place.next_dial <= now) DialGroup(group, place, now);
         if (place.phase == Phase::kDialling && place.hello_deadline <= now) {
           place.hello_deadline = absl::InfiniteDuration();
           place.silent = true;
           place.call->Cancel();
         }
+        if (place.retired && place.phase == Phase::kIdle) continue;
         next = std::min(next, place.phase == Phase::kIdle ? place.next_dial : place.hello_deadline);
       }
       if (next > now) wake_.WaitFor(mu_, next - now);
     }
+  }
+
+  // Tells the listener of a group that is new or gone, without the lock. False when it knows all.
+  bool TellOfOne() REQUIRES_LOCK(mu_) {
+    for (auto it = places_.begin(); it != places_.end(); ++it) {
+      const GroupId group = it->first;
+      Place& place = it->second;
+      const bool gone = place.retired && place.phase == Phase::kIdle && place.open_calls == 0;
+      if (!gone && place.told) continue;
+      const std::string address = place.address;
+      const bool told = std::exchange(place.told, true);
+      auto removed = gone ? places_.extract(it) : decltype(places_)::node_type();
+      mu_.Unlock();
+      if (!gone) {
+        listener_.OnGroupAdded(group, address);
+      } else if (told) {
+        listener_.OnGroupRemoved(group);
+      }
+      removed = {};  // The end of a channel may take a while.
+      mu_.Lock();
+      return true;
+    }
+    return false;
   }
 
   void DialGroup(GroupId group, Place& place, absl::Duration now) REQUIRES_LOCK(mu_) {
@@ -137,15 +182,16 @@ class ClusterImpl : public Cluster {
     place.hello_deadline = now + options_.hello_timeout;
     place.silent = false;
     ++open_calls_;
+    ++place.open_calls;
     place.call = ServeCall::Start(
         *place.stub, Connection{group, ++place.connections}, options_.coordinator,
         {.on_message = [this](ServeCall& call, const v1::WorkerMessage& message) { OnMessage(call, message); },
          .on_end = [this](ServeCall& call, const grpc::Status& status) { OnEnd(call, status); },
-         .on_gone = [this] { OnGone(); }});
+         .on_gone = [this, group] { OnGone(group); }});
   }
 
   void OnMessage(ServeCall& call, const v1::WorkerMessage& message) {
-    if (!IsCurrent(call)) return;
+    if (Find(call.connection()) == nullptr) return;
     switch (message.message_case()) {
       case v1::WorkerMessage::kInfo:
         return OnInfo(call, message.info());
@@ -162,8 +208,9 @@ class ClusterImpl : public Cluster {
     const Connection connection = call.connection();
     const absl::Status verdict = listener_.OnGroupInfo(connection, info);
     MutexLock lock(mu_);
-    Place& place = places_[static_cast<uint32_t>(connection.group)];
-    if (place.call.get() != &call) return;
+    Place* found = PlaceOf(connection);
+    if (found == nullptr) return;
+    Place& place = *found;
     place.hello_deadline = absl::InfiniteDuration();
     place.refused = !verdict.ok();
     if (!verdict.ok()) {
@@ -184,30 +231,29 @@ class ClusterImpl : public Cluster {
     bool lost = false;
     {
       MutexLock lock(mu_);
-      Place& place = places_[static_cast<uint32_t>(connection.group)];
-      if (place.call.get() == &call) {
-        lost = place.phase == Phase::kLive;
-        if (place.silent) reason = absl::StrCat("no answer within ", absl::FormatDuration(options_.hello_timeout));
-        if (!place.refused) Complain(place, reason, lost ? "group lost" : "group cannot be reached");
+      if (Place* place = PlaceOf(connection)) {
+        lost = place->phase == Phase::kLive;
+        if (place->silent) reason = absl::StrCat("no answer within ", absl::FormatDuration(options_.hello_timeout));
+        if (!place->refused) Complain(*place, reason, lost ? "group lost" : "group cannot be reached");
       }
     }
     // The listener hears of the end before the next stream can begin.
     if (lost) listener_.OnGroupLost(connection, reason);
     MutexLock lock(mu_);
-    Place& place = places_[static_cast<uint32_t>(connection.group)];
-    if (place.call.get() == &call) {
-      place.call.reset();
-      Rest(place);
+    if (Place* place = PlaceOf(connection)) {
+      place->call.reset();
+      Rest(*place);
     }
   }
 
-  void OnGone() {
+  void OnGone(GroupId group) {
     MutexLock lock(mu_);
+    if (--places_.at(group).open_calls == 0) wake_.NotifyAll();
     if (--open_calls_ == 0) all_ended_.NotifyAll();
   }
 
   void Complain(Place& place, const std::string& reason, const char* what) REQUIRES_LOCK(mu_) {
-    if (stopping_ || place.last_reason == reason) return;
+    if (stopping_ || place.retired || place.last_reason == reason) return;
     place.last_reason = reason;
     LogWarning(what, {{"address", place.address}, {"reason", reason}});
   }
@@ -226,11 +272,13 @@ class ClusterImpl : public Cluster {
   Mutex mu_;
   CondVar wake_;
   CondVar all_ended_;
-  std::vector<Place> places_ GUARDED_BY(mu_);  // Never resized.
+  std::map<GroupId, Place> places_ GUARDED_BY(mu_);
+  uint32_t next_group_ GUARDED_BY(mu_) = 0;
   int open_calls_ GUARDED_BY(mu_) = 0;
   bool stopping_ GUARDED_BY(mu_) = false;
   std::minstd_rand random_ GUARDED_BY(mu_){std::random_device{}()};
   std::thread dialler_;
+  std::unique_ptr<Discovery> discovery_;
 };
 
 }  // namespace

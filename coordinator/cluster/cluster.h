@@ -6,14 +6,16 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "coordinator/cluster/discovery.h"
 #include "coordinator/core/ids.h"
 #include "quicksilver/v1/worker.pb.h"
 
 namespace quicksilver {
 
 struct ClusterOptions {
-  std::vector<std::string> workers;  ///< host:port of each group's leader; GroupId counts them from 0.
-  std::string coordinator;           ///< Our name in the workers' logs.
+  DiscoveryOptions discovery;
+  size_t groups_max = 4096;  ///< Addresses beyond so many are left out.
+  std::string coordinator;   ///< Our name in the workers' logs.
   absl::Duration hello_timeout = absl::Seconds(5);
   absl::Duration backoff_min = absl::Milliseconds(200);  ///< Between streams to one group; doubles, with jitter.
   absl::Duration backoff_max = absl::Seconds(1);         ///< After a broken stream: a re-formed group is soon found.
@@ -24,6 +26,10 @@ struct ClusterOptions {
 class GroupListener {
  public:
   virtual ~GroupListener() = default;
+  /// The group at `address` is known from now on. Comes before anything else about it.
+  virtual void OnGroupAdded(GroupId group, const std::string& address) = 0;
+  /// It is in no list any more and its stream is over: nothing comes about it afterwards, and its id is not used again.
+  virtual void OnGroupRemoved(GroupId group) = 0;
   /// A stream to the group began. Not OK: the group is refused, and asked again later.
   virtual absl::Status OnGroupInfo(Connection connection, const v1::GroupInfo& info) = 0;
   virtual void OnHeartbeat(Connection connection, const v1::Heartbeat& heartbeat) = 0;
@@ -32,10 +38,11 @@ class GroupListener {
   virtual void OnGroupLost(Connection connection, const std::string& reason) = 0;
 };
 
-/// Keeps one stream to every configured group and dials again when it breaks. Thread-safe.
+/// Keeps one stream to every group that discovery finds and dials again when it breaks. A group that is found no more
+/// is not dialled again, but its stream goes on until it breaks. Thread-safe.
 class Cluster {
  public:
-  /// Dials at once. `listener` outlives the cluster.
+  /// Returns at once. `listener` outlives the cluster.
   static std::unique_ptr<Cluster> Start(const ClusterOptions& options, GroupListener& listener);
   /// Breaks all streams. The listener is not called afterwards.
   virtual ~Cluster() = default;

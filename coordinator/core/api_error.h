@@ -53,6 +53,11 @@ inline ApiError WorkerLost() {
   return {500, "server_error", "worker_lost", "The worker group that ran this request was lost.", "", 0, false};
 }
 
+/// A group that went on with a request disagrees with what its client has seen.
+inline ApiError ResumeDivergence() {
+  return {500, "server_error", "resume_divergence", "The answer could not be continued as it began.", "", 0, false};
+}
+
 inline ApiError DeadlineExceeded() {
   return {504, "server_error", "deadline_exceeded", "The deadline of this request has passed.", "", 0, true};
 }

@@ -8,7 +8,7 @@ namespace quicksilver {
 enum class RequestId : uint64_t {};
 /// A request's choice on a group. Never reused while the coordinator lives.
 enum class SequenceId : uint64_t {};
-/// A configured place of a group (an address), from 0.
+/// The place of a group (an address), while it is known. Never reused.
 enum class GroupId : uint32_t {};
 
 /// One stream to a group. A group that is lost and comes back has a new connection, so that what is late can be told

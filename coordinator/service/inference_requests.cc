@@ -99,14 +99,22 @@ void InferenceServiceImpl::PrepareAndSubmit(const LivePtr& live) {
     if (error->code == "context_length_exceeded") metrics_.rejections.too_large->Increment();
     return Refuse(live, std::move(*error));
   }
-  live->Prepared(std::move(std::get<PreparedRequest>(prepared)), model, *text_, options_.canvas_interval);
-  Admission admission{.id = live->id(),
-                      .model = model.name,
-                      .choices = request.choices,
-                      .prompt_tokens = live->prompt_tokens(),
-                      .max_tokens = live->max_tokens(),
-                      .accepted = live->accepted()};
-  if (request.timeout_seconds > 0) admission.time_max = absl::Seconds(request.timeout_seconds);
+  const absl::Duration time_max =
+      request.timeout_seconds > 0 ? absl::Seconds(request.timeout_seconds) : absl::InfiniteDuration();
+  std::vector<uint64_t> prefix = std::move(std::get<PreparedRequest>(prepared).prefix);
+  live->Prepared(std::move(std::get<PreparedRequest>(prepared)), model, *text_, options_.canvas_interval,
+                 live->accepted() + std::min(time_max, options_.dispatcher.request_time_max));
+  const Admission admission{.id = live->id(),
+                            .model = model.name,
+                            .tenant = request.tenant,
+                            .priority = request.priority,
+                            .choices = request.choices,
+                            .prompt_tokens = live->prompt_tokens(),
+                            .max_tokens = live->max_tokens(),
+                            .accepted = live->accepted(),
+                            .time_max = time_max,
+                            .latency_target = live->target() - live->accepted(),
+                            .prefix = std::move(prefix)};
   Effects effects;
   {
     MutexLock lock(mu_);
@@ -116,7 +124,9 @@ void InferenceServiceImpl::PrepareAndSubmit(const LivePtr& live) {
     if (live->cancelled()) return;
     live_[live->id()] = live;
     const absl::Duration now = MonotonicNow();
-    Execute(dispatcher_.Submit(admission, now), now, effects);
+    const Actions actions = dispatcher_.Submit(admission, now);
+    live->SetRates(dispatcher_.Rates(request.tenant, now));
+    Execute(actions, now, effects);
   }
   RunEffects(effects);
 }
@@ -130,10 +140,8 @@ void InferenceServiceImpl::CancelRequest(const LivePtr& live) {
     Execute(dispatcher_.Cancel(live->id(), now), now, effects);
     changed_.NotifyAll();
   }
-  for (const Connection& connection : effects.flushes) cluster_->Flush(connection);
-  effects.flushes.clear();
-  if (effects.deliveries.empty()) return;
-  // Others may begin now; their sinks are not called on a front end's thread, which may hold its locks.
+  // Others may fail now; their sinks are not called on a front end's thread, which may hold its locks.
+  if (effects.failures.empty()) return RunEffects(effects);
   pool_->AddUrgent([this, effects = std::move(effects)]() mutable { RunEffects(effects); });
 }
 

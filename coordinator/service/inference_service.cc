@@ -47,19 +47,14 @@ void InferenceServiceImpl::Execute(const Actions& actions, absl::Duration now, E
       cluster_->Enqueue(cancel->to, std::move(message));
       effects.flushes.push_back(cancel->to);
     } else if (const auto* failed = std::get_if<FailRequest>(&action)) {
-      CountRejection(failed->rejection);
-      if (const auto it = live_.find(failed->request); it != live_.end()) {
-        effects.failures.emplace_back(it->second, failed->error);
-        live_.erase(it);
-      }
-      changed_.NotifyAll();
+      ExecuteFail(*failed, now, effects);
     } else if (const auto* complete = std::get_if<CompleteRequest>(&action)) {
       const auto it = live_.find(complete->request);
       metrics_.e2e_request_latency_seconds.Observe(absl::ToDoubleSeconds(now - it->second->accepted()));
       live_.erase(it);
       changed_.NotifyAll();
     } else {
-      effects.drops.push_back(std::get<DropGroup>(action));
+      ExecuteDrop(std::get<DropGroup>(action), now, effects);
     }
   }
   metrics_.requests_waiting.Set(static_cast<double>(dispatcher_.waiting()));
@@ -67,52 +62,91 @@ void InferenceServiceImpl::Execute(const Actions& actions, absl::Duration now, E
 }
 
 void InferenceServiceImpl::ExecuteSubmit(const SubmitSequence& submit, absl::Duration now, Effects& effects) {
-  const LivePtr& live = live_.at(submit.request);
-  const GroupState& group = dispatcher_.groups().at(submit.to.group);
+  const LivePtr live = live_.at(submit.request);
+  const LiveRequest::Placement placement{.choice = submit.choice,
+                                         .sequence = submit.sequence,
+                                         .fingerprint = dispatcher_.groups().at(submit.to.group).facts.fingerprint,
+                                         .group = submit.to.group,
+                                         .cause = submit.cause,
+                                         .left_at = LeftAt(*live, submit, now)};
+  std::unique_ptr<v1::CoordinatorMessage> message = live->OnPlaced(placement, now);
+  if (message == nullptr) {
+    // Its last update came in while its group was being given up.
+    return Execute(dispatcher_.OnSequenceEnded(submit.sequence, 0, now), now, effects);
+  }
   // The order of messages is that of decisions, since both happen under the lock.
-  cluster_->Enqueue(submit.to, live->OnPlaced(submit.choice, submit.sequence, group.facts.fingerprint, now));
+  cluster_->Enqueue(submit.to, std::move(message));
   effects.flushes.push_back(submit.to);
-  if (submit.choice != 0) return;
-  effects.deliveries.push_back(live);
+  if (submit.cause == SubmitCause::kLost) metrics_.requests_resumed.lost->Increment();
+  if (submit.cause == SubmitCause::kMoved) metrics_.requests_resumed.moved->Increment();
+  if (submit.choice != 0 || submit.cause != SubmitCause::kNew) return;
+  throughput_.AddPrompt(live->prompt_tokens());
+  metrics_.tenant(live->request().tenant).prompt_tokens->Increment(live->prompt_tokens());
   metrics_.request_queue_time_seconds.Observe(absl::ToDoubleSeconds(now - live->accepted()));
   metrics_.request_prompt_tokens.Observe(live->prompt_tokens());
-  metrics_.prompt_tokens.Increment(live->prompt_tokens());
   metrics_.request_params_n.Observe(live->request().choices);
   metrics_.request_params_max_tokens.Observe(live->max_tokens());
 }
 
-void InferenceServiceImpl::CountRejection(Rejection rejection) {
-  switch (rejection) {
+absl::Duration InferenceServiceImpl::LeftAt(const LiveRequest& live, const SubmitSequence& submit,
+                                            absl::Duration now) const {
+  if (submit.cause != SubmitCause::kLost) return now;
+  const LiveRequest::LastPlace last = live.last_place(submit.choice);
+  const GroupPtr place = FindGroup(last.group);
+  return place != nullptr && place->lost >= last.since ? place->lost : now;
+}
+
+void InferenceServiceImpl::ExecuteFail(const FailRequest& failed, absl::Duration now, Effects& effects) {
+  CountRejection(failed);
+  changed_.NotifyAll();
+  const auto it = live_.find(failed.request);
+  if (it == live_.end()) return;
+  ApiError error = failed.error;
+  if (failed.rejection == Rejection::kTenantLimit) {
+    error.rates = dispatcher_.Rates(it->second->request().tenant, now);
+  }
+  effects.failures.emplace_back(it->second, std::move(error));
+  live_.erase(it);
+}
+
+void InferenceServiceImpl::ExecuteDrop(const DropGroup& drop, absl::Duration now, Effects& effects) {
+  const GroupPtr place = FindGroup(drop.group.group);
+  if (place == nullptr) return;
+  place->lost = now;
+  place->metrics->up.Set(0);
+  place->metrics->size.Set(0);
+  effects.drops.emplace_back(drop, place);
+}
+
+void InferenceServiceImpl::CountRejection(const FailRequest& failed) {
+  Metrics::Rejections& count = metrics_.rejections;
+  switch (failed.rejection) {
     case Rejection::kNone:
       return;
     case Rejection::kQueueFull:
-      return metrics_.rejections.queue_full->Increment();
-    case Rejection::kTenantLimit:
     case Rejection::kShed:
-      return metrics_.rejections.queue_full->Increment();
+      return count.queue_full->Increment();
     case Rejection::kDeadline:
-      return metrics_.rejections.deadline->Increment();
+      return count.deadline->Increment();
     case Rejection::kDraining:
-      return metrics_.rejections.draining->Increment();
+      return count.draining->Increment();
     case Rejection::kNoWorker:
-      return metrics_.rejections.no_worker->Increment();
+      return count.no_worker->Increment();
+    case Rejection::kTenantLimit:
+      return (failed.error.code == "insufficient_quota" ? count.quota : count.rate_limit)->Increment();
   }
 }
 
 void InferenceServiceImpl::RunEffects(Effects& effects) {
   for (const Connection& connection : effects.flushes) cluster_->Flush(connection);
-  for (const DropGroup& drop : effects.drops) {
-    LogWarning("group lost", {{"address", options_.cluster.workers[static_cast<uint32_t>(drop.group.group)]},
-                              {"reason", drop.reason}});
+  for (const auto& [drop, place] : effects.drops) {
+    LogWarning("group lost", {{"address", place->address}, {"reason", drop.reason}});
     cluster_->Drop(drop.group);
-    metrics_.groups[static_cast<uint32_t>(drop.group.group)].up->Set(0);
-    metrics_.groups[static_cast<uint32_t>(drop.group.group)].size->Set(0);
   }
   for (auto& [live, error] : effects.failures) {
     live->Fail(std::move(error));
     live->Deliver();
   }
-  for (const LivePtr& live : effects.deliveries) live->Deliver();
 }
 
 std::vector<ModelInfo> InferenceServiceImpl::Models() const {
@@ -172,11 +206,26 @@ void InferenceServiceImpl::TickLoop() {
       }
       if (stopping_) return;
       const absl::Duration later = MonotonicNow();
+      LogThroughput(later);
       if (dispatcher_.NextTick() > later) continue;
       Execute(dispatcher_.Tick(later), later, effects);
     }
     RunEffects(effects);
   }
+}
+
+void InferenceServiceImpl::LogThroughput(absl::Duration now) {
+  const std::optional<ThroughputLog::Rates> rates = throughput_.Next(now);
+  if (!rates) return;
+  double kv_usage = 0;
+  for (const auto& [id, place] : groups_) kv_usage = std::max(kv_usage, place->kv_usage);
+  LogInfo("throughput", {{"prompt_tokens_per_second", rates->prompt_tokens_per_second},
+                         {"generation_tokens_per_second", rates->output_tokens_per_second},
+                         {"tokens_per_forward", rates->tokens_per_forward},
+                         {"prefix_hit_ratio", rates->prefix_hit_ratio},
+                         {"kv_cache_usage_ratio_max", kv_usage},
+                         {"running", dispatcher_.running()},
+                         {"waiting", dispatcher_.waiting()}});
 }
 
 std::unique_ptr<InferenceService> InferenceService::Create(InferenceOptions options,

@@ -14,16 +14,28 @@
 #include "coordinator/service/inference_service.h"
 #include "coordinator/service/live_request.h"
 #include "coordinator/service/task_pool.h"
+#include "coordinator/service/throughput_log.h"
 
 namespace quicksilver {
 
 using LivePtr = std::shared_ptr<LiveRequest>;
 
+// What the shell knows of a group, while its address is known.
+struct GroupPlace {
+  std::string address;
+  std::unique_ptr<Metrics::Group> metrics;
+  // Guarded by the service's lock.
+  uint64_t pages = 0;  // Of its KV cache.
+  uint64_t page_size = 0;
+  double kv_usage = 0;                              // [0, 1]
+  absl::Duration lost = -absl::InfiniteDuration();  // When it was last given up.
+};
+using GroupPtr = std::shared_ptr<GroupPlace>;
+
 // What is left to do when the lock is released.
 struct Effects {
   std::vector<Connection> flushes;
-  std::vector<DropGroup> drops;
-  std::vector<LivePtr> deliveries;
+  std::vector<std::pair<DropGroup, GroupPtr>> drops;
   std::vector<std::pair<LivePtr, ApiError>> failures;
 };
 
@@ -42,20 +54,37 @@ class InferenceServiceImpl : public InferenceService, private GroupListener {
   void CancelRequest(const LivePtr& live);
 
  private:
+  void OnGroupAdded(GroupId group, const std::string& address) override;
+  void OnGroupRemoved(GroupId group) override;
   absl::Status OnGroupInfo(Connection connection, const v1::GroupInfo& info) override;
   void OnHeartbeat(Connection connection, const v1::Heartbeat& heartbeat) override;
   void OnStepResult(Connection connection, const v1::StepResult& result) override;
   void OnGroupLost(Connection connection, const std::string& reason) override;
 
+  // An update on its way from a group to a request.
+  struct Target {
+    LivePtr live;
+    uint32_t choice;
+    const v1::SequenceUpdate* update;
+    LiveRequest::Applied applied;
+  };
+
   absl::Status CheckGroup(const v1::GroupInfo& info) const;
+  GroupPtr FindGroup(GroupId group) const REQUIRES_LOCK(mu_);
+  void Settle(const Target& target, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);
+  void Observe(const Target& target);
   void PrepareAndSubmit(const LivePtr& live);
   std::variant<ModelFacts, ApiError> FindModel(const std::string& name) const REQUIRES_LOCK(mu_);
   void Refuse(const LivePtr& live, ApiError error);
   void EndPreparing();
-  void ObserveFinished(const FinishedEvent& finished, const v1::SequenceEnd* end);
   void Execute(const Actions& actions, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);
   void ExecuteSubmit(const SubmitSequence& submit, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);
-  void CountRejection(Rejection rejection);
+  void ExecuteFail(const FailRequest& failed, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);
+  void ExecuteDrop(const DropGroup& drop, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);
+  void CountRejection(const FailRequest& failed);
+  absl::Duration LeftAt(const LiveRequest& live, const SubmitSequence& submit, absl::Duration now) const
+      REQUIRES_LOCK(mu_);
+  void LogThroughput(absl::Duration now) REQUIRES_LOCK(mu_);
   void RunEffects(Effects& effects) EXCLUDES_LOCK(mu_);
   void TickLoop();
 
@@ -70,7 +99,8 @@ class InferenceServiceImpl : public InferenceService, private GroupListener {
   Dispatcher dispatcher_ GUARDED_BY(mu_);
   absl::flat_hash_map<RequestId, LivePtr> live_ GUARDED_BY(mu_);  // What the dispatcher knows.
   std::map<std::string, ModelFacts> models_ GUARDED_BY(mu_);      // Ever served.
-  std::map<GroupId, uint64_t> pages_ GUARDED_BY(mu_);             // Each group's KV pages.
+  std::map<GroupId, GroupPtr> groups_ GUARDED_BY(mu_);
+  ThroughputLog throughput_ GUARDED_BY(mu_);
   uint64_t last_request_ GUARDED_BY(mu_) = 0;
   size_t preparing_ GUARDED_BY(mu_) = 0;
   bool lame_duck_ GUARDED_BY(mu_) = false;

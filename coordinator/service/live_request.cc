@@ -1,5 +1,6 @@
 #include "coordinator/service/live_request.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace quicksilver {
@@ -14,13 +15,17 @@ struct Send {
   void operator()(const ApiError& error) const { sink.OnError(error); }
 };
 
+// So much before the deadline the worker is to stop: its last step and the way back take time, too.
+constexpr absl::Duration kDeadlineMargin = absl::Milliseconds(10);
+
+// At least 1: 0 is none.
+uint64_t MicrosUntil(absl::Duration end, absl::Duration now) {
+  return static_cast<uint64_t>(std::max<int64_t>(absl::ToInt64Microseconds(end - kDeadlineMargin - now), 1));
+}
+
 // What a worker says about a sequence that it gave up, in the client's terms.
 ApiError WorkerError(const v1::SequenceEnd& end) {
-  if (end.reason() == v1::SequenceEnd::REASON_CANCELLED) return WorkerLost();
   const std::string& code = end.error_code();
-  if (code == "server_is_overloaded") return Overloaded(end.error_message(), 1);
-  if (code == "shutting_down") return ShuttingDown();
-  if (code == "worker_lost") return WorkerLost();
   if (code == "not_implemented") return NotImplementedError("", end.error_message());
   if (code == "invalid_value" || code == "context_length_exceeded" || code == "unsupported_parameter") {
     return InvalidRequest(code, "", end.error_message());
@@ -35,14 +40,15 @@ LiveRequest::LiveRequest(RequestId id, GenerateRequest request, std::shared_ptr<
     : id_(id), request_(std::move(request)), accepted_(accepted), created_(created), sink_(std::move(sink)) {}
 
 void LiveRequest::Prepared(PreparedRequest prepared, const ModelFacts& model, const TextModel& text,
-                           absl::Duration canvas_interval) {
+                           absl::Duration canvas_interval, absl::Duration deadline) {
   prompt_tokens_ = prepared.prompt_tokens;
   max_tokens_ = prepared.max_tokens;
+  deadline_ = deadline;
   MutexLock lock(mu_);
-  submits_ = std::move(prepared.submits);
-  unfinished_ = static_cast<uint32_t>(submits_.size());
-  for (uint32_t choice = 0; choice < submits_.size(); ++choice) {
-    choices_.push_back(std::make_unique<ChoiceStream>(
+  submit_ = std::move(prepared.submit);
+  unfinished_ = request_.choices;
+  for (uint32_t choice = 0; choice < request_.choices; ++choice) {
+    choices_.emplace_back().stream = std::make_unique<ChoiceStream>(
         text, ChoiceSettings{.choice = choice,
                              .prompt_tokens = prompt_tokens_,
                              .max_tokens = max_tokens_,
@@ -51,45 +57,103 @@ void LiveRequest::Prepared(PreparedRequest prepared, const ModelFacts& model, co
                              .stop_ids = model.stop_ids,
                              .canvases = request_.canvases,
                              .canvas_interval = canvas_interval,
-                             .accepted = accepted_}));
+                             .accepted = accepted_});
   }
 }
 
-std::unique_ptr<v1::CoordinatorMessage> LiveRequest::OnPlaced(uint32_t choice, SequenceId sequence,
-                                                              const std::string& fingerprint, absl::Duration now) {
+void LiveRequest::SetRates(TenantRates rates) {
   MutexLock lock(mu_);
-  choices_[choice]->OnPlaced(now);
-  std::unique_ptr<v1::CoordinatorMessage> message = std::move(submits_[choice]);
-  message->mutable_submit()->set_sequence_id(static_cast<uint64_t>(sequence));
-  fingerprint_ = fingerprint;
+  rates_ = rates;
+}
+
+absl::Duration LiveRequest::target() const {
+  if (request_.latency_target_seconds <= 0) return absl::InfiniteDuration();
+  return accepted_ + absl::Seconds(request_.latency_target_seconds);
+}
+
+std::unique_ptr<v1::CoordinatorMessage> LiveRequest::OnPlaced(const Placement& placement, absl::Duration now) {
+  MutexLock lock(mu_);
+  Choice& choice = choices_[placement.choice];
+  choice.sequence = placement.sequence;
+  if (choice.stream->finished()) return nullptr;
+  ++choice.placements;
+  choice.place = {placement.group, now};
+  choice.stream->OnPlaced(now);
+  if (placement.cause != SubmitCause::kNew && !choice.left_at) choice.left_at = placement.left_at;
+  fingerprint_ = placement.fingerprint;
+  auto message = std::make_unique<v1::CoordinatorMessage>();
+  v1::Submit& submit = *message->mutable_submit();
+  submit = submit_;
+  submit.set_choice(placement.choice);
+  submit.set_sequence_id(static_cast<uint64_t>(placement.sequence));
+  submit.set_deadline_micros(MicrosUntil(std::min(deadline_, target()), now));
+  if (target() != absl::InfiniteDuration()) submit.set_target_micros(MicrosUntil(target(), now));
+  v1::Checkpoint record = choice.stream->Record();
+  if (record.step() > 0) *submit.mutable_checkpoint() = std::move(record);
   return message;
+}
+
+LiveRequest::LastPlace LiveRequest::last_place(uint32_t choice) const {
+  MutexLock lock(mu_);
+  return choices_[choice].place;
 }
 
 LiveRequest::Applied LiveRequest::Apply(uint32_t choice, const v1::SequenceUpdate& update, uint64_t epoch,
                                         absl::Duration now) {
   MutexLock lock(mu_);
-  if (closed_) return {};
-  return ApplyLocked(choice, update, epoch, now);
+  Choice& one = choices_[choice];
+  if (closed_ || one.stream->finished() || static_cast<uint64_t>(one.sequence) != update.sequence_id()) return {};
+  return ApplyLocked(one, update, epoch, now);
 }
 
-LiveRequest::Applied LiveRequest::ApplyLocked(uint32_t choice, const v1::SequenceUpdate& update, uint64_t epoch,
-                                              absl::Duration now) {
-  const v1::SequenceEnd::Reason reason = update.end().reason();
-  if (update.has_end() && reason != v1::SequenceEnd::REASON_STOP && reason != v1::SequenceEnd::REASON_LENGTH) {
-    return {Outcome::kFailed, WorkerError(update.end()), std::nullopt};
+std::optional<LiveRequest::Applied> LiveRequest::Refused(const v1::SequenceEnd& end) const {
+  switch (end.reason()) {
+    case v1::SequenceEnd::REASON_STOP:
+    case v1::SequenceEnd::REASON_LENGTH:
+      return std::nullopt;
+    case v1::SequenceEnd::REASON_DEADLINE:
+      if (target() != absl::InfiniteDuration()) return std::nullopt;
+      return Applied{.outcome = Outcome::kFailed, .error = DeadlineExceeded()};
+    case v1::SequenceEnd::REASON_CANCELLED:  // Not by us: nobody reads what we cancelled.
+      return Applied{.outcome = Outcome::kReturned};
+    default:
+      break;
   }
-  ChoiceStream& stream = *choices_[choice];
-  if (stream.finished()) return {};
+  const std::string& code = end.error_code();
+  if (code == "server_is_overloaded" || code == "shutting_down" || code == "worker_lost") {
+    return Applied{.outcome = Outcome::kReturned};
+  }
+  return Applied{.outcome = Outcome::kFailed, .error = WorkerError(end)};
+}
+
+LiveRequest::Applied LiveRequest::ApplyLocked(Choice& choice, const v1::SequenceUpdate& update, uint64_t epoch,
+                                              absl::Duration now) {
+  if (update.has_end()) {
+    if (std::optional<Applied> refused = Refused(update.end())) return *std::move(refused);
+  }
   // Only now: the worker has taken it. What it refuses must reach the client as a status, not as the end of a stream.
   if (!std::exchange(started_, true)) {
-    pending_.emplace_back(StartedEvent{request_.model, "fp_" + fingerprint_.substr(0, 10), created_, prompt_tokens_});
+    pending_.emplace_back(
+        StartedEvent{request_.model, "fp_" + fingerprint_.substr(0, 10), created_, prompt_tokens_, rates_});
   }
+  ChoiceStream& stream = *choice.stream;
+  const uint32_t before = stream.completion_tokens();
   std::vector<ChoiceEvent> events;
   const absl::Status status = stream.Apply(update, epoch, now, events);
   if (!status.ok()) {
-    return {Outcome::kFailed, InternalError("internal_error", "The worker broke the protocol."), std::nullopt};
+    const bool diverged = choice.placements > 1;
+    return {.outcome = Outcome::kFailed,
+            .error = diverged ? ResumeDivergence() : InternalError("internal_error", "The worker broke the protocol."),
+            .diverged = diverged};
   }
-  Applied applied;
+  Applied applied{.outcome = Outcome::kGoesOn, .output_tokens = stream.completion_tokens()};
+  applied.new_tokens = applied.output_tokens - std::min(before, applied.output_tokens);
+  applied.new_forwards = update.step() - std::min(choice.step, update.step());
+  choice.step = std::max(choice.step, update.step());
+  if (const std::optional<absl::Duration> left_at = std::exchange(choice.left_at, std::nullopt)) {
+    applied.resumed = now - *left_at;
+  }
+  if (applied.output_tokens > 0 && !std::exchange(choice.first_block, true)) applied.first_block = now - accepted_;
   for (ChoiceEvent& event : events) {
     if (const auto* finished = std::get_if<FinishedEvent>(&event)) applied.finished = *finished;
     pending_.push_back(std::visit([](auto& one) { return Event(std::move(one)); }, event));

@@ -1,9 +1,12 @@
 #include "coordinator/service/prepare.h"
 
+#include <openssl/sha.h>
+
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "coordinator/core/prefix_chain.h"
 
 namespace quicksilver {
 namespace {
@@ -72,11 +75,21 @@ v1::Decoding ToProto(const DecodingChoice& choice) {
   return decoding;
 }
 
-std::unique_ptr<v1::CoordinatorMessage> MakeSubmit(const GenerateRequest& request, const std::vector<int32_t>& ids,
-                                                   uint32_t max_tokens, const ModelFacts& model,
-                                                   const SamplingDefaults& defaults, uint64_t random_seed) {
-  auto message = std::make_unique<v1::CoordinatorMessage>();
-  v1::Submit& submit = *message->mutable_submit();
+v1::Priority ToProto(Priority priority) {
+  switch (priority) {
+    case Priority::kInteractive:
+      return v1::PRIORITY_INTERACTIVE;
+    case Priority::kDefault:
+      return v1::PRIORITY_DEFAULT;
+    case Priority::kBatch:
+      return v1::PRIORITY_BATCH;
+  }
+  return v1::PRIORITY_DEFAULT;
+}
+
+v1::Submit MakeSubmit(const GenerateRequest& request, const std::vector<int32_t>& ids, uint32_t max_tokens,
+                      const ModelFacts& model, const SamplingDefaults& defaults, uint64_t random_seed) {
+  v1::Submit submit;
   submit.mutable_prompt_ids()->Assign(ids.begin(), ids.end());
   submit.set_max_tokens(max_tokens);
   submit.mutable_stop_ids()->Assign(model.stop_ids.begin(), model.stop_ids.end());
@@ -87,10 +100,22 @@ std::unique_ptr<v1::CoordinatorMessage> MakeSubmit(const GenerateRequest& reques
   sampling.set_seed(request.seed ? static_cast<uint64_t>(*request.seed) : random_seed);
   *submit.mutable_decoding() = ToProto(request.decoding);
   submit.set_provisional(request.canvases);
-  return message;
+  submit.set_priority(ToProto(request.priority));
+  submit.set_tenant(request.tenant);
+  submit.set_cache_salt(CacheSalt(request.tenant, request.cache_key));
+  return submit;
 }
 
 }  // namespace
+
+std::string CacheSalt(const std::string& tenant, const std::string& cache_key) {
+  // The length keeps pairs apart whose joined bytes are equal.
+  const std::string joined = absl::StrCat(tenant.size(), ":", tenant, cache_key);
+  std::string digest(SHA256_DIGEST_LENGTH, '\0');
+  SHA256(reinterpret_cast<const unsigned char*>(joined.data()), joined.size(),
+         reinterpret_cast<unsigned char*>(digest.data()));
+  return digest;
+}
 
 std::variant<PreparedRequest, ApiError> Prepare(const GenerateRequest& request, const TextModel& text,
                                                 const ModelFacts& model, const SamplingDefaults& defaults,
@@ -121,11 +146,10 @@ std::variant<PreparedRequest, ApiError> Prepare(const GenerateRequest& request, 
                    absl::StrCat("you requested ", prompt + max_tokens, " tokens (", prompt, " in the ", param, ", ",
                                 max_tokens, " in the completion)"));
   }
-  PreparedRequest prepared{static_cast<uint32_t>(prompt), static_cast<uint32_t>(max_tokens), {}};
-  for (uint32_t choice = 0; choice < request.choices; ++choice) {
-    prepared.submits.push_back(MakeSubmit(request, *ids, prepared.max_tokens, model, defaults, random_seed));
-    prepared.submits.back()->mutable_submit()->set_choice(choice);
-  }
+  PreparedRequest prepared{.prompt_tokens = static_cast<uint32_t>(prompt),
+                           .max_tokens = static_cast<uint32_t>(max_tokens)};
+  prepared.submit = MakeSubmit(request, *ids, prepared.max_tokens, model, defaults, random_seed);
+  prepared.prefix = PrefixChain(*ids, prepared.submit.cache_salt());
   return prepared;
 }
 

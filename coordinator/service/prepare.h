@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <variant>
 #include <vector>
@@ -32,9 +31,12 @@ struct SamplingDefaults {
 struct PreparedRequest {
   uint32_t prompt_tokens = 0;
   uint32_t max_tokens = 0;
-  /// One a choice, without its sequence id.
-  std::vector<std::unique_ptr<v1::CoordinatorMessage>> submits;
+  v1::Submit submit;             ///< Of every choice; without ids, times and checkpoint.
+  std::vector<uint64_t> prefix;  ///< PrefixChain() of the prompt.
 };
+
+/// What tenant and key share KV pages under: 32 bytes, equal for equal pairs alone.
+std::string CacheSalt(const std::string& tenant, const std::string& cache_key);
 
 /// Tokenises and checks what needs the model. `random_seed` is used when the request has none. Pure, but for the time
 /// it takes: bounded by the length of the model and of the text.

@@ -32,8 +32,8 @@ class GrpcFrontendTest : public testing::Test {
  protected:
   void SetUp() override {
     group_ = std::make_unique<ScriptedGroup>(DemoGroup(*text_));
-    options_.cluster.workers = {group_->address()};
-    metrics_ = std::make_unique<Metrics>("demo", options_.cluster.workers);
+    options_.cluster.discovery.sources = {*ParseWorkerSource("", group_->address())};
+    metrics_ = std::make_unique<Metrics>("demo");
     service_ = InferenceService::Create(options_, text_, *metrics_);
     auto server = GrpcServer::Start(server_options_, *service_, *metrics_);
     ASSERT_TRUE(server.ok()) << server.status();

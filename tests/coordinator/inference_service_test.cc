@@ -1,13 +1,8 @@
 #include "coordinator/service/inference_service.h"
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
 #include <atomic>
 
-#include "absl/time/clock.h"
-#include "tests/coordinator/recording_sink.h"
-#include "tests/coordinator/scripted_group.h"
+#include "tests/coordinator/service_fixture.h"
 
 namespace quicksilver {
 namespace {
@@ -18,56 +13,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
-class InferenceServiceTest : public testing::Test {
- protected:
-  void StartGroup(uint32_t sequences_max = 4) {
-    group_ = std::make_unique<ScriptedGroup>(DemoGroup(*text_, sequences_max), port_);
-    port_ = group_->port();
-  }
-
-  void StartService() {
-    options_.cluster.workers = {"127.0.0.1:" + std::to_string(port_)};
-    metrics_ = std::make_unique<Metrics>("demo", options_.cluster.workers);
-    service_ = InferenceService::Create(options_, text_, *metrics_);
-  }
-
-  void StartBoth(uint32_t sequences_max = 4) {
-    StartGroup(sequences_max);
-    StartService();
-    ASSERT_TRUE(BecomesReady(true));
-  }
-
-  bool BecomesReady(bool ready) {
-    const absl::Time end = absl::Now() + absl::Seconds(10);
-    while (service_->NotReady().has_value() == ready && absl::Now() < end) absl::SleepFor(absl::Milliseconds(5));
-    return service_->NotReady().has_value() != ready;
-  }
-
-  static GenerateRequest Ask(const std::string& prompt = "def f") {
-    GenerateRequest request;
-    request.request_id = "test";
-    request.model = "demo";
-    request.input = prompt;
-    return request;
-  }
-
-  std::vector<int32_t> Ids(const std::string& text) { return *text_->Encode(text, 1000); }
-
-  // The code of the error that a request ends with.
-  std::string ErrorOf(GenerateRequest request) {
-    const auto sink = std::make_shared<RecordingSink>(request.choices);
-    const std::unique_ptr<Call> call = service_->Start(std::move(request), sink);
-    EXPECT_TRUE(sink->WaitUntilOver());
-    return sink->errors_.empty() ? "" : sink->errors_[0].code;
-  }
-
-  std::shared_ptr<const TextModel> text_ = *TextModel::Load("models/demo");
-  InferenceOptions options_;
-  int port_ = 0;
-  std::unique_ptr<Metrics> metrics_;
-  std::unique_ptr<ScriptedGroup> group_;
-  std::unique_ptr<InferenceService> service_;
-};
+using InferenceServiceTest = ServiceTest;
 
 TEST_F(InferenceServiceTest, StreamsFinalTextInOrderAndCounts) {
   StartBoth();
@@ -92,10 +38,12 @@ TEST_F(InferenceServiceTest, StreamsFinalTextInOrderAndCounts) {
   EXPECT_EQ(sink->finished_[0].completion_tokens, answer.size());
   EXPECT_GT(sink->finished_[0].time_to_first_token_seconds, 0);
   EXPECT_EQ(sink->finished_[0].decode_seconds, 0.25);
-  EXPECT_EQ(metrics_->generation_tokens.Value(), answer.size());
-  EXPECT_EQ(metrics_->prompt_tokens.Value(), submit->prompt_ids_size());
+  EXPECT_EQ(metrics_->tenant("default").generation_tokens->Value(), answer.size());
+  EXPECT_EQ(metrics_->tenant("default").prompt_tokens->Value(), submit->prompt_ids_size());
   EXPECT_EQ(metrics_->requests_running.Value(), 0);
-  EXPECT_EQ(metrics_->groups[0].kv_cache_usage_ratio->Value(), 0.75);
+  EXPECT_EQ(submit->cache_salt().size(), 32u);
+  EXPECT_TRUE(
+      ComesToSay("quicksilver_kv_cache_usage_ratio{model_name=\"demo\",pool=\"" + group_->address() + "\"} 0.75"));
 }
 
 TEST_F(InferenceServiceTest, AStopStringEndsTheSequenceOnTheWorker) {
@@ -184,63 +132,6 @@ TEST_F(InferenceServiceTest, WithoutAGroupRequestsAreRefusedAtOnce) {
   EXPECT_EQ(metrics_->rejections.no_worker->Value(), 1);
 }
 
-TEST_F(InferenceServiceTest, ALostGroupEndsItsRequestsAndServesAgainWhenItIsBack) {
-  StartBoth();
-  const auto sink = std::make_shared<RecordingSink>();
-  const std::unique_ptr<Call> call = service_->Start(Ask(), sink);
-  std::optional<v1::Submit> submit = group_->NextSubmit();
-  ASSERT_TRUE(submit.has_value());
-  group_->Send(FinalTokens(*submit, Ids("half "), static_cast<uint32_t>(submit->prompt_ids_size()), 2));
-  ASSERT_TRUE(sink->WaitFor([](const RecordingSink& s) { return !s.texts_[0].empty(); }));
-
-  group_.reset();
-  ASSERT_TRUE(sink->WaitUntilOver());
-  EXPECT_EQ(sink->errors_[0].code, "worker_lost");
-  EXPECT_EQ(sink->errors_[0].http_status, 500);
-  ASSERT_TRUE(BecomesReady(false));
-  EXPECT_EQ(ErrorOf(Ask()), "no_ready_worker");
-
-  const absl::Time start = absl::Now();
-  StartGroup();
-  ASSERT_TRUE(BecomesReady(true));
-  EXPECT_LT(absl::Now() - start, absl::Seconds(3));
-  const auto again = std::make_shared<RecordingSink>();
-  const std::unique_ptr<Call> second = service_->Start(Ask(), again);
-  submit = group_->NextSubmit();
-  ASSERT_TRUE(submit.has_value());
-  group_->Send(WholeAnswer(*submit, Ids("whole")));
-  ASSERT_TRUE(again->WaitUntilOver());
-  EXPECT_EQ(again->texts_[0], "whole");
-  EXPECT_EQ(sink->after_the_end_, 0);
-}
-
-TEST_F(InferenceServiceTest, ASilentGroupIsLostAndWhatItSaysLaterIsDropped) {
-  options_.dispatcher.lease = absl::Milliseconds(400);
-  StartBoth();
-  const auto sink = std::make_shared<RecordingSink>();
-  const std::unique_ptr<Call> call = service_->Start(Ask(), sink);
-  const std::optional<v1::Submit> submit = group_->NextSubmit();
-  ASSERT_TRUE(submit.has_value());
-  group_->SetSilent(true);
-  ASSERT_TRUE(sink->WaitUntilOver());
-  EXPECT_EQ(sink->errors_[0].code, "worker_lost");
-
-  group_->SetSilent(false);
-  ASSERT_TRUE(BecomesReady(true));
-  group_->Send(WholeAnswer(*submit, Ids("late")));
-  // The next request's answer comes behind it on the same stream.
-  const auto next = std::make_shared<RecordingSink>();
-  const std::unique_ptr<Call> second = service_->Start(Ask(), next);
-  const std::optional<v1::Submit> fresh = group_->NextSubmit();
-  ASSERT_TRUE(fresh.has_value());
-  group_->Send(WholeAnswer(*fresh, Ids("old epoch")), /*epoch=*/2);
-  group_->Send(WholeAnswer(*fresh, Ids("new")));
-  ASSERT_TRUE(next->WaitUntilOver());
-  EXPECT_EQ(next->texts_[0], "new");
-  EXPECT_EQ(sink->after_the_end_, 0);
-  EXPECT_THAT(sink->finished_, IsEmpty());
-}
-
 TEST_F(InferenceServiceTest, CancelReachesTheWorkerAndSilencesTheSink) {
   StartBoth();
   const auto sink = std::make_shared<RecordingSink>();
@@ -287,8 +178,7 @@ TEST_F(InferenceServiceTest, DroppingTheCallOfAQueuedRequestFreesItsPlace) {
   const std::optional<v1::Submit> submit = group_->NextSubmit();
   ASSERT_TRUE(submit.has_value());
   std::unique_ptr<Call> second = service_->Start(Ask(), queued);
-  const absl::Time end = absl::Now() + absl::Seconds(10);
-  while (metrics_->requests_waiting.Value() < 1 && absl::Now() < end) absl::SleepFor(absl::Milliseconds(2));
+  ASSERT_TRUE(Eventually([&] { return metrics_->requests_waiting.Value() == 1; }));
   EXPECT_EQ(ErrorOf(Ask()), "server_is_overloaded");
   EXPECT_EQ(metrics_->rejections.queue_full->Value(), 1);
 
@@ -345,8 +235,6 @@ TEST_F(InferenceServiceTest, WhatTheWorkerSaysOfAFailureReachesTheClient) {
   EXPECT_EQ(fail(v1::SequenceEnd::REASON_ERROR, "numerical_error").code, "numerical_error");
   EXPECT_EQ(metrics_->numerical_errors.Value(), 1);
   EXPECT_EQ(fail(v1::SequenceEnd::REASON_ERROR, "invalid_value").http_status, 400);
-  EXPECT_EQ(fail(v1::SequenceEnd::REASON_ERROR, "server_is_overloaded").http_status, 503);
-  EXPECT_EQ(fail(v1::SequenceEnd::REASON_CANCELLED, "").code, "worker_lost");
 }
 
 TEST_F(InferenceServiceTest, AWorkerThatChangesFinalTextFailsTheRequest) {

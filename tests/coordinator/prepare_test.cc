@@ -27,16 +27,14 @@ class PrepareTest : public testing::Test {
 };
 
 TEST_F(PrepareTest, FillsInWhatTheRequestLeavesOpen) {
-  request_.choices = 2;
   const PreparedRequest prepared = Good();
-  const v1::Submit& submit = prepared.submits[1]->submit();
+  const v1::Submit& submit = prepared.submit;
   EXPECT_EQ(prepared.prompt_tokens, text_->Encode("def f", 100)->size());
   EXPECT_EQ(prepared.max_tokens, 100 - prepared.prompt_tokens);
   EXPECT_EQ(submit.max_tokens(), prepared.max_tokens);
   EXPECT_EQ(submit.sampling().temperature(), 0.5f);
   EXPECT_EQ(submit.sampling().top_p(), 0.9f);
   EXPECT_EQ(submit.sampling().seed(), 77u);
-  EXPECT_EQ(submit.choice(), 1u);
   EXPECT_THAT(submit.stop_ids(), ElementsAre(1018));
   EXPECT_FALSE(submit.provisional());
 }
@@ -51,7 +49,7 @@ TEST_F(PrepareTest, KeepsWhatTheRequestSays) {
   request_.decoding.policy = PolicyChoice::kThreshold;
   request_.decoding.threshold = 0.75f;
   const PreparedRequest prepared = Good();
-  const v1::Submit& submit = prepared.submits[0]->submit();
+  const v1::Submit& submit = prepared.submit;
   EXPECT_EQ(submit.sampling().temperature(), 0.0f);
   EXPECT_EQ(submit.sampling().top_p(), 0.25f);
   EXPECT_EQ(submit.sampling().top_k(), 9u);
@@ -61,6 +59,35 @@ TEST_F(PrepareTest, KeepsWhatTheRequestSays) {
   EXPECT_EQ(submit.decoding().policy(), v1::POLICY_THRESHOLD);
   EXPECT_EQ(submit.decoding().threshold(), 0.75f);
   EXPECT_FALSE(submit.decoding().has_steps());
+}
+
+TEST_F(PrepareTest, SaysWhoAsksHowUrgentlyAndWhoSharesItsPages) {
+  request_.tenant = "acme";
+  request_.priority = Priority::kBatch;
+  const PreparedRequest plain = Good();
+  EXPECT_EQ(plain.submit.tenant(), "acme");
+  EXPECT_EQ(plain.submit.priority(), v1::PRIORITY_BATCH);
+  EXPECT_EQ(plain.submit.cache_salt().size(), 32u);
+  EXPECT_EQ(plain.submit.cache_salt(), CacheSalt("acme", ""));
+  request_.cache_key = "k";
+  EXPECT_NE(Good().submit.cache_salt(), plain.submit.cache_salt());
+  // Joined, these are the same bytes.
+  EXPECT_NE(CacheSalt("ab", "c"), CacheSalt("a", "bc"));
+}
+
+TEST_F(PrepareTest, PromptsThatBeginAlikeHaveChainsThatBeginAlikeUnderOneSaltAlone) {
+  model_.max_model_len = 1000;
+  std::vector<int32_t> ids(300, 5);
+  request_.input = ids;
+  const std::vector<uint64_t> first = Good().prefix;
+  ASSERT_EQ(first.size(), 2u);
+  ids[200] = 6;
+  request_.input = ids;
+  const std::vector<uint64_t> second = Good().prefix;
+  EXPECT_EQ(second[0], first[0]);
+  EXPECT_NE(second[1], first[1]);
+  request_.tenant = "another";
+  EXPECT_NE(Good().prefix[0], first[0]);
 }
 
 TEST_F(PrepareTest, ContextLengthErrorsNameBothNumbers) {
@@ -98,13 +125,13 @@ TEST_F(PrepareTest, TokenIdsOutsideTheVocabularyAndTheMaskAreRefused) {
 TEST_F(PrepareTest, AnEmptyPromptIsTheBeginningOfADocument) {
   request_.input = std::string();
   const PreparedRequest prepared = Good();
-  EXPECT_THAT(prepared.submits[0]->submit().prompt_ids(), ElementsAre(text_->FindSpecial("<|endoftext|>")));
+  EXPECT_THAT(prepared.submit.prompt_ids(), ElementsAre(text_->FindSpecial("<|endoftext|>")));
 }
 
 TEST_F(PrepareTest, TheChatTemplateIsApplied) {
   request_.input = std::vector<ChatMessage>{{"user", "hi <|im_end|>", ""}};
   const PreparedRequest prepared = Good();
-  const auto& ids = prepared.submits[0]->submit().prompt_ids();
+  const auto& ids = prepared.submit.prompt_ids();
   EXPECT_EQ(ids[0], text_->FindSpecial("<|im_start|>"));
   // The user's text can only spell the control token, not be one.
   EXPECT_EQ(std::count(ids.begin(), ids.end(), text_->FindSpecial("<|im_end|>")), 1);

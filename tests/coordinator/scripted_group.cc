@@ -78,6 +78,7 @@ void ScriptedGroup::Beat() {
   v1::Heartbeat& heartbeat = *message.mutable_heartbeat();
   heartbeat.set_epoch(info_.epoch());
   heartbeat.set_ready(ready_);
+  heartbeat.set_draining(draining_);
   heartbeat.set_pages_free(info_.pages_total() / 4);
   stream_->Write(message);
 }
@@ -113,6 +114,12 @@ void ScriptedGroup::Send(v1::SequenceUpdate update, uint64_t epoch) {
 void ScriptedGroup::SetReady(bool ready) {
   MutexLock lock(mu_);
   ready_ = ready;
+  Beat();
+}
+
+void ScriptedGroup::SetDraining(bool draining) {
+  MutexLock lock(mu_);
+  draining_ = draining;
   Beat();
 }
 
@@ -166,15 +173,18 @@ v1::SequenceUpdate FinalTokens(const v1::Submit& submit, const std::vector<int32
   return update;
 }
 
-v1::SequenceUpdate WholeAnswer(const v1::Submit& submit, const std::vector<int32_t>& ids,
-                               v1::SequenceEnd::Reason reason) {
-  v1::SequenceUpdate update = FinalTokens(submit, ids, static_cast<uint32_t>(submit.prompt_ids_size()), 5);
+v1::SequenceUpdate Ending(v1::SequenceUpdate update, size_t tokens, v1::SequenceEnd::Reason reason) {
   v1::SequenceEnd& end = *update.mutable_end();
   end.set_reason(reason);
-  end.set_completion_tokens(static_cast<uint32_t>(ids.size()));
-  end.set_forwards(5);
+  end.set_completion_tokens(static_cast<uint32_t>(tokens));
+  end.set_forwards(update.step());
   end.set_decode_seconds(0.25);
   return update;
+}
+
+v1::SequenceUpdate WholeAnswer(const v1::Submit& submit, const std::vector<int32_t>& ids,
+                               v1::SequenceEnd::Reason reason) {
+  return Ending(FinalTokens(submit, ids, static_cast<uint32_t>(submit.prompt_ids_size()), 5), ids.size(), reason);
 }
 
 }  // namespace quicksilver

@@ -34,6 +34,7 @@ class ScriptedGroup : private v1::Worker::Service {
   /// Sends one update on the current stream, under the group's epoch unless another is given.
   void Send(v1::SequenceUpdate update, uint64_t epoch = 0);
   void SetReady(bool ready);
+  void SetDraining(bool draining);
   /// Beats no more, like a group that was stopped.
   void SetSilent(bool silent);
   void BreakStream();
@@ -58,6 +59,7 @@ class ScriptedGroup : private v1::Worker::Service {
   std::deque<uint64_t> cancels_ GUARDED_BY(mu_);
   std::function<void(const v1::Submit&)> on_submit_ GUARDED_BY(mu_);
   bool ready_ GUARDED_BY(mu_) = true;
+  bool draining_ GUARDED_BY(mu_) = false;
   bool silent_ GUARDED_BY(mu_) = false;
   bool stopping_ GUARDED_BY(mu_) = false;
   std::unique_ptr<grpc::Server> server_;
@@ -70,7 +72,10 @@ v1::GroupInfo DemoGroup(const TextModel& text, uint32_t sequences_max = 4);
 /// An update that commits `ids` from `position` on and makes everything up to their end final.
 v1::SequenceUpdate FinalTokens(const v1::Submit& submit, const std::vector<int32_t>& ids, uint32_t position,
                                uint32_t step);
-/// The same for the first tokens of the answer, and it is over.
+/// `update` is the last one of an answer of `tokens` in all.
+v1::SequenceUpdate Ending(v1::SequenceUpdate update, size_t tokens,
+                          v1::SequenceEnd::Reason reason = v1::SequenceEnd::REASON_STOP);
+/// FinalTokens() of the whole answer, and it is over.
 v1::SequenceUpdate WholeAnswer(const v1::Submit& submit, const std::vector<int32_t>& ids,
                                v1::SequenceEnd::Reason reason = v1::SequenceEnd::REASON_STOP);
 

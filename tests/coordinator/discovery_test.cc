@@ -1,0 +1,186 @@
+#include "coordinator/cluster/discovery.h"
+
+#include <map>
+
+#include "tests/coordinator/service_fixture.h"
+
+namespace quicksilver {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::Contains;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+// A name server that says what a test tells it to.
+class Names {
+ public:
+  void Set(absl::StatusOr<std::vector<std::string>> answer) {
+    MutexLock lock(mu_);
+    answer_ = std::move(answer);
+    asked_ = 0;
+  }
+  int asked() {
+    MutexLock lock(mu_);
+    return asked_;
+  }
+  Resolver resolver() {
+    return [this](const HostPort&) {
+      MutexLock lock(mu_);
+      ++asked_;
+      return answer_;
+    };
+  }
+
+ private:
+  Mutex mu_;
+  absl::StatusOr<std::vector<std::string>> answer_ GUARDED_BY(mu_) = absl::UnavailableError("not yet");
+  int asked_ GUARDED_BY(mu_) = 0;
+};
+
+TEST(WorkerSourceTest, IsAnAddressOrANameToLookUp) {
+  const absl::StatusOr<WorkerSource> plain = ParseWorkerSource("--workers", "leader.svc:7000");
+  ASSERT_TRUE(plain.ok());
+  EXPECT_FALSE(plain->looked_up);
+  EXPECT_EQ(plain->at.host, "leader.svc");
+  const absl::StatusOr<WorkerSource> name = ParseWorkerSource("--workers", "dns:///leaders.svc:7000");
+  ASSERT_TRUE(name.ok());
+  EXPECT_TRUE(name->looked_up);
+  EXPECT_EQ(name->at.host, "leaders.svc");
+  EXPECT_EQ(name->at.port, 7000);
+  for (const char* wrong : {"dns:///leaders.svc", "dns:///:7000", "dns://leaders.svc:7000", "a:0", "dns:///a:0"}) {
+    const absl::StatusOr<WorkerSource> source = ParseWorkerSource("--workers", wrong);
+    ASSERT_FALSE(source.ok()) << wrong;
+    EXPECT_THAT(std::string(source.status().message()), HasSubstr("--workers"));
+  }
+}
+
+TEST(ResolveTest, LoopbackHasAddressesAndAnImpossibleNameHasNone) {
+  const auto found = ResolveWithSystem({"localhost", 7000});
+  ASSERT_TRUE(found.ok()) << found.status();
+  EXPECT_THAT(*found, Contains(testing::AnyOf("127.0.0.1:7000", "[::1]:7000")));
+  const auto none = ResolveWithSystem({"no such name", 7000});
+  ASSERT_FALSE(none.ok());
+  EXPECT_THAT(std::string(none.status().message()), HasSubstr("no such name"));
+}
+
+class DiscoveryTest : public ServiceTest {
+ protected:
+  void TearDown() override { service_.reset(); }  // It asks `names_` until then.
+  void StartLookingUp() {
+    options_.cluster.discovery = {.sources = {*ParseWorkerSource("", "dns:///groups.test:1")},
+                                  .interval = absl::Milliseconds(5),
+                                  .backoff_min = absl::Milliseconds(5),
+                                  .backoff_max = absl::Milliseconds(10),
+                                  .resolver = names_.resolver()};
+    StartService();
+  }
+  bool SeriesOf(const std::string& address, bool there) {
+    return ComesToSay("quicksilver_worker_up{model_name=\"demo\",group=\"" + address + "\"}", there);
+  }
+  bool AskedAFewTimes() {
+    return Eventually([&] { return names_.asked() > 3; });
+  }
+
+  Names names_;
+};
+
+TEST_F(DiscoveryTest, GroupsComeAndGoWithTheName) {
+  StartGroup();
+  StartSecondGroup();
+  second_->SetReady(true);
+  names_.Set(std::vector<std::string>{group_->address()});
+  StartLookingUp();
+  ASSERT_TRUE(ComesToSay(Up(group_->address(), true)));
+  EXPECT_TRUE(SeriesOf(second_->address(), false));
+  names_.Set(std::vector<std::string>{group_->address(), second_->address()});
+  EXPECT_TRUE(ComesToSay(Up(second_->address(), true)));
+}
+
+TEST_F(DiscoveryTest, AGroupThatLeavesTheNameFinishesWhatItRunsAndIsNotDialledAgain) {
+  StartGroup();
+  StartSecondGroup();
+  names_.Set(std::vector<std::string>{group_->address(), second_->address()});
+  StartLookingUp();
+  ASSERT_TRUE(BecomesReady(true));
+  const auto sink = std::make_shared<RecordingSink>();
+  const std::unique_ptr<Call> call = service_->Start(Ask(), sink);
+  const std::optional<v1::Submit> submit = group_->NextSubmit();
+  ASSERT_TRUE(submit.has_value());
+  names_.Set(std::vector<std::string>{second_->address()});
+  ASSERT_TRUE(AskedAFewTimes());
+  group_->Send(WholeAnswer(*submit, Ids("whole")));
+  ASSERT_TRUE(sink->WaitUntilOver());
+  EXPECT_EQ(sink->texts_[0], "whole");
+
+  group_->BreakStream();
+  EXPECT_TRUE(SeriesOf(group_->address(), false));
+  // Back in the name, it is dialled: it had been left alone until then.
+  names_.Set(std::vector<std::string>{group_->address(), second_->address()});
+  EXPECT_TRUE(ComesToSay(Up(group_->address(), true)));
+}
+
+TEST_F(DiscoveryTest, ANameServerThatFailsTakesNoGroupAway) {
+  StartGroup();
+  names_.Set(std::vector<std::string>{group_->address()});
+  StartLookingUp();
+  ASSERT_TRUE(BecomesReady(true));
+  testing::internal::CaptureStderr();
+  names_.Set(absl::UnavailableError("the name server is down"));
+  ASSERT_TRUE(AskedAFewTimes());
+  names_.Set(std::vector<std::string>{});
+  ASSERT_TRUE(AskedAFewTimes());
+  const std::string log = testing::internal::GetCapturedStderr();
+  EXPECT_THAT(log, AllOf(HasSubstr("the name server is down"), HasSubstr("groups.test has no address")));
+  // The stream breaks, and the group is found again without the name server.
+  group_->BreakStream();
+  group_->OnSubmit([&](const v1::Submit& submit) { group_->Send(WholeAnswer(submit, Ids("x"))); });
+  ASSERT_TRUE(BecomesReady(false));
+  ASSERT_TRUE(BecomesReady(true));
+  EXPECT_EQ(ErrorOf(Ask()), "");
+}
+
+TEST_F(DiscoveryTest, ANameThatCannotBeLookedUpAtFirstIsLookedUpAgain) {
+  StartGroup();
+  StartLookingUp();
+  ASSERT_TRUE(AskedAFewTimes());
+  EXPECT_TRUE(service_->NotReady().has_value());
+  names_.Set(std::vector<std::string>{group_->address()});
+  EXPECT_TRUE(BecomesReady(true));
+}
+
+TEST_F(DiscoveryTest, AnotherCoordinatorAndARestartedOneFindTheGroupsAtOnce) {
+  StartGroup();
+  StartService();
+  ASSERT_TRUE(BecomesReady(true));
+  service_.reset();
+  const absl::Time start = absl::Now();
+  StartService();
+  ASSERT_TRUE(BecomesReady(true));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(2));
+}
+
+TEST(DiscoveryOnlyTest, TellsOfFixedAddressesFirstAndOfChangesOnce) {
+  Names names;
+  names.Set(std::vector<std::string>{"10.0.0.2:1", "10.0.0.1:1", "10.0.0.2:1"});
+  Mutex mu;
+  CondVar changed;
+  std::vector<std::set<std::string>> told;
+  const auto discovery =
+      Discovery::Start({.sources = {*ParseWorkerSource("", "[::1]:5"), *ParseWorkerSource("", "dns:///a:1")},
+                        .interval = absl::Milliseconds(1),
+                        .resolver = names.resolver()},
+                       [&](const std::set<std::string>& members) {
+                         MutexLock lock(mu);
+                         told.push_back(members);
+                         changed.NotifyAll();
+                       });
+  const absl::Time end = absl::Now() + absl::Seconds(10);
+  while (names.asked() < 5 && absl::Now() < end) absl::SleepFor(absl::Milliseconds(1));
+  MutexLock lock(mu);
+  EXPECT_THAT(told, ElementsAre(ElementsAre("[::1]:5"), ElementsAre("10.0.0.1:1", "10.0.0.2:1", "[::1]:5")));
+}
+
+}  // namespace
+}  // namespace quicksilver
