@@ -53,6 +53,32 @@ INSTANTIATE_TEST_SUITE_P(Rank, LostRankTest, ::testing::Values(0, 1, 2, 3), [](c
   return std::string(kind.param % 2 == 0 ? "Killed" : "Stopped") + (kind.param / 2 == 0 ? "Leader" : "Follower");
 });
 
+// Also where there is no peer that would notice, and while the engine's thread answers nothing.
+TEST(WorkerFaultsTest, AStepThatHangsEndsTheGroupWhichFormsAgain) {
+  WorkerProcess worker({kModel, "--failpoints=worker.before_step=hang+40^0"}, QUICKSILVER_WORKER_FAILPOINTS);
+  auto before = std::make_unique<TestCoordinator>(worker.address());
+  before->Hello();
+  const uint64_t epoch = before->Next().info().epoch();
+  ASSERT_TRUE(before->AwaitReady()) << worker.process().output();
+  before->Submit(1, 200, "slow");
+  for (int steps = 0; steps < 40;) steps += before->Next().step().updates_size();
+  const absl::Time hung = absl::Now();
+  EXPECT_THAT(worker.Get("/health/live"), HasSubstr(" 200 "));
+  EXPECT_THAT(worker.Get("/metrics"), HasSubstr("quicksilver_num_requests_running"));
+  EXPECT_LT(absl::Now() - hung, absl::Seconds(1)) << "the pages answer while the engine hangs";
+  EXPECT_TRUE(before->AwaitEnd(1).lost);
+  EXPECT_LT(absl::Now() - hung, absl::Seconds(7)) << "the least deadline of a step and two seconds";
+  EXPECT_TRUE(worker.process().WaitForOutput("a step hangs", absl::Seconds(5))) << worker.process().output();
+  EXPECT_TRUE(worker.process().WaitForOutput("forming it again\",\"exit_code\":4", absl::Seconds(5)));
+  before = nullptr;
+  TestCoordinator after(worker.address());
+  after.Hello();
+  EXPECT_GT(after.Next().info().epoch(), epoch);
+  ASSERT_TRUE(after.AwaitReady()) << worker.process().output();
+  after.Submit(1, 60, "slow");
+  EXPECT_FALSE(after.AwaitEnd(1).lost);
+}
+
 // Runs the program to its end.
 struct Ended {
   int code;

@@ -38,10 +38,10 @@ inline int FreePort() {
 /// The program under test on free ports of loopback.
 class WorkerProcess {
  public:
-  explicit WorkerProcess(const std::vector<std::string>& flags)
+  explicit WorkerProcess(const std::vector<std::string>& flags, const std::string& program = QUICKSILVER_WORKER)
       : address_(absl::StrCat("127.0.0.1:", FreePort())),
         pages_port_(FreePort()),
-        process_(Arguments(address_, pages_port_, flags)) {}
+        process_(Arguments(program, address_, pages_port_, flags)) {}
 
   /// The whole reply to a GET on the metrics port; empty when nothing answers.
   std::string Get(const std::string& path) const {
@@ -76,9 +76,9 @@ class WorkerProcess {
   }
 
  private:
-  static std::vector<std::string> Arguments(const std::string& address, int pages_port,
+  static std::vector<std::string> Arguments(const std::string& program, const std::string& address, int pages_port,
                                             const std::vector<std::string>& flags) {
-    std::vector<std::string> arguments = {QUICKSILVER_WORKER, "--listen=" + address,
+    std::vector<std::string> arguments = {program, "--listen=" + address,
                                           absl::StrCat("--metrics-listen=127.0.0.1:", pages_port)};
     arguments.insert(arguments.end(), flags.begin(), flags.end());
     return arguments;

@@ -117,6 +117,10 @@ TEST(WorkerServesTest, HealthAndMetricsTellWhereTheGroupStands) {
                            "quicksilver_worker_group_size_desired{model_name=\"coder\",group=\"alpha\"} 2\n",
                            "quicksilver_num_requests_running{model_name=\"coder\"} 0\n",
                            "quicksilver_num_requests_waiting{model_name=\"coder\"} 0\n",
+                           "quicksilver_num_requests_preempted{model_name=\"coder\"} 0\n",
+                           "quicksilver_prefix_cache_hits_total{model_name=\"coder\"} 0\n",
+                           "quicksilver_preemptions_total{model_name=\"coder\",reason=\"kv_pages\"} 0\n",
+                           "quicksilver_numerical_errors_total{model_name=\"coder\",reason=\"logits\"} 0\n",
                            "quicksilver_kv_cache_usage_ratio{model_name=\"coder\",pool=\"alpha\"} 0\n",
                            "quicksilver_worker_restarts_total{model_name=\"coder\",group=\"alpha\"} 0\n"}) {
     EXPECT_THAT(metrics, HasSubstr(line));
@@ -165,7 +169,7 @@ TEST(WorkerServesTest, AStreamThatDoesNotBeginWithHelloIsEnded) {
   EXPECT_THAT(status.error_message(), HasSubstr("hello"));
 }
 
-TEST(WorkerServesTest, SigtermLetsRunningSequencesFinishAndEndsWithZero) {
+TEST(WorkerServesTest, SigtermTellsCoordinatorsAtOnceLetsSequencesFinishAndEndsWithZero) {
   WorkerProcess worker({kModel, Ranks(2)});
   TestCoordinator coordinator(worker.address());
   coordinator.Hello();
@@ -174,24 +178,50 @@ TEST(WorkerServesTest, SigtermLetsRunningSequencesFinishAndEndsWithZero) {
   while (coordinator.Next().step().updates_size() == 0) {
   }
   worker.process().Kill(SIGTERM);
-  absl::SleepFor(absl::Milliseconds(30));
+  // A coordinator that has not heard of it yet.
+  ASSERT_TRUE(worker.process().WaitForOutput("draining", kSoon));
   coordinator.Submit(2, 16);
-  bool first_done = false, second_refused = false;
-  while (!first_done || !second_refused) {
+  bool draining = false;
+  for (int left = 2; left > 0;) {
     const v1::WorkerMessage message = coordinator.Next();
     ASSERT_NE(message.message_case(), v1::WorkerMessage::MESSAGE_NOT_SET) << worker.process().output();
+    if (message.has_heartbeat() && message.heartbeat().draining()) {
+      EXPECT_FALSE(message.heartbeat().ready());
+      draining = true;
+    }
     for (const v1::SequenceUpdate& update : message.step().updates()) {
       if (!update.has_end()) continue;
-      if (update.sequence_id() == 1) {
-        EXPECT_NE(update.end().reason(), v1::SequenceEnd::REASON_ERROR);
-        EXPECT_NE(update.end().reason(), v1::SequenceEnd::REASON_CANCELLED);
-        first_done = true;
-      } else {
-        EXPECT_EQ(update.end().error_code(), "shutting_down");
-        second_refused = true;
-      }
+      EXPECT_EQ(update.end().error_code(), "") << "sequence " << update.sequence_id();
+      EXPECT_NE(update.end().reason(), v1::SequenceEnd::REASON_CANCELLED);
+      --left;
     }
   }
+  EXPECT_TRUE(draining || coordinator.AwaitBeat([](const v1::Heartbeat& beat) { return beat.draining(); }));
+  EXPECT_EQ(worker.process().Wait(kSoon), 0) << worker.process().output();
+}
+
+TEST(WorkerServesTest, ADrainingGroupIsNotReadyRefusesWhatComesLateAndEndsWhenItsSequencesHaveMoved) {
+  WorkerProcess worker({kModel});
+  TestCoordinator coordinator(worker.address());
+  coordinator.Hello();
+  ASSERT_TRUE(coordinator.AwaitReady()) << worker.process().output();
+  for (uint64_t id = 1; id <= 24; ++id) coordinator.Submit(id, 480, "slow");
+  while (coordinator.Next().step().updates_size() == 0) {
+  }
+  worker.process().Kill(SIGTERM);
+  ASSERT_TRUE(worker.process().WaitForOutput("draining", kSoon));
+  EXPECT_THAT(worker.Get("/health/ready"), HasSubstr(" 503 "));
+  EXPECT_THAT(worker.Get("/health/live"), HasSubstr(" 200 "));
+  uint64_t id = 100;
+  std::string refusal;
+  for (const absl::Time end = absl::Now() + kSoon; refusal.empty() && absl::Now() < end; ++id) {
+    coordinator.Submit(id, 1);
+    const TestCoordinator::Answer answer = coordinator.AwaitEnd(id);
+    ASSERT_FALSE(answer.lost) << worker.process().output();
+    refusal = answer.end.error_code();
+  }
+  EXPECT_EQ(refusal, "shutting_down");
+  for (uint64_t moved = 1; moved <= 24; ++moved) coordinator.Cancel(moved);
   EXPECT_EQ(worker.process().Wait(kSoon), 0) << worker.process().output();
 }
 
