@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "common/exit_codes.h"
 #include "common/options.h"
@@ -160,6 +161,7 @@ absl::Status CheckAddresses(const CoordinatorOptions& options) {
 absl::Status Finish(CoordinatorOptions& options) {
   RETURN_IF_ERROR(CheckAddresses(options));
   RETURN_IF_ERROR(CheckTenantHeader(options.tenant_header));
+  options.tenant_header = absl::AsciiStrToLower(options.tenant_header);
   for (const std::string& worker : options.workers) {
     ASSIGN_OR_RETURN(WorkerSource source, ParseWorkerSource("--workers", worker));
     options.worker_sources.push_back(std::move(source));

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
+
 #include "common/exit_codes.h"
 
 namespace quicksilver {
@@ -45,6 +47,32 @@ TEST(CoordinatorOptionsTest, WrongValuesEndWithOneLineThatNamesThem) {
   EXPECT_EQ(Read({"--model=m"}).exit, kExitUsage);
   EXPECT_EQ(Read({"--model=m", "--workers=a:1", "--choices-max=129"}).exit, kExitUsage);
   EXPECT_EQ(Read({"--model=m", "--workers=a:1", "--unheard-of=1"}).exit, kExitUsage);
+}
+
+TEST(CoordinatorOptionsTest, NamesOfGroupsAreToldFromAddresses) {
+  const Outcome run = Read({"--model=m", "--workers=dns:///leaders.svc:7000,a:1", "--discovery-seconds=2"});
+  ASSERT_EQ(run.exit, std::nullopt) << run.errors;
+  ASSERT_EQ(run.options.worker_sources.size(), 2u);
+  EXPECT_TRUE(run.options.worker_sources[0].looked_up);
+  EXPECT_EQ(run.options.worker_sources[0].at.host, "leaders.svc");
+  EXPECT_FALSE(run.options.worker_sources[1].looked_up);
+  EXPECT_EQ(run.options.discovery_seconds, 2);
+  EXPECT_THAT(Read({"--model=m", "--workers=dns:///leaders.svc"}).errors, HasSubstr("leaders.svc"));
+}
+
+TEST(CoordinatorOptionsTest, TheFileOfTenantsIsCheckedAtOnce) {
+  const std::string path = testing::TempDir() + "/options_tenants.yaml";
+  std::ofstream(path) << "tenants:\n  acme:\n    weight: 2\n";
+  const std::string flag = "--tenants=" + path;
+  const Outcome run = Read({"--model=m", "--workers=a:1", flag.c_str(), "--tenant-header=X-Tenant"});
+  ASSERT_EQ(run.exit, std::nullopt) << run.errors;
+  EXPECT_EQ(run.options.tenants.tenants.at("acme").weight, 2);
+  EXPECT_EQ(run.options.tenant_header, "x-tenant");
+  std::ofstream(path) << "tenants:\n  acme:\n    weight: none\n";
+  const Outcome wrong = Read({"--model=m", "--workers=a:1", flag.c_str()});
+  EXPECT_EQ(wrong.exit, kExitUsage);
+  EXPECT_THAT(wrong.errors, AllOf(HasSubstr(path + ":3"), HasSubstr("'none'")));
+  EXPECT_EQ(Read({"--model=m", "--workers=a:1", "--tenant-header=x tenant"}).exit, kExitUsage);
 }
 
 TEST(CoordinatorOptionsTest, HelpNamesEveryListenerAndItsDefault) {
