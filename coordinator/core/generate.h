@@ -41,6 +41,10 @@ enum class Priority { kInteractive, kDefault, kBatch };
 inline constexpr size_t kTenantBytesMax = 128;
 inline constexpr size_t kCacheKeyBytesMax = 256;
 
+/// Of latency targets, in seconds.
+inline constexpr double kLatencyTargetMin = 0.001;
+inline constexpr double kLatencyTargetMax = 600;
+
 /// A request as both front ends hand it over, wire checks done. Ranges: serving.md §1.3.
 struct GenerateRequest {
   std::string request_id;  ///< Unique; the front end's.

@@ -255,6 +255,32 @@ TEST(OpenAiAnswerTest, TheLastFrameComesBeforeTheEndOfItsChoice) {
   EXPECT_EQ(chunks[3]["choices"][0]["finish_reason"], "stop");
 }
 
+TEST(OpenAiAnswerTest, TheEndSaysWhatHappenedOnTheWay) {
+  FinishedEvent end = Finished(3, 1);
+  end.cached_tokens = 8;
+  end.resumes = 2;
+  end.paced_steps = 5;
+  end.deadline_reached = true;
+  FinishedEvent first = Finished(3, 0);
+  first.cached_tokens = 4;
+  OpenAiAnswer answer(Request(R"("n":2,"service_tier":"fast",)"), "chatcmpl-1");
+  answer.OnStarted(0, Started());
+  answer.OnFinished(0, first);
+  answer.OnFinished(0, end);
+  const json body = json::parse(answer.Body());
+  EXPECT_EQ(body["service_tier"], "priority");
+  EXPECT_EQ(body["usage"]["prompt_tokens_details"]["cached_tokens"], 4) << "the prompt counts once";
+  EXPECT_EQ(body["quicksilver"], json::parse(R"({"forwards":4,"tokens_per_forward":1.5,"resumed":2,"paced_steps":5,
+                                                 "deadline_reached":true})"));
+  OpenAiAnswer streamed(Request(R"("stream":true,"service_tier":"flex",)"), "chatcmpl-1");
+  streamed.OnStarted(0, Started());
+  end.choice = 0;
+  streamed.OnFinished(0, end);
+  const std::vector<json> chunks = Chunks(streamed.NextEvents());
+  for (const json& chunk : chunks) EXPECT_EQ(chunk["service_tier"], "default");
+  EXPECT_EQ(chunks.back()["quicksilver"]["resumed"], 2);
+}
+
 TEST(OpenAiAnswerTest, CompletionsOfSeveralPromptsAreIndexedByPromptAndChoice) {
   OpenAiAnswer answer(Request(R"("n":2,"echo":true,)", OpenAiEndpoint::kCompletions), "cmpl-1");
   answer.OnStarted(1, Started(5));
@@ -339,6 +365,23 @@ TEST(OpenAiReplyTest, ErrorsCarryTheirRetryHeaders) {
   EXPECT_EQ(HeaderOf(undelivered, "retry-after"), "");
   EXPECT_EQ(undelivered.body,
             R"({"error":{"message":"no","type":"server_error","param":"tools","code":"not_implemented"}})");
+}
+
+TEST(OpenAiReplyTest, RatesAreHeadersWhereSomethingIsLimited) {
+  EXPECT_TRUE(RateHeaders({}).empty());
+  ApiError error = RateLimited("60 requests a minute are allowed.", 3);
+  error.rates.requests = RateStatus{60, 0, absl::Milliseconds(11.2)};
+  error.rates.tokens = RateStatus{1000, 17, absl::Seconds(3722.5)};
+  const http::Response response = ToResponse(error);
+  EXPECT_EQ(response.status, 429);
+  EXPECT_EQ(HeaderOf(response, "retry-after"), "3");
+  EXPECT_EQ(HeaderOf(response, "x-ratelimit-limit-requests"), "60");
+  EXPECT_EQ(HeaderOf(response, "x-ratelimit-remaining-requests"), "0");
+  EXPECT_EQ(HeaderOf(response, "x-ratelimit-reset-requests"), "12ms");
+  EXPECT_EQ(HeaderOf(response, "x-ratelimit-remaining-tokens"), "17");
+  EXPECT_EQ(HeaderOf(response, "x-ratelimit-reset-tokens"), "1h2m3s");
+  error.rates.tokens->reset = absl::Minutes(6);
+  EXPECT_EQ(HeaderOf(ToResponse(error), "x-ratelimit-reset-tokens"), "6m0s");
 }
 
 TEST(OpenAiReplyTest, ModelsAreListedForBothKindsOfClient) {

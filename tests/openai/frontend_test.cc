@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -48,6 +49,12 @@ class RecordingObserver : public OpenAiObserver {
 Script ScriptFor(const GenerateRequest& request) {
   const std::string text = LastText(request);
   if (text == "overloaded") return {Overloaded("The queue is full.", 3)};
+  if (text == "limited") return {RateLimited("60 requests a minute are allowed.", 3)};
+  if (text == "rates") {
+    StartedEvent started = Started();
+    started.rates.requests = RateStatus{60, 59, absl::Seconds(1)};
+    return {started, Delta("x"), Finished()};
+  }
   if (text == "unknown model") return {ModelNotFound(request.model)};
   if (text == "fails midway") return {Started(), Delta("Hel"), absl::Milliseconds(20), Delta("lo"), WorkerLost()};
   if (text == "never ends") return {Started(), Delta("Hello"), absl::Hours(1), Finished()};
@@ -175,6 +182,64 @@ TEST_F(OpenAiFrontendTest, RequestsWithTheSameIdHeaderStayApart) {
     EXPECT_EQ(Send(Post("/v1/chat/completions", body, headers)).Header("x-request-id"), "same");
   }
   EXPECT_NE(inference_.requests()[0].request_id, inference_.requests()[1].request_id);
+}
+
+TEST_F(OpenAiFrontendTest, StreamsWithTheSameIdHeaderNeverCross) {
+  Serve();
+  std::vector<std::thread> clients;
+  std::vector<std::string> texts(8);
+  for (size_t i = 0; i < texts.size(); ++i) {
+    clients.emplace_back([this, i, &texts] {
+      const std::string body =
+          absl::StrCat(R"({"model":"m","stream":true,"messages":[{"role":"user","content":"q)", i, R"("}]})");
+      const std::string headers = "Content-Type: application/json\r\nX-Request-Id: same\r\n";
+      for (const std::string& event : Events(Send(Post("/v1/chat/completions", body, headers)).body)) {
+        if (event != "[DONE]") texts[i] += json::parse(event)["choices"][0]["delta"].value("content", "");
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  for (size_t i = 0; i < texts.size(); ++i) EXPECT_EQ(texts[i], absl::StrCat("answer to q", i));
+}
+
+TEST_F(OpenAiFrontendTest, TheTenantIsWhomTheProxyNames) {
+  Serve({}, {.tenant_header = "x-tenant"});
+  const auto ask = [this](const std::string& headers) {
+    const std::string body = R"({"model":"m","messages":[{"role":"user","content":"x"}]})";
+    return Send(Post("/v1/chat/completions", body, "Content-Type: application/json\r\n" + headers));
+  };
+  EXPECT_EQ(ask("X-Tenant: acme\r\n").status, 200);
+  EXPECT_EQ(ask("").status, 200);
+  EXPECT_EQ(inference_.requests()[0].tenant, "acme");
+  EXPECT_EQ(inference_.requests()[1].tenant, "default");
+  for (const std::string& headers : {std::string("X-Tenant: a\r\nX-Tenant: b\r\n"), std::string("X-Tenant: a b\r\n"),
+                                     "X-Tenant: " + std::string(129, 'a') + "\r\n"}) {
+    const RawClient::Reply reply = ask(headers);
+    EXPECT_EQ(reply.status, 400) << headers;
+    EXPECT_EQ(json::parse(reply.body)["error"]["param"], "x-tenant");
+  }
+  EXPECT_EQ(inference_.requests().size(), 2);
+}
+
+TEST_F(OpenAiFrontendTest, WithoutTheOptionNoHeaderNamesATenant) {
+  Serve();
+  EXPECT_EQ(Send(Post("/v1/chat/completions", R"({"model":"m","messages":[{"role":"user","content":"x"}]})",
+                      "Content-Type: application/json\r\nX-Tenant: acme\r\n"))
+                .status,
+            200);
+  EXPECT_EQ(inference_.requests()[0].tenant, "default");
+}
+
+TEST_F(OpenAiFrontendTest, RatesAreInTheHeadOfAnswersAndRefusalsSayWhenToComeBack) {
+  Serve();
+  for (const char* fields : {"", R"("stream":true,)"}) {
+    EXPECT_EQ(Send(Chat("rates", fields)).Header("x-ratelimit-remaining-requests"), "59") << fields;
+    EXPECT_EQ(Send(Chat("x", fields)).Header("x-ratelimit-remaining-requests"), "") << fields;
+  }
+  const RawClient::Reply limited = Send(Chat("limited", R"("stream":true,)"));
+  EXPECT_EQ(limited.status, 429);
+  EXPECT_EQ(limited.Header("retry-after"), "3");
+  EXPECT_EQ(json::parse(limited.body)["error"]["code"], "rate_limit_exceeded");
 }
 
 TEST_F(OpenAiFrontendTest, ListsAndFindsModels) {

@@ -350,6 +350,37 @@ TEST(OpenAiRequestTest, OurExtensionArrivesAsGiven) {
   EXPECT_TRUE(AcceptedField(R"("stream":true,"diffusing":true)").generations[0].canvases);
 }
 
+TEST(OpenAiRequestTest, ServiceTiersArePriorities) {
+  const auto priority = [](const std::string& fields) { return AcceptedField(fields).generations[0].priority; };
+  EXPECT_EQ(priority(""), Priority::kDefault);
+  for (const char* tier : {"auto", "default", "scale"}) {
+    EXPECT_EQ(priority(std::string("\"service_tier\":\"") + tier + "\""), Priority::kDefault) << tier;
+  }
+  EXPECT_EQ(priority(R"("service_tier":"priority")"), Priority::kInteractive);
+  EXPECT_EQ(priority(R"("service_tier":"fast")"), Priority::kInteractive);
+  EXPECT_EQ(priority(R"("service_tier":"flex")"), Priority::kBatch);
+  EXPECT_EQ(priority(R"("realtime":true)"), Priority::kInteractive);
+  EXPECT_EQ(AcceptedField(R"("realtime":true)", kCompletions).generations[0].priority, Priority::kInteractive);
+  EXPECT_EQ(AcceptedField(R"("service_tier":"fast")").service_tier, "priority");
+  EXPECT_EQ(AcceptedField(R"("service_tier":"flex")").service_tier, "default");
+  EXPECT_FALSE(AcceptedField("").names_service_tier);
+}
+
+TEST(OpenAiRequestTest, CacheKeysAndLatencyTargetsArriveAsGiven) {
+  EXPECT_EQ(AcceptedField(R"("prompt_cache_key":"k")").generations[0].cache_key, "k");
+  EXPECT_EQ(AcceptedField(R"("quicksilver":{"latency_target_ms":1})").generations[0].latency_target_seconds, 0.001);
+  EXPECT_EQ(AcceptedField(R"("quicksilver":{"latency_target_ms":600000})").generations[0].latency_target_seconds, 600);
+  EXPECT_EQ(AcceptedField("").generations[0].latency_target_seconds, 0);
+  const std::string target = "quicksilver.latency_target_ms";
+  ExpectFaults(kChat,
+               {{R"("prompt_cache_key":")" + std::string(257, 'k') + "\"", 400, "invalid_value", "prompt_cache_key"},
+                {R"("prompt_cache_key":7)", 400, "invalid_value", "prompt_cache_key"},
+                {R"("quicksilver":{"latency_target_ms":0})", 400, "invalid_value", target},
+                {R"("quicksilver":{"latency_target_ms":600001})", 400, "invalid_value", target},
+                {R"("quicksilver":{"latency_target_ms":1.5})", 400, "invalid_value", target},
+                {R"("realtime":1,"service_tier":"fast")", 400, "invalid_value", "realtime"}});
+}
+
 TEST(OpenAiRequestTest, EveryFormOfPromptIsAGenerationOfItsOwn) {
   using Ids = std::vector<int32_t>;
   const auto prompts = [](const std::string& prompt) {

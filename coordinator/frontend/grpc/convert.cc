@@ -124,6 +124,34 @@ std::optional<ApiError> ReadDecoding(const v1::Decoding& decoding, DecodingChoic
   return std::nullopt;
 }
 
+std::optional<ApiError> ReadScheduling(const v1::GenerateRequest& proto, GenerateRequest& request) {
+  switch (proto.priority()) {
+    case v1::PRIORITY_UNSPECIFIED:
+    case v1::PRIORITY_DEFAULT:
+      break;
+    case v1::PRIORITY_INTERACTIVE:
+      request.priority = Priority::kInteractive;
+      break;
+    case v1::PRIORITY_BATCH:
+      request.priority = Priority::kBatch;
+      break;
+    default:
+      return Invalid("priority", " is ", static_cast<int>(proto.priority()), ", which is no priority.");
+  }
+  if (proto.cache_key().size() > kCacheKeyBytesMax) {
+    return Invalid("cache_key", " has ", proto.cache_key().size(), " bytes, at most ", kCacheKeyBytesMax,
+                   " are allowed.");
+  }
+  request.cache_key = proto.cache_key();
+  const double target = proto.latency_target_seconds();
+  if (target != 0 && !(target >= kLatencyTargetMin && target <= kLatencyTargetMax)) {
+    return Invalid("latency_target_seconds", " is ", target, ", neither 0 nor in [", kLatencyTargetMin, ", ",
+                   kLatencyTargetMax, "].");
+  }
+  request.latency_target_seconds = target;
+  return std::nullopt;
+}
+
 std::optional<ApiError> ReadBounds(const v1::GenerateRequest& proto, const GrpcLimits& limits,
                                    GenerateRequest& request) {
   if (proto.has_max_tokens()) {
@@ -175,6 +203,7 @@ std::variant<GenerateRequest, ApiError> FromProto(const v1::GenerateRequest& pro
   if (std::optional<ApiError> error = ReadInput(proto, limits, request)) return *error;
   if (std::optional<ApiError> error = ReadSampling(proto.sampling(), limits, request)) return *error;
   if (std::optional<ApiError> error = ReadDecoding(proto.decoding(), request.decoding)) return *error;
+  if (std::optional<ApiError> error = ReadScheduling(proto, request)) return *error;
   if (std::optional<ApiError> error = ReadBounds(proto, limits, request)) return *error;
   return request;
 }
@@ -206,7 +235,7 @@ grpc::StatusCode GrpcCode(const ApiError& error) {
   }
 }
 
-grpc::Status ToStatus(const ApiError& error, const std::string& request_id) {
+grpc::Status ToStatus(const ApiError& error, const std::string& request_id, const std::string& tenant) {
   const grpc::StatusCode code = GrpcCode(error);
   google::rpc::Status status;
   status.set_code(code);
@@ -229,6 +258,13 @@ grpc::Status ToStatus(const ApiError& error, const std::string& request_id) {
     google::rpc::RetryInfo retry;
     retry.mutable_retry_delay()->set_seconds(std::max(error.retry_after_seconds, 1));
     status.add_details()->PackFrom(retry);
+  }
+  if (code == grpc::StatusCode::RESOURCE_EXHAUSTED) {
+    google::rpc::QuotaFailure quota;
+    auto* violation = quota.add_violations();
+    violation->set_subject(absl::StrCat("tenant:", tenant));
+    violation->set_description(error.message);
+    status.add_details()->PackFrom(quota);
   }
   return grpc::Status(code, error.message, status.SerializeAsString());
 }

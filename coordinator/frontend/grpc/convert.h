@@ -22,8 +22,8 @@ std::variant<GenerateRequest, ApiError> FromProto(const v1::GenerateRequest& pro
 
 /// serving.md §3.1.
 grpc::StatusCode GrpcCode(const ApiError& error);
-/// With ErrorInfo and RequestInfo, and BadRequest or RetryInfo where they say something.
-grpc::Status ToStatus(const ApiError& error, const std::string& request_id);
+/// With ErrorInfo and RequestInfo, and BadRequest, RetryInfo or QuotaFailure where they say something.
+grpc::Status ToStatus(const ApiError& error, const std::string& request_id, const std::string& tenant);
 
 v1::GenerateEvent ToProto(const StartedEvent& event, const std::string& request_id);
 v1::GenerateEvent ToProto(const DeltaEvent& event);

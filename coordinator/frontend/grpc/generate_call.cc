@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/clock.h"
+#include "coordinator/frontend/tenant_name.h"
 
 namespace quicksilver {
 namespace {
@@ -36,7 +37,7 @@ GenerateCall::GenerateCall(grpc::CallbackServerContext& context, Inference& infe
                            std::function<void(const std::shared_ptr<GenerateCall>&)> on_done)
     : context_(context), inference_(inference), metrics_(metrics), on_done_(std::move(on_done)) {}
 
-void GenerateCall::Begin(const v1::GenerateRequest& proto, const GrpcLimits& limits) {
+void GenerateCall::Begin(const v1::GenerateRequest& proto, const GrpcLimits& limits, const std::string& tenant_header) {
   self_ = shared_from_this();
   request_id_ = MetadataOf(context_, "x-request-id");
   if (!IsRequestId(request_id_)) request_id_ = NewRequestId();
@@ -45,6 +46,9 @@ void GenerateCall::Begin(const v1::GenerateRequest& proto, const GrpcLimits& lim
   std::variant<GenerateRequest, ApiError> parsed = FromProto(proto, limits);
   if (const auto* error = std::get_if<ApiError>(&parsed)) return End(*error);
   GenerateRequest& request = std::get<GenerateRequest>(parsed);
+  const std::variant<std::string, ApiError> tenant = Tenant(tenant_header);
+  if (const auto* error = std::get_if<ApiError>(&tenant)) return End(*error);
+  request.tenant = tenant_ = std::get<std::string>(tenant);
   request.request_id = request_id_;
   request.timeout_seconds = TimeoutOf(context_);
   {
@@ -53,6 +57,15 @@ void GenerateCall::Begin(const v1::GenerateRequest& proto, const GrpcLimits& lim
     frames_.resize(request.choices);
   }
   call_ = inference_.Start(std::move(request), self_);
+}
+
+std::variant<std::string, ApiError> GenerateCall::Tenant(const std::string& header) const {
+  std::vector<std::string> values;
+  if (!header.empty()) {
+    const auto [begin, end] = context_.client_metadata().equal_range(header);
+    for (auto it = begin; it != end; ++it) values.emplace_back(it->second.data(), it->second.size());
+  }
+  return TenantName(header, values);
 }
 
 void GenerateCall::OnStarted(const StartedEvent& event) { Push(ToProto(event, request_id_)); }
@@ -83,7 +96,7 @@ void GenerateCall::End(const ApiError& error) {
   Count(error.http_status);
   {
     MutexLock lock(mu_);
-    if (!end_) end_ = ToStatus(error, request_id_);
+    if (!end_) end_ = ToStatus(error, request_id_, tenant_);
   }
   Pump();
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -29,8 +30,9 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateEvent>,
   GenerateCall(grpc::CallbackServerContext& context, Inference& inference, Metrics& metrics,
                std::function<void(const std::shared_ptr<GenerateCall>&)> on_done);
 
-  /// Once, right after construction: answers with an error or starts the generation.
-  void Begin(const v1::GenerateRequest& proto, const GrpcLimits& limits);
+  /// Once, right after construction: answers with an error or starts the generation. `tenant_header`: as in
+  /// GrpcServerOptions.
+  void Begin(const v1::GenerateRequest& proto, const GrpcLimits& limits, const std::string& tenant_header);
   /// Cuts the client off when one write has been waiting for it since before `since`.
   void CutIfStalled(absl::Duration since);
 
@@ -47,6 +49,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateEvent>,
  private:
   /// `last`: the stream ends well behind it.
   void Push(v1::GenerateEvent event, bool last = false);
+  std::variant<std::string, ApiError> Tenant(const std::string& header) const;
   void End(const ApiError& error);
   /// Starts the next write, or finishes when all is written.
   void Pump();
@@ -58,6 +61,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateEvent>,
   Metrics& metrics_;
   const std::function<void(const std::shared_ptr<GenerateCall>&)> on_done_;
   std::string request_id_;
+  std::string tenant_;
   std::shared_ptr<GenerateCall> self_;  // Until OnDone.
   std::unique_ptr<Call> call_;          // Set in Begin(), before any reaction can run.
   v1::GenerateEvent writing_;           // Not changed while its write is under way.

@@ -24,8 +24,8 @@ namespace {
 
 class InferenceRpc : public v1::Inference::CallbackService {
  public:
-  InferenceRpc(Inference& inference, Metrics& metrics, const GrpcLimits& limits)
-      : inference_(inference), metrics_(metrics), limits_(limits) {}
+  InferenceRpc(Inference& inference, Metrics& metrics, const GrpcServerOptions& options)
+      : inference_(inference), metrics_(metrics), options_(options) {}
 
   grpc::ServerWriteReactor<v1::GenerateEvent>* Generate(grpc::CallbackServerContext* context,
                                                         const v1::GenerateRequest* request) override {
@@ -35,7 +35,7 @@ class InferenceRpc : public v1::Inference::CallbackService {
       MutexLock lock(mu_);
       calls_.insert(call);
     }
-    call->Begin(*request, limits_);
+    call->Begin(*request, options_.limits, options_.tenant_header);
     return call.get();
   }
 
@@ -71,7 +71,7 @@ class InferenceRpc : public v1::Inference::CallbackService {
 
   Inference& inference_;
   Metrics& metrics_;
-  const GrpcLimits limits_;
+  const GrpcServerOptions& options_;
   Mutex mu_;
   std::set<std::shared_ptr<GenerateCall>> calls_ GUARDED_BY(mu_);
 };
@@ -81,6 +81,8 @@ void SetArguments(grpc::ServerBuilder& builder) {
   builder.SetMaxSendMessageSize(16 << 20);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // A second server on the port is an error, not a partner.
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 1000);
+  // What a connection holds for clients that do not read, beside one message a stream.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 64 << 10);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10000);
@@ -95,7 +97,7 @@ void SetArguments(grpc::ServerBuilder& builder) {
 class GrpcServerImpl : public GrpcServer {
  public:
   GrpcServerImpl(const GrpcServerOptions& options, Inference& inference, Metrics& metrics)
-      : options_(options), inference_(inference), rpc_(inference, metrics, options.limits) {}
+      : options_(options), inference_(inference), rpc_(inference, metrics, options_) {}
 
   ~GrpcServerImpl() override {
     Stop(absl::ZeroDuration());

@@ -15,6 +15,7 @@ struct GrpcServerOptions {
   std::string listen = "127.0.0.1:8081";  ///< Port 0: any free one.
   bool reflection = false;                ///< It discloses the schema.
   GrpcLimits limits;
+  std::string tenant_header;  ///< Metadata key of the tenant's name, in lower case. Empty: all are one tenant.
   absl::Duration write_stall_timeout = absl::Seconds(30);
   absl::Duration health_interval = absl::Milliseconds(100);  ///< How often readiness is asked for.
 };

@@ -31,13 +31,20 @@ std::string_view Name(SpanOp op) {
   return "final";
 }
 
-// `"forwards":…,"tokens_per_forward":…`
-std::string ForwardFields(uint64_t tokens, uint64_t forwards) {
+// `"forwards":…,"tokens_per_forward":…`, and what happened to few.
+std::string EndFields(const FinishedEvent& end) {
   char text[96];
-  std::snprintf(text, sizeof(text), "\"forwards\":%llu,\"tokens_per_forward\":%.6g",
-                static_cast<unsigned long long>(forwards),
-                forwards == 0 ? 0.0 : static_cast<double>(tokens) / static_cast<double>(forwards));
-  return text;
+  std::snprintf(text, sizeof(text), "\"forwards\":%u,\"tokens_per_forward\":%.6g", end.forwards,
+                end.tokens_per_forward());
+  std::string out = text;
+  const auto add = [&out](const char* name, uint32_t count) {
+    if (count > 0) out += std::string(",\"") + name + "\":" + std::to_string(count);
+  };
+  add("resumed", end.resumes);
+  add("preempted", end.preemptions);
+  add("paced_steps", end.paced_steps);
+  if (end.deadline_reached) out += ",\"deadline_reached\":true";
+  return out;
 }
 
 }  // namespace
@@ -46,10 +53,12 @@ OpenAiAnswer::OpenAiAnswer(const OpenAiRequest& request, std::string id)
     : endpoint_(request.endpoint),
       id_(std::move(id)),
       echoes_(request.echoes),
+      service_tier_(request.service_tier),
       stream_(request.stream),
       include_usage_(request.include_usage),
       diffusing_(request.diffusing),
       discards_text_(request.discards_text),
+      names_service_tier_(request.names_service_tier),
       choices_per_prompt_(request.choices()),
       choices_(request.generations.size() * request.choices()) {}
 
@@ -68,6 +77,7 @@ void OpenAiAnswer::BuildPrefix(const StartedEvent& event) {
   AppendJsonString(event.model, common_);
   common_ += ",\"system_fingerprint\":";
   AppendJsonString(event.system_fingerprint, common_);
+  if (chat() && (!stream_ || names_service_tier_)) common_ += ",\"service_tier\":\"" + service_tier_ + '"';
 }
 
 void OpenAiAnswer::OnStarted(size_t prompt, const StartedEvent& event) {
@@ -157,8 +167,7 @@ void OpenAiAnswer::AppendText(uint32_t index, Choice& choice, std::string& out) 
 
 void OpenAiAnswer::AppendFinish(uint32_t index, const Choice& choice, std::string& out) {
   const std::string extension = std::string(",\"quicksilver\":{") + (diffusing_ ? "\"mode\":\"replace\"," : "") +
-                                "\"step\":" + std::to_string(choice.step) + "," +
-                                ForwardFields(choice.end.completion_tokens, choice.end.forwards) + "}";
+                                "\"step\":" + std::to_string(choice.step) + "," + EndFields(choice.end) + "}";
   AppendChunk(index, chat() ? "\"delta\":{}" : "\"text\":\"\"", Name(choice.end.reason), extension, out);
 }
 
@@ -247,22 +256,33 @@ void OpenAiAnswer::AppendUsage(std::string& out) const {
   out += ",\"usage\":{\"prompt_tokens\":" + std::to_string(prompt_tokens_) +
          ",\"completion_tokens\":" + std::to_string(completion_tokens) +
          ",\"total_tokens\":" + std::to_string(prompt_tokens_ + completion_tokens) +
-         R"(,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0,)"
+         ",\"prompt_tokens_details\":{\"cached_tokens\":" + std::to_string(CachedTokens()) +
+         R"(},"completion_tokens_details":{"reasoning_tokens":0,)"
          R"("accepted_prediction_tokens":0,"rejected_prediction_tokens":0}})";
 }
 
+// A prompt counts once, with what its first choice found: the others also find what the first one left.
+uint64_t OpenAiAnswer::CachedTokens() const {
+  uint64_t tokens = 0;
+  for (size_t i = 0; i < choices_.size(); i += choices_per_prompt_) tokens += choices_[i].end.cached_tokens;
+  return tokens;
+}
+
 std::string OpenAiAnswer::Totals() const {
-  uint64_t tokens = 0, forwards = 0;
+  FinishedEvent total;
   for (const Choice& choice : choices_) {
-    tokens += choice.end.completion_tokens;
-    forwards += choice.end.forwards;
+    total.completion_tokens += choice.end.completion_tokens;
+    total.forwards += choice.end.forwards;
+    total.resumes += choice.end.resumes;
+    total.preemptions += choice.end.preemptions;
+    total.paced_steps += choice.end.paced_steps;
+    total.deadline_reached = total.deadline_reached || choice.end.deadline_reached;
   }
-  return ",\"quicksilver\":{" + ForwardFields(tokens, forwards) + "}";
+  return ",\"quicksilver\":{" + EndFields(total) + "}";
 }
 
 std::string OpenAiAnswer::Body() const {
   std::string out = "{" + common_;
-  if (chat()) out += ",\"service_tier\":\"default\"";
   out += ",\"choices\":[";
   for (uint32_t index = 0; index < choices_.size(); ++index) {
     const Choice& choice = choices_[index];

@@ -61,6 +61,7 @@ class OpenAiAnswer {
   void AppendUsage(std::string& out) const;
   std::string Extension(const Choice& choice) const;
   std::string Totals() const;
+  uint64_t CachedTokens() const;
   std::string EchoOf(uint32_t index) const;
   void AppendFrame(uint32_t index, Choice& choice, std::string& out) const;
   void AppendCanvas(uint32_t index, Choice& choice, std::string& out) const;
@@ -69,7 +70,8 @@ class OpenAiAnswer {
   const OpenAiEndpoint endpoint_;
   const std::string id_;
   const std::vector<std::string> echoes_;
-  const bool stream_, include_usage_, diffusing_, discards_text_;
+  const std::string service_tier_;
+  const bool stream_, include_usage_, diffusing_, discards_text_, names_service_tier_;
   const uint32_t choices_per_prompt_;
   std::vector<Choice> choices_;
   std::string common_;  ///< "id" to "system_fingerprint" of every chunk and body.

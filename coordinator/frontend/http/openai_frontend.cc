@@ -5,6 +5,7 @@
 #include "common/http/random_id.h"
 #include "coordinator/frontend/http/openai_generation.h"
 #include "coordinator/frontend/http/openai_reply.h"
+#include "coordinator/frontend/tenant_name.h"
 
 namespace quicksilver {
 namespace {
@@ -119,6 +120,18 @@ http::Response OpenAiFrontend::Counted(const std::string& route, http::Response 
   return response;
 }
 
+std::optional<ApiError> OpenAiFrontend::SetTenant(const http::Request& request, OpenAiRequest& parsed) const {
+  if (options_.tenant_header.empty()) return std::nullopt;
+  std::vector<std::string> values;
+  for (const http::Header& header : request.headers) {
+    if (header.name == options_.tenant_header) values.push_back(header.value);
+  }
+  const std::variant<std::string, ApiError> tenant = TenantName(options_.tenant_header, values);
+  if (const auto* error = std::get_if<ApiError>(&tenant)) return *error;
+  for (GenerateRequest& generation : parsed.generations) generation.tenant = std::get<std::string>(tenant);
+  return std::nullopt;
+}
+
 void OpenAiFrontend::Serve(OpenAiEndpoint endpoint, const std::string& route, http::Request request,
                            const std::shared_ptr<http::Exchange>& exchange) {
   const std::string* retries = request.Find("x-stainless-retry-count");
@@ -129,6 +142,9 @@ void OpenAiFrontend::Serve(OpenAiEndpoint endpoint, const std::string& route, ht
   if (HasForeignEncoding(request)) return exchange->Reply(Counted(route, UnsupportedMediaType("Content-Encoding")));
   std::variant<OpenAiRequest, ApiError> parsed = ParseOpenAiRequest(request.body, endpoint, options_.limits);
   if (const ApiError* error = std::get_if<ApiError>(&parsed)) {
+    return exchange->Reply(Counted(route, ToResponse(*error)));
+  }
+  if (const auto error = SetTenant(request, std::get<OpenAiRequest>(parsed))) {
     return exchange->Reply(Counted(route, ToResponse(*error)));
   }
   request.body.clear();

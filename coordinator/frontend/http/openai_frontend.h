@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "common/http/server.h"
@@ -26,7 +27,8 @@ class OpenAiObserver {
 
 struct OpenAiOptions {
   OpenAiLimits limits;
-  std::string version;  ///< For GET /version.
+  std::string version;        ///< For GET /version.
+  std::string tenant_header;  ///< Of the tenant's name, in lower case. Empty: all are one tenant.
   absl::Duration ping_interval = absl::Seconds(15);
   size_t stream_budget_bytes = 256 * 1024;
   absl::Duration canvas_interval = absl::Milliseconds(50);
@@ -46,6 +48,7 @@ class OpenAiFrontend {
   void RegisterHealth(http::Server& server) const;
 
  private:
+  std::optional<ApiError> SetTenant(const http::Request& request, OpenAiRequest& parsed) const;
   void RegisterUnder(const std::string& base, http::Server& server);
   void Serve(OpenAiEndpoint endpoint, const std::string& route, http::Request request,
              const std::shared_ptr<http::Exchange>& exchange);

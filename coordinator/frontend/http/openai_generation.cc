@@ -51,12 +51,14 @@ void OpenAiGeneration::OnStarted(size_t prompt, const StartedEvent& event) {
   MutexLock lock(mutex_);
   if (failed_) return;
   answer_.OnStarted(prompt, event);
+  rates_ = event.rates;
   if (!request_.stream) return;
   if (status_ == 0) {
     status_ = 200;
     http::Response head;
     head.content_type = "text/event-stream; charset=utf-8";
     head.headers = {{"cache-control", "no-cache"}, {"x-accel-buffering", "no"}};
+    for (http::Header& header : RateHeaders(rates_)) head.headers.push_back(std::move(header));
     http::StreamOptions options;
     options.budget_bytes = options_.stream_budget_bytes;
     options.ping = ": ping\n\n";
@@ -98,6 +100,7 @@ void OpenAiGeneration::OnFinished(size_t prompt, const FinishedEvent& event) {
   status_ = 200;
   http::Response response;
   response.body = answer_.Body();
+  response.headers = RateHeaders(rates_);
   exchange_->Reply(std::move(response));
 }
 

@@ -46,6 +46,7 @@ class OpenAiGeneration : public std::enable_shared_from_this<OpenAiGeneration> {
   Mutex mutex_;
   OpenAiAnswer answer_ GUARDED_BY(mutex_);
   std::string unwritten_ GUARDED_BY(mutex_);  ///< Events that the exchange had no room for.
+  TenantRates rates_ GUARDED_BY(mutex_);      ///< As the last generation began.
   int status_ GUARDED_BY(mutex_) = 0;         ///< Of the head; 0: none yet.
   bool failed_ GUARDED_BY(mutex_) = false;
   bool finished_ GUARDED_BY(mutex_) = false;

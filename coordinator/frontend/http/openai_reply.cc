@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <ctime>
 #include <string_view>
+#include <utility>
 
 namespace quicksilver {
 namespace {
@@ -24,7 +25,33 @@ std::string Date(int64_t unix_seconds) {
   return std::string(text, std::strftime(text, sizeof(text), "%Y-%m-%d", &utc));
 }
 
+// As Go prints durations: 12ms, 1s, 6m0s, 1h2m3s. Rounded up.
+std::string GoDuration(absl::Duration duration) {
+  if (duration <= absl::ZeroDuration()) return "0s";
+  if (duration < absl::Seconds(1))
+    return std::to_string(absl::ToInt64Milliseconds(absl::Ceil(duration, absl::Milliseconds(1)))) + "ms";
+  const int64_t seconds = absl::ToInt64Seconds(absl::Ceil(duration, absl::Seconds(1)));
+  std::string text = std::to_string(seconds % 60) + "s";
+  if (seconds >= 60) text = std::to_string(seconds / 60 % 60) + "m" + text;
+  if (seconds >= 3600) text = std::to_string(seconds / 3600) + "h" + text;
+  return text;
+}
+
+void AddRate(const std::string& what, const std::optional<RateStatus>& rate, std::vector<http::Header>& headers) {
+  if (!rate) return;
+  headers.push_back({"x-ratelimit-limit-" + what, std::to_string(rate->limit)});
+  headers.push_back({"x-ratelimit-remaining-" + what, std::to_string(rate->remaining)});
+  headers.push_back({"x-ratelimit-reset-" + what, GoDuration(rate->reset)});
+}
+
 }  // namespace
+
+std::vector<http::Header> RateHeaders(const TenantRates& rates) {
+  std::vector<http::Header> headers;
+  AddRate("requests", rates.requests, headers);
+  AddRate("tokens", rates.tokens, headers);
+  return headers;
+}
 
 http::Response ToResponse(const ApiError& error) {
   http::Response response = http::ErrorResponse(error.http_status, error.type, error.code, error.message, error.param);
@@ -33,6 +60,7 @@ http::Response ToResponse(const ApiError& error) {
     response.headers.push_back({"retry-after", std::to_string(std::max(1, error.retry_after_seconds))});
   }
   if (error.should_not_retry) response.headers.push_back({"x-should-retry", "false"});
+  for (http::Header& header : RateHeaders(error.rates)) response.headers.push_back(std::move(header));
   return response;
 }
 

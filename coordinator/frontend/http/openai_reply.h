@@ -9,7 +9,9 @@
 
 namespace quicksilver {
 
-/// The error body with its retry headers (serving.md §1.8, §1.9).
+/// The rate headers of serving.md §1.9: none where nothing is limited.
+std::vector<http::Header> RateHeaders(const TenantRates& rates);
+/// The error body with its retry and rate headers (serving.md §1.8, §1.9).
 http::Response ToResponse(const ApiError& error);
 
 /// The bodies of GET /v1/models and GET /v1/models/{id}.

@@ -91,6 +91,23 @@ void ReadThreshold(JsonFields& fields, DecodingChoice& decoding) {
   if (named || brief) decoding.threshold = static_cast<float>(named ? *named : *brief);
 }
 
+// Whom it goes before. `scale` buys throughput elsewhere; here it is the default.
+void ReadScheduling(JsonFields& fields, OpenAiRequest& request, GenerateRequest& generation) {
+  const auto tier = fields.OneOf("service_tier", {"auto", "default", "flex", "scale", "priority", "fast"});
+  request.names_service_tier = tier.has_value();
+  const bool realtime = fields.Bool("realtime").value_or(false);
+  if (tier == "flex") generation.priority = Priority::kBatch;
+  if (tier == "priority" || tier == "fast" || realtime) {
+    generation.priority = Priority::kInteractive;
+    request.service_tier = "priority";
+  }
+  generation.cache_key = fields.String("prompt_cache_key").value_or("");
+  if (generation.cache_key.size() > kCacheKeyBytesMax) {
+    fields.FailValue("prompt_cache_key", "expected at most " + std::to_string(kCacheKeyBytesMax) + " bytes, got " +
+                                             std::to_string(generation.cache_key.size()));
+  }
+}
+
 // Our own object (serving.md §1.12): unknown keys are errors, since nobody else could have meant them.
 void ReadExtension(JsonFields& outer, std::optional<ApiError>& error, OpenAiRequest& request,
                    GenerateRequest& generation) {
@@ -109,6 +126,9 @@ void ReadExtension(JsonFields& outer, std::optional<ApiError>& error, OpenAiRequ
   decoding.suppress_eos = fields.Bool("suppress_eos").value_or(false);
   decoding.distrust_eos = fields.Bool("distrust_eos").value_or(false);
   generation.top_k = static_cast<uint32_t>(fields.Integer("top_k", 0, 256).value_or(0));
+  const auto target = fields.Integer("latency_target_ms", static_cast<int64_t>(kLatencyTargetMin * 1000),
+                                     static_cast<int64_t>(kLatencyTargetMax * 1000));
+  generation.latency_target_seconds = static_cast<double>(target.value_or(0)) / 1000;
   request.canvases = fields.Bool("canvases").value_or(false);
   if (request.canvases && !request.stream) {
     fields.FailValue("canvases", "it is only allowed when `stream` is true");
@@ -118,7 +138,6 @@ void ReadExtension(JsonFields& outer, std::optional<ApiError>& error, OpenAiRequ
 
 void ReadDiffusing(JsonFields& fields, OpenAiRequest& request, const GenerateRequest& generation) {
   request.diffusing = fields.Bool("diffusing").value_or(false);
-  fields.Bool("realtime");
   if (!request.diffusing) return;
   if (!request.stream) fields.FailValue("diffusing", "it is only allowed when `stream` is true");
   if (generation.choices > 1) fields.FailValue("diffusing", "it is only allowed when `n` is 1");
@@ -243,6 +262,7 @@ std::variant<OpenAiRequest, ApiError> ReadChatRequest(const json& body, const Op
   ReadChatMaxTokens(fields, generation);
   ReadStreaming(fields, error, request);
   ReadExtension(fields, error, request, generation);
+  ReadScheduling(fields, request, generation);
   ReadDiffusing(fields, request, generation);
   CheckPenalties(fields);
   CheckChatOnlyFields(fields, error);
@@ -263,6 +283,7 @@ std::variant<OpenAiRequest, ApiError> ReadCompletionRequest(const json& body, co
   ReadSampling(fields, limits, generation);
   ReadStreaming(fields, error, request);
   ReadExtension(fields, error, request, generation);
+  ReadScheduling(fields, request, generation);
   const bool echo = fields.Bool("echo").value_or(false);
   ReadCompletionMaxTokens(fields, echo, request, generation);
   ReadBestOf(fields, request, generation);

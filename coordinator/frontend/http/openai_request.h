@@ -32,7 +32,10 @@ struct OpenAiRequest {
   bool stream = false;
   bool include_usage = false;
   bool diffusing = false;  ///< Chunks replace each other (serving.md §2.3).
-  bool canvases = false;   ///< Chunks with `quicksilver.canvas` between the others.
+  bool canvases = false;   ///< Chunks with `quicksilver.frame` between the others.
+  /// What answers say: `default` or `priority`; chunks only when the request named one.
+  std::string service_tier = "default";
+  bool names_service_tier = false;
 
   uint32_t choices() const { return generations.empty() ? 1 : generations[0].choices; }
 };

@@ -130,17 +130,14 @@ void CheckCompletionOnlyFields(JsonFields& fields) {
   if (!fields.String("suffix").value_or("").empty()) NotDelivered(fields, "suffix");
   if (fields.Integer("logprobs", 0, 5)) NotDelivered(fields, "logprobs");
   if (fields.Bool("diffusing").value_or(false)) Unsupported(fields, "diffusing", " on /v1/completions");
-  fields.Bool("realtime");
 }
 
 void CheckIgnoredFields(JsonFields& fields, std::optional<ApiError>& error) {
   fields.String("user");
   fields.String("safety_identifier", 64);
-  fields.String("prompt_cache_key");
   fields.FindObject("prompt_cache_options");
   fields.String("prompt_cache_retention");
   fields.Bool("store");
-  fields.OneOf("service_tier", {"auto", "default", "flex", "scale", "priority", "fast"});
   CheckMetadata(fields);
   if (const json* prediction = fields.FindObject("prediction")) {
     JsonFields nested(*prediction, "prediction.", error);

@@ -16,7 +16,7 @@ void CheckPenalties(JsonFields& fields);
 void CheckChatOnlyFields(JsonFields& fields, std::optional<ApiError>& error);
 /// suffix, logprobs.
 void CheckCompletionOnlyFields(JsonFields& fields);
-/// user, metadata, store, service_tier and the like.
+/// user, metadata, store and the like.
 void CheckIgnoredFields(JsonFields& fields, std::optional<ApiError>& error);
 
 }  // namespace quicksilver
