@@ -191,9 +191,7 @@ void InferenceServiceImpl::OnGroupLost(Connection connection, const std::string&
     MutexLock lock(mu_);
     const absl::Duration now = MonotonicNow();
     if (const GroupPtr place = FindGroup(connection.group)) {
-      place->lost = now;
-      place->metrics->up.Set(0);
-      place->metrics->size.Set(0);
+      place->GiveUp(now);
     }
     Execute(dispatcher_.OnGroupLost(connection, now), now, effects);
   }

@@ -112,9 +112,7 @@ void InferenceServiceImpl::ExecuteFail(const FailRequest& failed, absl::Duration
 void InferenceServiceImpl::ExecuteDrop(const DropGroup& drop, absl::Duration now, Effects& effects) {
   const GroupPtr place = FindGroup(drop.group.group);
   if (place == nullptr) return;
-  place->lost = now;
-  place->metrics->up.Set(0);
-  place->metrics->size.Set(0);
+  place->GiveUp(now);
   effects.drops.emplace_back(drop, place);
 }
 

@@ -29,6 +29,14 @@ struct GroupPlace {
   uint64_t page_size = 0;
   double kv_usage = 0;                              // [0, 1]
   absl::Duration lost = -absl::InfiniteDuration();  // When it was last given up.
+
+  void GiveUp(absl::Duration now) {
+    lost = now;
+    kv_usage = 0;
+    metrics->up.Set(0);
+    metrics->size.Set(0);
+    metrics->kv_cache_usage_ratio.Set(0);
+  }
 };
 using GroupPtr = std::shared_ptr<GroupPlace>;
 

@@ -108,6 +108,9 @@ TEST_F(ResumeTest, WithoutAGroupForLongItEndsWithWorkerLost) {
   ASSERT_TRUE(begun.sink->WaitUntilOver());
   EXPECT_EQ(begun.sink->errors_[0].code, "worker_lost");
   EXPECT_EQ(begun.sink->errors_[0].http_status, 500);
+  // Its pages are gone with it.
+  EXPECT_TRUE(ComesToSay(
+      "quicksilver_kv_cache_usage_ratio{model_name=\"demo\",pool=\"127.0.0.1:" + std::to_string(port_) + "\"} 0\n"));
 }
 
 TEST_F(ResumeTest, ASilentGroupIsLostAndWhatItSaysLaterIsDropped) {
