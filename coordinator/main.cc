@@ -154,7 +154,8 @@ struct Program {
         frontend(
             *service,
             {.limits = {.choices_max = o.choices_max, .messages_max = o.messages_max, .strict_params = o.strict_params},
-             .version = VersionString()},
+             .version = VersionString(),
+             .tenant_header = o.tenant_header},
             observer) {}
 
   absl::Status Listen(const CoordinatorOptions& o) {
@@ -178,6 +179,7 @@ struct Program {
         .listen = o.grpc_listen,
         .reflection = o.grpc_reflection == "on" || (o.grpc_reflection == "auto" && IsLoopback(grpc_address.host)),
         .write_stall_timeout = absl::Seconds(o.write_stall_seconds)};
+    grpc_options.tenant_header = o.tenant_header;
     grpc_options.limits.choices_max = o.choices_max;
     grpc_options.limits.messages_max = static_cast<int>(o.messages_max);
     absl::StatusOr<std::unique_ptr<GrpcServer>> started = GrpcServer::Start(grpc_options, *service, metrics);
