@@ -3,13 +3,8 @@
 #include <gtest/gtest.h>
 
 #include "absl/time/clock.h"
-#include "coordinator/frontend/grpc/grpc_server.h"
-#include "coordinator/service/inference_service.h"
-#include "google/rpc/error_details.pb.h"
-#include "google/rpc/status.pb.h"
-#include "quicksilver/v1/inference.grpc.pb.h"
+#include "tests/coordinator/grpc_frontend_fixture.h"
 #include "tests/coordinator/health.grpc.pb.h"
-#include "tests/coordinator/scripted_group.h"
 
 namespace quicksilver {
 namespace {
@@ -19,96 +14,6 @@ using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
 namespace health = grpc::health::v1;
-
-struct Answer {
-  std::vector<v1::GenerateEvent> events;
-  std::string text;
-  grpc::Status status;
-  std::string request_id;  // Of the initial metadata.
-};
-
-// The whole coordinator behind its gRPC port, a scripted group behind it, a real client before it.
-class GrpcFrontendTest : public testing::Test {
- protected:
-  void SetUp() override {
-    group_ = std::make_unique<ScriptedGroup>(DemoGroup(*text_));
-    options_.cluster.discovery.sources = {*ParseWorkerSource("", group_->address())};
-    metrics_ = std::make_unique<Metrics>("demo");
-    service_ = InferenceService::Create(options_, text_, *metrics_);
-    auto server = GrpcServer::Start(server_options_, *service_, *metrics_);
-    ASSERT_TRUE(server.ok()) << server.status();
-    server_ = std::move(*server);
-    channel_ = grpc::CreateChannel(Address(), grpc::InsecureChannelCredentials());
-    stub_ = v1::Inference::NewStub(channel_);
-    const absl::Time end = absl::Now() + absl::Seconds(10);
-    while (service_->NotReady() && absl::Now() < end) absl::SleepFor(absl::Milliseconds(5));
-  }
-
-  std::string Address() const { return "127.0.0.1:" + std::to_string(server_->port()); }
-
-  static v1::GenerateRequest Ask() {
-    v1::GenerateRequest request;
-    request.set_model("demo");
-    request.set_prompt("def f");
-    return request;
-  }
-
-  std::vector<int32_t> Ids(const std::string& text) { return *text_->Encode(text, 1000); }
-
-  Answer Generate(const v1::GenerateRequest& request, grpc::ClientContext& context) {
-    Answer answer;
-    const auto reader = stub_->Generate(&context, request);
-    v1::GenerateEvent event;
-    while (reader->Read(&event)) {
-      answer.text += event.delta().text();
-      answer.events.push_back(event);
-    }
-    answer.status = reader->Finish();
-    const auto id = context.GetServerInitialMetadata().find("x-request-id");
-    if (id != context.GetServerInitialMetadata().end()) {
-      answer.request_id = std::string(id->second.data(), id->second.size());
-    }
-    return answer;
-  }
-
-  Answer Generate(const v1::GenerateRequest& request) {
-    grpc::ClientContext context;
-    return Generate(request, context);
-  }
-
-  void AnswerAll(const std::string& text) {
-    group_->OnSubmit([this, text](const v1::Submit& submit) { group_->Send(WholeAnswer(submit, Ids(text))); });
-  }
-
-  std::shared_ptr<const TextModel> text_ = *TextModel::Load("models/demo");
-  InferenceOptions options_;
-  GrpcServerOptions server_options_{.listen = "127.0.0.1:0"};
-  std::unique_ptr<ScriptedGroup> group_;
-  std::unique_ptr<Metrics> metrics_;
-  std::unique_ptr<InferenceService> service_;
-  std::unique_ptr<GrpcServer> server_;
-  std::shared_ptr<grpc::Channel> channel_;
-  std::unique_ptr<v1::Inference::Stub> stub_;
-};
-
-// Every detail of a failed call, by type.
-struct Details {
-  google::rpc::Status status;
-  google::rpc::ErrorInfo info;
-  google::rpc::RequestInfo request;
-  google::rpc::BadRequest bad;
-  google::rpc::RetryInfo retry;
-};
-
-Details DetailsOf(const grpc::Status& status) {
-  Details details;
-  EXPECT_TRUE(details.status.ParseFromString(status.error_details()));
-  for (const auto& any : details.status.details()) {
-    any.UnpackTo(&details.info) || any.UnpackTo(&details.request) || any.UnpackTo(&details.bad) ||
-        any.UnpackTo(&details.retry);
-  }
-  return details;
-}
 
 TEST_F(GrpcFrontendTest, StreamsStartedDeltasAndFinished) {
   AnswerAll("hello");
@@ -317,40 +222,6 @@ TEST_F(GrpcFrontendTest, AnAddressInUseIsNamed) {
   const auto second = GrpcServer::Start({.listen = Address()}, *service_, *metrics_);
   ASSERT_FALSE(second.ok());
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(Address()));
-}
-
-class SlowReaderTest : public GrpcFrontendTest {
- protected:
-  SlowReaderTest() { server_options_.write_stall_timeout = absl::Milliseconds(300); }
-};
-
-TEST_F(SlowReaderTest, AClientThatReadsNothingIsCutOff) {
-  // Flow control is per connection: a small window makes the server wait soon.
-  grpc::ChannelArguments args;
-  args.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
-  args.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 16384);
-  const auto stub =
-      v1::Inference::NewStub(grpc::CreateCustomChannel(Address(), grpc::InsecureChannelCredentials(), args));
-  grpc::ClientContext context;
-  v1::GenerateRequest ask = Ask();
-  ask.set_canvases(true);
-  const auto reader = stub->Generate(&context, ask);
-  const std::optional<v1::Submit> submit = group_->NextSubmit();
-  ASSERT_TRUE(submit.has_value());
-  const uint32_t begin = static_cast<uint32_t>(submit->prompt_ids_size());
-  const absl::Time end = absl::Now() + absl::Seconds(10);
-  const int32_t id = Ids("x")[0];
-  for (uint32_t i = 0; metrics_->slow_client_disconnects.Value() < 1 && absl::Now() < end; ++i) {
-    const uint32_t at = std::min(i, 450u);
-    group_->Send(FinalTokens(*submit, {id}, begin + at, i + 1));
-    absl::SleepFor(absl::Milliseconds(1));
-  }
-  EXPECT_EQ(metrics_->slow_client_disconnects.Value(), 1);
-  EXPECT_EQ(group_->NextCancel(), submit->sequence_id());
-  v1::GenerateEvent event;
-  while (reader->Read(&event)) {
-  }
-  EXPECT_FALSE(reader->Finish().ok());
 }
 
 }  // namespace
