@@ -13,8 +13,8 @@ EXCHANGE_SECONDS = 120
 
 
 class Client:
-    """How one request behaves: `leave(outcome)` true: it resets the connection; `read_pause`: seconds before each read
-    of `read_bytes`."""
+    """How one request behaves. `leave(outcome)` true: it resets the connection. `read_pause`: seconds between two reads
+    of `read_bytes`; it looks at nothing then."""
 
     def __init__(self, leave=None, read_pause=0.0, read_bytes=65536, headers=None, receive_buffer=None):
         self.leave = leave
@@ -33,8 +33,6 @@ async def chunks(reader, headers, client, outcome):
     async def some(count):
         if client.leave and client.leave(outcome):
             raise Left
-        if client.read_pause:
-            await asyncio.sleep(client.read_pause)
         data = await reader.read(min(count, client.read_bytes))
         if not data:
             raise asyncio.IncompleteReadError(b"", count)
@@ -102,6 +100,17 @@ async def read_answer(reader, headers, client, outcome):
     outcome.ends.append(ERROR if outcome.error else COMPLETE)
 
 
+async def trickle(sock, client, outcome):
+    """Takes a byte now and then and understands none; ends when the server breaks the connection."""
+    loop = asyncio.get_running_loop()
+    while not (client.leave and client.leave(outcome)):
+        if not await loop.sock_recv(sock, client.read_bytes):
+            raise asyncio.IncompleteReadError(b"", 1)
+        outcome.first_byte = outcome.first_byte or time.monotonic()
+        await asyncio.sleep(client.read_pause)
+    raise Left
+
+
 async def exchange(host, port, outcome, client):
     body = json.dumps(outcome.body).encode()
     sock = socket.socket(socket.AF_INET)
@@ -111,10 +120,13 @@ async def exchange(host, port, outcome, client):
     writer = None
     try:
         await asyncio.get_running_loop().sock_connect(sock, (host, port))
-        reader, writer = await asyncio.open_connection(sock=sock, limit=4096 if client.receive_buffer else 1 << 16)
         extra = "".join(f"{name}: {value}\r\n" for name, value in client.headers.items())
-        writer.write(f"POST {PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n{extra}"
-                     f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        request = (f"POST {PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n{extra}"
+                   f"Content-Length: {len(body)}\r\n\r\n").encode() + body
+        await asyncio.get_running_loop().sock_sendall(sock, request)
+        if client.read_pause:
+            await trickle(sock, client, outcome)
+        reader, writer = await asyncio.open_connection(sock=sock)
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         outcome.first_byte = time.monotonic()
         outcome.status = int(head[0].split()[1])
@@ -147,6 +159,8 @@ class Load:
         return self
 
     def __exit__(self, *_):
+        for task in self.tasks:  # A test that failed has left some.
+            task.cancel()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
 

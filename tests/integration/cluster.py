@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -46,6 +47,21 @@ def wait_for(condition, what, seconds=READY_SECONDS):
             return value
         time.sleep(0.02)
     raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def random_checkpoint(folder, *flags):
+    """A model with random weights and the demo model's tokenizer."""
+    demo = json.loads((DEMO / "config.json").read_text())
+    subprocess.run([BUILD / "tools/random_checkpoint", folder, f"--vocabulary={demo['vocab_size']}", *flags], check=True)
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((folder / name).read_text())
+        config["eos_token_id"] = demo["eos_token_id"]
+        if name == "config.json":
+            config["mask_token_id"] = demo["mask_token_id"]
+        (folder / name).write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, folder)
+    return folder
 
 
 class Process:

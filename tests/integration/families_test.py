@@ -1,37 +1,21 @@
 #!/usr/bin/env python3
 """A bidirectional (LLaDA-style) checkpoint through the whole service: random weights, the demo model's tokenizer, two ranks."""
-import json
 import pathlib
-import shutil
-import subprocess
 import sys
 import tempfile
 import unittest
 
-from cluster import BUILD, DEMO, Cluster
+from cluster import Cluster, random_checkpoint
 
 TOKENS = 40
-
-
-def make_checkpoint(folder):
-    demo = json.loads((DEMO / "config.json").read_text())
-    subprocess.run([BUILD / "tools/random_checkpoint", folder, "--family=llada", "--hidden=128", "--layers=2", "--heads=4",
-                    "--kv-heads=4", "--mlp=256", f"--vocabulary={demo['vocab_size']}", "--positions=256"], check=True)
-    for name in ("config.json", "generation_config.json"):
-        config = json.loads((folder / name).read_text())
-        config["eos_token_id"] = demo["eos_token_id"]
-        if name == "config.json":
-            config["mask_token_id"] = demo["mask_token_id"]
-        (folder / name).write_text(json.dumps(config))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(DEMO / name, folder)
 
 
 def setUpModule():
     global cluster, folder
     folder = tempfile.TemporaryDirectory()
     checkpoint = pathlib.Path(folder.name) / "model"
-    make_checkpoint(checkpoint)
+    random_checkpoint(checkpoint, "--family=llada", "--hidden=128", "--layers=2", "--heads=4", "--kv-heads=4", "--mlp=256",
+                      "--positions=256")
     cluster = Cluster(ranks=2, model=checkpoint)
     cluster.__enter__()
 

@@ -174,7 +174,8 @@ def wrong_counters(outcomes, before, after, exact=True):
             yield f"{name}: {counted}, clients saw {told}"
 
 
-IDLE_ZERO = ("quicksilver_num_requests_running", "quicksilver_num_requests_waiting", "quicksilver_stream_buffered_bytes")
+IDLE_ZERO = ("quicksilver_num_requests_running", "quicksilver_num_requests_waiting", "quicksilver_stream_buffered_bytes",
+             "quicksilver_kv_cache_usage_ratio")
 
 
 def not_idle(pages):
