@@ -12,6 +12,7 @@
 #include <variant>
 #include <vector>
 
+#include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/time/time.h"
 #include "coordinator/core/api_error.h"
@@ -299,7 +300,7 @@ class Dispatcher {
   std::array<std::set<std::pair<uint64_t, RequestId>>, kPriorities> by_age_;  // Those, by order.
   double moves_left_ = 1;
   absl::Duration moves_at_;
-  std::set<std::pair<absl::Duration, TimerKey>> timers_;
+  absl::btree_set<std::pair<absl::Duration, TimerKey>> timers_;
 };
 
 }  // namespace quicksilver
