@@ -38,7 +38,8 @@ EngineGroup::Options OptionsFor(const std::string& directory, bool reference) {
   EngineGroup::Options options;
   options.directory = directory;
   options.ranks = 2;
-  options.pages = 12;  // Few, so that later sequences get the pages of the poisoned one.
+  options.engine.step_rows_max = 32;  // Long prompts take several steps, after each of which whole pages are kept.
+  options.pages = 12;                 // Few, so that later sequences get the pages of the poisoned one.
   options.make_ops = [reference] {
     return reference ? MakeReferenceOps(DType::kF32) : MakeCpuOps(DType::kF32, CpuOpsOptions());
   };
@@ -65,15 +66,18 @@ TEST_P(NumericalErrorTest, FailsItsSequenceAndNoOther) {
     const auto expected = (*clean)->RunAll(others);
     ASSERT_TRUE(expected.ok()) << expected.status();
 
-    std::vector<TokenId> prompt(30, 5);
+    std::vector<TokenId> prompt(100, 5);
     prompt[11] = kPoison;
-    ASSERT_TRUE((*poisoned)->Submit(MakeSubmit(100 * round + 50, prompt, 40)).ok());
+    v1::Submit poison = MakeSubmit(100 * round + 50, prompt, 40);
+    poison.set_cache_salt("shared");
+    ASSERT_TRUE((*poisoned)->Submit(poison).ok());
     const auto found = (*poisoned)->RunAll(others);
     ASSERT_TRUE(found.ok()) << found.status();
     const auto failed = (*poisoned)->Await(100 * round + 50);
     ASSERT_TRUE(failed.ok()) << failed.status();
     EXPECT_EQ(failed->end.reason(), v1::SequenceEnd::REASON_ERROR);
     EXPECT_EQ(failed->end.error_code(), "numerical_error");
+    EXPECT_EQ(failed->end.cached_tokens(), 0u) << "its KV is not kept for others";
     for (size_t i = 0; i < others.size(); ++i) {
       for (const TokenId token : (*expected)[i].answer) ASSERT_NE(token, kPoison) << "pick other prompts";
       EXPECT_EQ((*found)[i].answer, (*expected)[i].answer);

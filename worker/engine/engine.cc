@@ -213,7 +213,7 @@ absl::Status EngineImpl::Step(const v1::LogEntry& entry) {
       if (leads()) reports_.OnPlanned(id, planned.segment.denoise, now_);
     }
     if (QS_FAILPOINT("group.skip_step", Place())) return absl::OkStatus();
-    step_clock_.Begin(MonotonicNow());
+    step_clock_.Begin(MonotonicNow(), writer_.Expected(StepBatch::ShapeOf(plan).rows));
     const absl::Status ran = RunPlan(plan);
     step_clock_.End();
     RETURN_IF_ERROR(ran);

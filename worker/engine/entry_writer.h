@@ -31,6 +31,8 @@ class EntryWriter {
 
   /// A step of that many rows took `time`.
   void Observe(int32_t denoise_rows, int32_t prefill_rows, absl::Duration time);
+  /// What a step of so many rows should take; zero: unknown.
+  absl::Duration Expected(int32_t rows) const { return step_times_.Expected(rows); }
 
  private:
   int32_t PrefillRows() const;

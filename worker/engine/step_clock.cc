@@ -8,14 +8,15 @@ namespace {
 
 constexpr int kMeanShare = 16;  // Of a step in the mean.
 constexpr absl::Duration kDeadlineMin = absl::Seconds(5);
-constexpr absl::Duration kFirstDeadline = absl::Seconds(30);
+constexpr absl::Duration kFirstDeadline = absl::Minutes(2);
 constexpr int kDeadlineFactor = 20;
 
 }  // namespace
 
-void StepClock::Begin(absl::Duration now) {
+void StepClock::Begin(absl::Duration now, absl::Duration expected) {
   MutexLock lock(mutex_);
   since_ = now;
+  expected_ = expected;
 }
 
 absl::Duration StepClock::Lap(absl::Duration now) {
@@ -39,6 +40,7 @@ StepClock::Reading StepClock::Read() const {
   {
     MutexLock lock(mutex_);
     reading.since = since_;
+    reading.expected = expected_;
     reading.mean = mean_;
     sorted.assign(last_.begin(), last_.begin() + static_cast<ptrdiff_t>(std::min(laps_, last_.size())));
   }
@@ -51,7 +53,7 @@ StepClock::Reading StepClock::Read() const {
 
 absl::Duration StepDeadline(const StepClock::Reading& reading) {
   if (reading.p99 == absl::ZeroDuration()) return kFirstDeadline;
-  return std::max(kDeadlineMin, kDeadlineFactor * reading.p99);
+  return std::max(kDeadlineMin, kDeadlineFactor * std::max(reading.expected, reading.p99));
 }
 
 }  // namespace quicksilver

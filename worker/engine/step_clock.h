@@ -15,11 +15,13 @@ class StepClock {
   struct Reading {
     absl::Duration since =
         absl::InfiniteDuration();  ///< When the step that is under way began; infinite: there is none.
+    absl::Duration expected;       ///< How long that step should take; zero: unknown.
     absl::Duration mean;           ///< Of the recent steps, the newest weigh most; zero: none yet.
     absl::Duration p99;            ///< Of the last 256 steps; zero: none yet.
   };
 
-  void Begin(absl::Duration now);
+  /// A step is under way that should take `expected`; zero: unknown.
+  void Begin(absl::Duration now, absl::Duration expected);
   /// A step is done and the next one under way. Returns how long it took.
   absl::Duration Lap(absl::Duration now);
   /// The one that was begun last is not to be.
@@ -30,12 +32,14 @@ class StepClock {
  private:
   mutable Mutex mutex_;
   absl::Duration since_ GUARDED_BY(mutex_) = absl::InfiniteDuration();
+  absl::Duration expected_ GUARDED_BY(mutex_);
   absl::Duration mean_ GUARDED_BY(mutex_);
   std::array<absl::Duration, 256> last_ GUARDED_BY(mutex_);
   size_t laps_ GUARDED_BY(mutex_) = 0;
 };
 
-/// How long a step may take: 20 times the slow ones, at least 5 s; half a minute while there is none to compare with.
+/// How long the step that is under way may take: 20 times what is expected of it or what slow ones took, at least 5 s;
+/// two minutes while there is none to compare with.
 absl::Duration StepDeadline(const StepClock::Reading& reading);
 
 }  // namespace quicksilver
