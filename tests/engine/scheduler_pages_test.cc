@@ -184,7 +184,11 @@ TEST(SchedulerPagesTest, NothingIsSharedWhereSharingIsOff) {
 TEST(SchedulerPagesTest, APrefixComputedTwiceIsKeptOnce) {
   SchedulerStory story(
       {.sequences_max = 4, .step_rows_max = 128, .pages = 100, .page_size = 8, .share_prefixes = true});
-  for (int i = 0; i < 2; ++i) story.Add(BlockCausal(Tokens(32, 3), 8), Salted("s"));
+  story.prefill_rows_max = kBlock;
+  story.Add(BlockCausal(Tokens(32, 3), 8), {.priority = 2, .cache_salt = "s"});
+  story.Step();
+  story.prefill_rows_max = 128;
+  story.Add(BlockCausal(Tokens(32, 3), 8), {.priority = 1, .cache_salt = "s"});
   story.Step();
   EXPECT_EQ(story.scheduler.statistics().pages_used, 10);
   const std::vector<PlannedSegment> plan = story.Plan();
@@ -195,6 +199,31 @@ TEST(SchedulerPagesTest, APrefixComputedTwiceIsKeptOnce) {
   Finish(story.scheduler, std::vector<PlannedSegment>(plan));
   story.StepUntilEnd(1);
   story.StepUntilEnd(2);
+}
+
+// Many at once with the same long beginning: it is computed once.
+TEST(SchedulerPagesTest, WhoNeedsAPrefixThatIsBeingComputedWaitsForIt) {
+  SchedulerStory story(
+      {.sequences_max = 16, .step_rows_max = 64, .pages = 400, .page_size = 8, .share_prefixes = true});
+  for (TokenId i = 0; i < 12; ++i) {
+    std::vector<TokenId> prompt = Tokens(160, 3);
+    for (TokenId p = 0; p < 6; ++p) prompt.push_back(i + p);
+    story.Add(BlockCausal(prompt, 8), Salted("s"));
+  }
+  const uint64_t different = story.Add(BlockCausal(Tokens(160, 4), 8), Salted("s"));
+  EXPECT_THAT(story.Step(), ElementsAre(1, different));
+  for (uint64_t id = 1; id <= different; ++id) story.StepUntilEnd(id);
+  EXPECT_EQ(story.scheduler.statistics().prefix_hit_tokens, 11u * 160);
+}
+
+TEST(SchedulerPagesTest, NobodyWaitsForTheSlowPrefixOfALessUrgentOne) {
+  SchedulerStory story({.sequences_max = 4, .step_rows_max = 64, .pages = 400, .page_size = 8, .share_prefixes = true});
+  story.prefill_rows_max = 8;
+  story.Add(BlockCausal(Tokens(160, 3), 8), {.priority = 1, .cache_salt = "s"});
+  story.Step();
+  story.Add(BlockCausal(Tokens(160, 3), 8), {.priority = 0, .cache_salt = "s"});
+  EXPECT_EQ(story.Step(), (std::vector<uint64_t>{2})) << "with all the rows that there are";
+  EXPECT_EQ(story.scheduler.running(), 2);
 }
 
 TEST(SchedulerPagesTest, APreemptedSequenceFindsItsOwnPagesAgain) {

@@ -17,10 +17,21 @@ uint64_t Mix(uint64_t hash, uint64_t value) {
 
 }  // namespace
 
+// Lanes that do not wait for one another, two tokens at a time.
 uint64_t HashPage(uint64_t before, absl::Span<const TokenId> tokens) {
-  uint64_t hash = Mix(kSeed, before);
-  for (const TokenId token : tokens) hash = Mix(hash, static_cast<uint32_t>(token));
-  return hash;
+  constexpr size_t kLanes = 4;
+  uint64_t lanes[kLanes];
+  for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] = Mix(kSeed * (lane + 1), before);
+  const auto token = [&](size_t i) -> uint64_t { return static_cast<uint32_t>(tokens[i]); };
+  size_t i = 0;
+  for (; i + 2 * kLanes <= tokens.size(); i += 2 * kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] = Mix(lanes[lane], token(i + 2 * lane) << 32 | token(i + 2 * lane + 1));
+    }
+  }
+  for (; i < tokens.size(); ++i) lanes[0] = Mix(lanes[0], token(i));
+  for (size_t lane = 1; lane < kLanes; ++lane) lanes[0] = Mix(lanes[0], lanes[lane]);
+  return Mix(lanes[0], tokens.size());
 }
 
 PrefixCache::PrefixCache(PagePool& pool, int32_t page_size, PageHash hash)

@@ -168,6 +168,7 @@ void Scheduler::Favour(Record& record) {
 void Scheduler::CollectDemands() {
   int64_t ready_rows = 0, ready_pages = 0;
   prefilling_ = prefill_block_ = 0;
+  fewest_rows_ = limits_.step_rows_max;
   ready_priority_ = std::numeric_limits<int32_t>::max();
   for (Record& record : records_) {
     if (!record.runs) continue;
@@ -178,11 +179,14 @@ void Scheduler::CollectDemands() {
     if (record.demand.prefill > 0) {
       ++prefilling_;
       prefill_block_ = std::max(prefill_block_, sequence.spec().decoding.block_length);
+      fewest_rows_ = std::min(fewest_rows_, sequence.spec().decoding.block_length);
       continue;
     }
     ready_rows += record.demand.whole;
+    fewest_rows_ = std::min(fewest_rows_, record.demand.whole);
     ready_priority_ = std::min(ready_priority_, record.priority);
-    const int32_t keys = sequence.Next(record.demand.whole).keys;
+    record.demand.segment = sequence.Next(record.demand.whole);
+    const int32_t keys = record.demand.segment.keys;
     const int32_t held = static_cast<int32_t>(running.pages.size());
     if (int64_t{held} * limits_.page_size < keys) {
       ready_pages += PagesFor(sequence, keys) - held - static_cast<int32_t>(running.guide_pages.size());
@@ -195,7 +199,7 @@ void Scheduler::CollectDemands() {
     Record& record = records_[i];
     if (!record.runs) continue;
     if (all_ready_run && record.demand.prefill == 0) {
-      CHECK(ReservePages(record, record.live->running.sequence.Next(record.demand.whole).keys));
+      CHECK(ReservePages(record, record.demand.segment.keys));
       record.demand.granted = record.demand.whole;
     } else {
       order_.push_back({0, i});
@@ -204,7 +208,19 @@ void Scheduler::CollectDemands() {
   rows_left_ = limits_.step_rows_max - (all_ready_run ? static_cast<int32_t>(ready_rows) : 0);
 }
 
-Scheduler::Record& Scheduler::Ordered(const OrderKey& key) {
+// Most steps look at the first ones alone.
+Scheduler::Record& Scheduler::Ordered(size_t place) {
+  constexpr size_t kSortedAtATime = 64;
+  while (place >= ordered_) {
+    const size_t end = std::min(order_.size(), ordered_ + kSortedAtATime);
+    const auto begin = order_.begin();
+    std::partial_sort(begin + static_cast<ptrdiff_t>(ordered_), begin + static_cast<ptrdiff_t>(end), order_.end());
+    ordered_ = end;
+  }
+  return RecordOf(order_[place]);
+}
+
+Scheduler::Record& Scheduler::RecordOf(const OrderKey& key) {
   return records_[static_cast<size_t>(key.low & kIndexMask)];
 }
 
@@ -214,28 +230,23 @@ int32_t Scheduler::OrderLevel(const Record& record) const {
 }
 
 void Scheduler::Order() {
-  if (order_.size() < 2) return;
-  const auto before = [](const OrderKey& a, const OrderKey& b) {
-    return a.high != b.high ? a.high < b.high : a.low < b.low;
-  };
+  ordered_ = 0;
   for (OrderKey& key : order_) {
-    const Record& record = Ordered(key);
+    const Record& record = RecordOf(key);
     const uint64_t deadline = static_cast<uint64_t>(std::max<int64_t>(0, record.deadline_micros));
     key.high = HighKey(OrderLevel(record), deadline / 1000);
     key.low |= record.live->running.last_step << kIndexBits;
   }
-  std::sort(order_.begin(), order_.end(), before);
-  if (shares_.tenants() < 2) return;
-  OrderByShares();
-  std::sort(order_.begin(), order_.end(), before);
+  if (shares_.tenants() > 1) OrderByShares();
 }
 
 // Each sequence goes where its tenant will be when those of the tenant that go before it had their rows.
 void Scheduler::OrderByShares() {
+  std::sort(order_.begin(), order_.end());
   leads_.assign(static_cast<size_t>(shares_.shares_max()), 0);
   for (size_t i = 0; i < order_.size(); ++i) {
     OrderKey& key = order_[i];
-    const Record& record = Ordered(key);
+    const Record& record = RecordOf(key);
     uint64_t& ahead = leads_[static_cast<size_t>(record.share)];
     key.high = HighKey(OrderLevel(record), shares_.lead(record.share) + ahead);
     key.low = i << kIndexBits | (key.low & kIndexMask);
@@ -250,11 +261,12 @@ void Scheduler::GrantRows(int32_t prefill_rows_max) {
   Order();
   if (prefill_missed_ && prefilling_ > 0) {
     for (size_t i = 0; i < order_.size() && !prefill_granted_; ++i) {
-      if (Ordered(order_[i]).demand.prefill > 0) GrantChunk(Ordered(order_[i]));
+      if (Ordered(i).demand.prefill > 0) GrantChunk(Ordered(i));
     }
   }
-  for (const OrderKey& key : order_) {
-    Record& record = Ordered(key);
+  size_t looked_at = 0;
+  for (; looked_at < order_.size() && rows_left_ >= fewest_rows_; ++looked_at) {
+    Record& record = Ordered(looked_at);
     if (!record.runs || record.demand.granted > 0) continue;
     if (record.demand.prefill > 0) {
       GrantChunk(record);
@@ -262,8 +274,8 @@ void Scheduler::GrantRows(int32_t prefill_rows_max) {
       GrantReady(record);
     }
   }
-  for (const OrderKey& key : order_) {
-    Record& record = Ordered(key);
+  for (size_t i = 0; i < looked_at && prefilling_ > 0; ++i) {
+    Record& record = Ordered(i);
     if (record.demand.granted > 0 && record.demand.granted < record.demand.whole) Lengthen(record);
   }
   prefill_missed_ = prefilling_ > 0 && !prefill_granted_;
@@ -313,8 +325,10 @@ void Scheduler::Lengthen(Record& record) {
 }
 
 bool Scheduler::Grant(Record& record, int32_t rows) {
-  if (!ReservePages(record, record.live->running.sequence.Next(rows).keys)) return false;
+  const Segment segment = record.live->running.sequence.Next(rows);
+  if (!ReservePages(record, segment.keys)) return false;
   record.demand.granted = rows;
+  record.demand.segment = segment;
   rows_left_ -= rows;
   prefill_left_ -= std::min(rows, record.demand.prefill);
   return true;
@@ -325,10 +339,9 @@ void Scheduler::BuildPlan() {
   for (Record& record : records_) {
     if (record.demand.granted == 0) continue;
     RunningSequence& running = record.live->running;
-    const Segment segment = running.sequence.Next(record.demand.granted);
-    plan_.push_back({&running, segment});
+    plan_.push_back({&running, record.demand.segment});
     running.last_step = step_;
-    if (segment.denoise) record.progress_micros = now_micros_;
+    if (record.demand.segment.denoise) record.progress_micros = now_micros_;
   }
   CHECK(!plan_.empty() || records_.empty());
 }

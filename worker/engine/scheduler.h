@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -80,6 +81,9 @@ struct SchedulerStatistics {
 /// beyond the best class, one at a time, keeps its pages until it has finished a block, which no preemption takes away
 /// again.
 ///
+/// Prefixes are shared page by page, once they are computed: who needs one that another is computing waits for it, for
+/// a time.
+///
 /// A step runs all blocks that are to be denoised, if rows suffice, and prefills prompts with the others, in chunks.
 /// Where denoising alone could fill the step, prompts get an eighth of it (less urgent blocks give way for more).
 class Scheduler {
@@ -121,14 +125,16 @@ class Scheduler {
     int32_t whole = 0;    // Rows of its denoising segment, with all clean rows in front.
     int32_t prefill = 0;  // Those of them that are prefill; 0 when it is ready to denoise.
     int32_t granted = 0;
+    Segment segment;  // Of what is granted; of the whole when it is ready.
   };
   struct Live {
     RunningSequence running;
     std::string cache_salt;
-    bool shares = false;       // Its next pages can be in the cache.
-    int32_t published = 0;     // Leading pages that are in the cache.
-    int32_t pages_wanted = 0;  // A start that failed is not tried again until so many pages are there, …
-    uint64_t retry_step = 0;   // … or until this step.
+    bool shares = false;        // Its next pages can be in the cache.
+    int32_t published = 0;      // Leading pages that are in the cache.
+    int32_t pages_wanted = 0;   // A start that failed is not tried again until so many pages are there, …
+    uint64_t retry_step = 0;    // … or until this step.
+    int32_t pages_awaited = 0;  // Leading pages that it shares with the one it awaits.
   };
   // What ordering looks at, apart from the rest.
   struct Record {
@@ -140,12 +146,14 @@ class Scheduler {
     int32_t share = 0;  // Of shares_.
     bool runs = false;
     uint64_t tried_step = 0;  // When it was last about to start.
+    uint64_t awaited = 0;     // Who computes pages that it can share; 0: nobody.
     Demand demand;
     std::unique_ptr<Live> live;
   };
   struct OrderKey {
     uint64_t high = 0;
     uint64_t low = 0;  // Ends in the index of the record.
+    bool operator<(const OrderKey& other) const { return high != other.high ? high < other.high : low < other.low; }
   };
 
   Record* FindRecord(uint64_t id);
@@ -155,7 +163,8 @@ class Scheduler {
   void Order();
   int32_t OrderLevel(const Record& record) const;
   void OrderByShares();
-  Record& Ordered(const OrderKey& key);
+  Record& Ordered(size_t place);
+  Record& RecordOf(const OrderKey& key);
   void GrantRows(int32_t prefill_rows_max);
   void GrantReady(Record& record);
   void GrantChunk(Record& record);
@@ -172,7 +181,10 @@ class Scheduler {
   Record* NextToStart();
   bool Start(Record& record);
   int32_t AcquirePrefix(Live& live);
-  int32_t PromisedPages(int32_t priority) const;
+  bool Awaits(Record& record);
+  bool StillAwaits(Record& record);
+  int32_t PromisedTo(const RunningSequence& running) const;
+  void CountPromised();
   bool ReservePages(Record& record, int32_t keys);
   bool MakeRoom(const Record& wants, int32_t pages);
   bool MayPreempt(const Record& wants, const Record& victim) const;
@@ -195,9 +207,13 @@ class Scheduler {
   SchedulerStatistics counts_;
 
   // The step that is planned.
+  std::array<int32_t, 3> promised_ = {};  // By class: pages that its running equals and betters will want soon.
+  uint64_t promised_step_ = 0;            // When that was counted.
   std::vector<OrderKey> order_;
+  size_t ordered_ = 0;           // Leading ones that are in order.
   std::vector<uint64_t> leads_;  // By share.
   bool short_of_rows_ = false;   // Blocks that are ready to be denoised do not fit, or just so.
+  int32_t fewest_rows_ = 0;      // That anybody can do something with.
   int32_t rows_left_ = 0;
   int32_t prefill_left_ = 0;
   int32_t prefill_share_left_ = 0;  // Of prefill that is not more urgent than every block that is ready.

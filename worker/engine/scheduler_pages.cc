@@ -55,21 +55,28 @@ Scheduler::Record* Scheduler::NextToStart() {
   };
   for (Record& record : records_) {
     if (record.runs || record.tried_step == step_ || record.priority >= priorities) continue;
+    if (record.awaited != 0 && StillAwaits(record)) continue;
     if (next == nullptr || rank(record) < rank(*next)) next = &record;
   }
   return next;
 }
 
-// It starts when the pages of all it knows are at hand, beside those that its equals and betters still need for what
-// they know, and one each for what comes then: one that starts too early would only be preempted.
+// False when it finds too few pages. It starts when the pages of all it knows are at hand, beside those that its equals
+// and betters still need for what they know, and one each for what comes then: one that starts too early would only be
+// preempted.
 bool Scheduler::Start(Record& record) {
   Live& live = *record.live;
   RunningSequence& running = live.running;
   record.tried_step = step_;
   if (running_ > 0 && PagesAtHand() < live.pages_wanted && step_ < live.retry_step) return false;
   const int32_t found = AcquirePrefix(live);
+  if (Awaits(record)) {
+    LetGo(live);
+    return true;
+  }
   const int32_t needed = PagesFor(running.sequence, KeysToDenoise(running.sequence)) - found;
-  const int32_t wanted = needed + PromisedPages(record.priority);
+  if (promised_step_ != step_) CountPromised();
+  const int32_t wanted = needed + promised_[static_cast<size_t>(record.priority)];
   if (running_ > 0 && PagesAtHand() < wanted && !MakeRoom(record, wanted)) {
     LetGo(live);
     live.pages_wanted = wanted;
@@ -89,6 +96,8 @@ bool Scheduler::Start(Record& record) {
   if (record.level < 0 && favoured_ == 0) Favour(record);
   const int32_t cached = found * limits_.page_size;
   if (cached > 0) running.sequence.TakeCached(cached);
+  const int32_t promised = PromisedTo(running);
+  for (size_t i = static_cast<size_t>(record.priority); i < promised_.size(); ++i) promised_[i] += promised;
   if (running.preemptions > 0 || !live.shares) return true;
   running.cached_tokens = std::min(cached, running.sequence.prompt_tokens());
   counts_.prefix_query_tokens += static_cast<uint64_t>(running.sequence.open_block_start());
@@ -115,18 +124,56 @@ int32_t Scheduler::AcquirePrefix(Live& live) {
   return live.published = static_cast<int32_t>(pages.size());
 }
 
-int32_t Scheduler::PromisedPages(int32_t priority) const {
-  int32_t promised = 0;
-  for (const Record& record : records_) {
-    if (!record.runs || record.priority > priority) continue;
-    const RunningSequence& running = record.live->running;
-    const Sequence& sequence = running.sequence;
-    const int32_t held = static_cast<int32_t>(running.pages.size() + running.guide_pages.size());
-    const int32_t known = PagesFor(sequence, KeysToDenoise(sequence));
-    const int32_t all = PagesFor(sequence, static_cast<int32_t>(sequence.canvas().size()));
-    promised += std::max(0, std::min(all, known + 1) - held);
+// Whether one that is no less urgent is about to compute the page that comes after those it found.
+bool Scheduler::Awaits(Record& record) {
+  Live& live = *record.live;
+  if (!live.shares || record.level < record.priority) return false;
+  const size_t found = static_cast<size_t>(live.published);
+  for (const Record& other : records_) {
+    if (!other.runs || !other.live->shares || other.priority > record.priority) continue;
+    const Live& ahead = *other.live;
+    if (ahead.published != live.published || ahead.cache_salt != live.cache_salt) continue;
+    if (found > 0 && ahead.running.pages[found - 1] != live.running.pages[found - 1]) continue;
+    const Sequence &one = live.running.sequence, &two = ahead.running.sequence;
+    const int32_t positions = two.prefill_rows() == 0 ? 0 : std::min(one.open_block_start(), two.open_block_start());
+    const auto same = one.canvas().subspan(0, static_cast<size_t>(positions));
+    const auto differs = std::mismatch(same.begin(), same.end(), two.canvas().begin()).first;
+    const int32_t shared = static_cast<int32_t>(differs - same.begin()) / limits_.page_size;
+    if (shared <= live.published) continue;
+    record.awaited = other.id;
+    live.pages_awaited = shared;
+    return true;
   }
-  return promised;
+  return false;
+}
+
+bool Scheduler::StillAwaits(Record& record) {
+  const Record* const other = FindRecord(record.awaited);
+  if (record.level == record.priority && other != nullptr && other->runs && other->live->shares &&
+      other->live->running.sequence.prefill_rows() > 0 && other->live->published < record.live->pages_awaited) {
+    return true;
+  }
+  record.awaited = 0;
+  return false;
+}
+
+// Pages that one that runs will want soon: for all it knows, and one for what comes then.
+int32_t Scheduler::PromisedTo(const RunningSequence& running) const {
+  const Sequence& sequence = running.sequence;
+  const int32_t held = static_cast<int32_t>(running.pages.size() + running.guide_pages.size());
+  const int32_t known = PagesFor(sequence, KeysToDenoise(sequence));
+  const int32_t all = PagesFor(sequence, static_cast<int32_t>(sequence.canvas().size()));
+  return std::max(0, std::min(all, known + 1) - held);
+}
+
+void Scheduler::CountPromised() {
+  promised_.fill(0);
+  for (const Record& record : records_) {
+    if (!record.runs) continue;
+    const int32_t promised = PromisedTo(record.live->running);
+    for (size_t i = static_cast<size_t>(record.priority); i < promised_.size(); ++i) promised_[i] += promised;
+  }
+  promised_step_ = step_;
 }
 
 bool Scheduler::ReservePages(Record& record, int32_t keys) {
@@ -186,6 +233,7 @@ void Scheduler::Preempt(Record& victim) {
   ++counts_.preemptions;
   victim.runs = false;
   victim.tried_step = step_;
+  promised_step_ = 0;
   --running_;
   rows_left_ += victim.demand.granted;
   prefill_left_ += std::min(victim.demand.granted, victim.demand.prefill);
