@@ -65,6 +65,7 @@ absl::Status InferenceServiceImpl::OnGroupInfo(Connection connection, const v1::
     MutexLock lock(mu_);
     const GroupPtr place = FindGroup(connection.group);
     if (place == nullptr) return absl::CancelledError("the group's address is no longer known");
+    place->fingerprint = info.fingerprint();
     place->pages = info.pages_total();
     place->page_size = info.page_size();
     place->metrics->epoch.Set(static_cast<double>(info.epoch()));

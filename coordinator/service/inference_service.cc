@@ -38,9 +38,10 @@ InferenceServiceImpl::~InferenceServiceImpl() {
 }
 
 void InferenceServiceImpl::Execute(const Actions& actions, absl::Duration now, Effects& effects) {
+  std::vector<SequenceId> over;  // Told of behind the rest: what follows from it comes behind these actions.
   for (const Action& action : actions) {
     if (const auto* submit = std::get_if<SubmitSequence>(&action)) {
-      ExecuteSubmit(*submit, now, effects);
+      if (!ExecuteSubmit(*submit, now, effects)) over.push_back(submit->sequence);
     } else if (const auto* cancel = std::get_if<CancelSequence>(&action)) {
       auto message = std::make_unique<v1::CoordinatorMessage>();
       message->mutable_cancel()->set_sequence_id(static_cast<uint64_t>(cancel->sequence));
@@ -57,35 +58,35 @@ void InferenceServiceImpl::Execute(const Actions& actions, absl::Duration now, E
       ExecuteDrop(std::get<DropGroup>(action), now, effects);
     }
   }
+  for (const SequenceId sequence : over) Execute(dispatcher_.OnSequenceEnded(sequence, 0, now), now, effects);
   metrics_.requests_waiting.Set(static_cast<double>(dispatcher_.waiting()));
   metrics_.requests_running.Set(static_cast<double>(dispatcher_.running()));
 }
 
-void InferenceServiceImpl::ExecuteSubmit(const SubmitSequence& submit, absl::Duration now, Effects& effects) {
+bool InferenceServiceImpl::ExecuteSubmit(const SubmitSequence& submit, absl::Duration now, Effects& effects) {
   const LivePtr live = live_.at(submit.request);
+  const GroupPtr place = FindGroup(submit.to.group);
   const LiveRequest::Placement placement{.choice = submit.choice,
                                          .sequence = submit.sequence,
-                                         .fingerprint = dispatcher_.groups().at(submit.to.group).facts.fingerprint,
+                                         .fingerprint = place == nullptr ? "" : place->fingerprint,
                                          .group = submit.to.group,
                                          .cause = submit.cause,
                                          .left_at = LeftAt(*live, submit, now)};
   std::unique_ptr<v1::CoordinatorMessage> message = live->OnPlaced(placement, now);
-  if (message == nullptr) {
-    // Its last update came in while its group was being given up.
-    return Execute(dispatcher_.OnSequenceEnded(submit.sequence, 0, now), now, effects);
-  }
+  if (message == nullptr) return false;
   // The order of messages is that of decisions, since both happen under the lock.
   cluster_->Enqueue(submit.to, std::move(message));
   effects.flushes.push_back(submit.to);
   if (submit.cause == SubmitCause::kLost) metrics_.requests_resumed.lost->Increment();
   if (submit.cause == SubmitCause::kMoved) metrics_.requests_resumed.moved->Increment();
-  if (submit.choice != 0 || submit.cause != SubmitCause::kNew) return;
+  if (submit.choice != 0 || submit.cause != SubmitCause::kNew) return true;
   throughput_.AddPrompt(live->prompt_tokens());
   metrics_.tenant(live->request().tenant).prompt_tokens->Increment(live->prompt_tokens());
   metrics_.request_queue_time_seconds.Observe(absl::ToDoubleSeconds(now - live->accepted()));
   metrics_.request_prompt_tokens.Observe(live->prompt_tokens());
   metrics_.request_params_n.Observe(live->request().choices);
   metrics_.request_params_max_tokens.Observe(live->max_tokens());
+  return true;
 }
 
 absl::Duration InferenceServiceImpl::LeftAt(const LiveRequest& live, const SubmitSequence& submit,

@@ -25,6 +25,7 @@ struct GroupPlace {
   std::string address;
   std::unique_ptr<Metrics::Group> metrics;
   // Guarded by the service's lock.
+  std::string fingerprint;
   uint64_t pages = 0;  // Of its KV cache.
   uint64_t page_size = 0;
   double kv_usage = 0;                              // [0, 1]
@@ -86,7 +87,8 @@ class InferenceServiceImpl : public InferenceService, private GroupListener {
   void Refuse(const LivePtr& live, ApiError error);
   void EndPreparing();
   void Execute(const Actions& actions, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);
-  void ExecuteSubmit(const SubmitSequence& submit, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);
+  // False when the choice is over: its last update came in while its group was being given up.
+  bool ExecuteSubmit(const SubmitSequence& submit, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);
   void ExecuteFail(const FailRequest& failed, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);
   void ExecuteDrop(const DropGroup& drop, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);
   void CountRejection(const FailRequest& failed);

@@ -42,6 +42,7 @@ TEST_F(InferenceServiceTest, StreamsFinalTextInOrderAndCounts) {
   EXPECT_EQ(metrics_->tenant("default").prompt_tokens->Value(), submit->prompt_ids_size());
   EXPECT_EQ(metrics_->requests_running.Value(), 0);
   EXPECT_EQ(submit->cache_salt().size(), 32u);
+  EXPECT_TRUE(ComesToSay("quicksilver_time_to_first_block_seconds_count{model_name=\"demo\"} 1\n"));
   EXPECT_TRUE(
       ComesToSay("quicksilver_kv_cache_usage_ratio{model_name=\"demo\",pool=\"" + group_->address() + "\"} 0.75"));
 }
