@@ -104,6 +104,9 @@ async def trickle(sock, client, outcome):
     """Takes a byte now and then and understands none; ends when the server breaks the connection."""
     loop = asyncio.get_running_loop()
     while not (client.leave and client.leave(outcome)):
+        # A reset is hidden behind what was received before it.
+        if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(error, "reset")
         if not await loop.sock_recv(sock, client.read_bytes):
             raise asyncio.IncompleteReadError(b"", 1)
         outcome.first_byte = outcome.first_byte or time.monotonic()

@@ -58,7 +58,7 @@ class SlowReaders(unittest.TestCase):
 
     def test_clients_that_hardly_read_are_cut_off_and_cost_the_others_nothing(self):
         with Network(1) as hosts:
-            hosts[0].bound_send_buffers(32768)  # What the kernel holds is out of the coordinator's sight.
+            hosts[0].bound_send_buffers(16384)  # What the kernel holds is out of the coordinator's sight.
             coordinator = {"host": hosts[0], "flags": ["--write-stall-seconds=3"]}
             with Fleet(groups=[{"host": hosts[0]}], coordinators=[coordinator]) as fleet:
                 self.cut_off(fleet)
@@ -68,7 +68,7 @@ class SlowReaders(unittest.TestCase):
         fleet.reference(normal)
         quiet = self.times(fleet, normal)
         long = fleet.named([streamed(chat(**{**SLOW, "max_tokens": 800}, n=8, seed=1))])[0]
-        slow = Client(read_pause=1.0, read_bytes=1, receive_buffer=2048, leave=lambda o: time.monotonic() - o.sent > 60)
+        slow = Client(read_pause=0.5, read_bytes=1, receive_buffer=2048, leave=lambda o: time.monotonic() - o.sent > 60)
         rss = fleet_rss(fleet)
         with Load() as load:
             load.send(fleet.api, [long] * SLOW_READERS, slow)
