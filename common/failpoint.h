@@ -10,7 +10,7 @@
 namespace quicksilver {
 
 /// Places where tests let a program fail. The option --failpoints (QUICKSILVER_FAILPOINTS) says how, for example
-///   worker.after_forward[1]=kill@0.01; kv.alloc=fail(3)+20; worker.before_step=delay(200ms)^0; seed=7
+///   worker.after_forward[1]=kill@0.01; group.skip_step=fail(3)+20; worker.before_step=delay(200ms)^0; seed=7
 ///
 ///   rule   = POINT ["[" KEY "]"] "=" ACTION ["@" PROBABILITY] ["+" HITS] ["^" RESTARTS], several joined by ";"
 ///   KEY      only hits with this key, whose meaning depends on the point (kFailpoints); without it: any
@@ -35,7 +35,6 @@ inline constexpr Failpoint kFailpoints[] = {
     {"group.skip_step", "rank", "the rank leaves out a step, so that the others wait for it in a collective"},
     {"engine.nan_row", "seed of the sequence", "the logits of one row become NaN"},
     {"engine.poison", "seed of the sequence", ""},
-    {"kv.alloc", "rank", "no page is found, as if the pool were exhausted"},
 };
 
 /// Index in kFailpoints; a name that is not there does not compile.
@@ -58,7 +57,7 @@ bool HitFailpoint(size_t index, uint64_t key);
 /// What a point is where failpoints are not compiled in.
 constexpr bool PassFailpoint(size_t, uint64_t) { return false; }
 
-// Whether the caller is to fail: if (QS_FAILPOINT("kv.alloc", rank)) return std::nullopt;
+// Whether the caller is to fail: if (QS_FAILPOINT("group.skip_step", rank)) return absl::OkStatus();
 #ifdef QUICKSILVER_FAILPOINTS
 #define QS_FAILPOINTS_COMPILED_IN true
 #define QS_FAILPOINT(name, key) ::quicksilver::HitFailpoint(::quicksilver::FailpointIndex(name), key)

@@ -16,7 +16,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr size_t kAlloc = FailpointIndex("kv.alloc");
+constexpr size_t kSkip = FailpointIndex("group.skip_step");
 constexpr size_t kStep = FailpointIndex("worker.before_step");
 
 class FailpointTest : public testing::Test {
@@ -28,7 +28,7 @@ class FailpointTest : public testing::Test {
   }
   static std::vector<bool> Hits(int count, uint64_t key = 0) {
     std::vector<bool> fails;
-    for (int i = 0; i < count; ++i) fails.push_back(HitFailpoint(kAlloc, key));
+    for (int i = 0; i < count; ++i) fails.push_back(HitFailpoint(kSkip, key));
     return fails;
   }
 };
@@ -36,37 +36,37 @@ class FailpointTest : public testing::Test {
 TEST_F(FailpointTest, NothingFailsWithoutRules) { EXPECT_THAT(Hits(2), ElementsAre(false, false)); }
 
 TEST_F(FailpointTest, FailsSoManyTimesAfterSoManyHits) {
-  Init(" kv.alloc = fail(2) + 1 ; ");
+  Init(" group.skip_step = fail(2) + 1 ; ");
   EXPECT_THAT(Hits(5), ElementsAre(false, true, true, false, false));
 }
 
 TEST_F(FailpointTest, AKeyLeavesOtherKeysAloneAndUncounted) {
-  Init("kv.alloc[18446744073709551615]=fail+1");
+  Init("group.skip_step[18446744073709551615]=fail+1");
   EXPECT_THAT(Hits(3, 7), ElementsAre(false, false, false));
   EXPECT_THAT(Hits(3, 18446744073709551615u), ElementsAre(false, true, true));
 }
 
 TEST_F(FailpointTest, APointLeavesOthersAlone) {
-  Init("group.skip_step=fail");
+  Init("engine.nan_row=fail");
   EXPECT_THAT(Hits(2), ElementsAre(false, false));
 }
 
 TEST_F(FailpointTest, AProbabilityIsMetAndRepeatsExactlyUnderItsSeed) {
-  Init("kv.alloc=fail@0.25;seed=7");
+  Init("group.skip_step=fail@0.25;seed=7");
   const std::vector<bool> first = Hits(4000);
   const auto failed = std::count(first.begin(), first.end(), true);
   EXPECT_GT(failed, 850);
   EXPECT_LT(failed, 1150);
-  Init("kv.alloc=fail@0.25;seed=7");
+  Init("group.skip_step=fail@0.25;seed=7");
   EXPECT_EQ(Hits(4000), first);
-  Init("kv.alloc=fail@0.25;seed=8");
+  Init("group.skip_step=fail@0.25;seed=8");
   EXPECT_NE(Hits(4000), first);
 }
 
 TEST_F(FailpointTest, ARuleEndsAfterItsRestarts) {
-  Init("kv.alloc=fail^1", /*restarts=*/1);
+  Init("group.skip_step=fail^1", /*restarts=*/1);
   EXPECT_THAT(Hits(1), ElementsAre(true));
-  Init("kv.alloc=fail^1", /*restarts=*/2);
+  Init("group.skip_step=fail^1", /*restarts=*/2);
   EXPECT_THAT(Hits(1), ElementsAre(false));
 }
 
@@ -85,21 +85,21 @@ TEST_F(FailpointTest, KillEndsTheProcessBySignalAndExitWithItsCode) {
 }
 
 TEST_F(FailpointTest, WhatIsWrongIsNamed) {
-  for (const auto& [rules, part] :
-       std::vector<std::pair<std::string, std::string>>{{"kv.allok=fail", "no point 'kv.allok'; there are"},
-                                                        {"kv.alloc", "the action ''"},
-                                                        {"kv.alloc=explode", "the action 'explode'"},
-                                                        {"kv.alloc=fail(-1)", "'-1'"},
-                                                        {"kv.alloc=fail@1.5", "'1.5'"},
-                                                        {"kv.alloc=fail@nan", "'nan'"},
-                                                        {"kv.alloc=fail+x", "'x'"},
-                                                        {"kv.alloc=fail^x", "'x'"},
-                                                        {"kv.alloc[x]=fail", "'x'"},
-                                                        {"kv.alloc]=fail", "the key ''"},
-                                                        {"worker.init=exit(256)", "'256'"},
-                                                        {"worker.init=delay(2h)", "'2h'"},
-                                                        {"worker.init=fail", "worker.init does not take fail"},
-                                                        {std::string(5000, ' ') + "kv.alloc=fail", "at most 4096"}}) {
+  for (const auto& [rules, part] : std::vector<std::pair<std::string, std::string>>{
+           {"group.skip_steps=fail", "no point 'group.skip_steps'; there are"},
+           {"group.skip_step", "the action ''"},
+           {"group.skip_step=explode", "the action 'explode'"},
+           {"group.skip_step=fail(-1)", "'-1'"},
+           {"group.skip_step=fail@1.5", "'1.5'"},
+           {"group.skip_step=fail@nan", "'nan'"},
+           {"group.skip_step=fail+x", "'x'"},
+           {"group.skip_step=fail^x", "'x'"},
+           {"group.skip_step[x]=fail", "'x'"},
+           {"group.skip_step]=fail", "the key ''"},
+           {"worker.init=exit(256)", "'256'"},
+           {"worker.init=delay(2h)", "'2h'"},
+           {"worker.init=fail", "worker.init does not take fail"},
+           {std::string(5000, ' ') + "group.skip_step=fail", "at most 4096"}}) {
     const absl::Status status = InitFailpoints(true, rules, 0);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << rules;
     EXPECT_THAT(std::string(status.message()), HasSubstr(part));
@@ -107,9 +107,9 @@ TEST_F(FailpointTest, WhatIsWrongIsNamed) {
 }
 
 TEST_F(FailpointTest, AProgramWithoutFailpointsRefusesRules) {
-  EXPECT_EQ(InitFailpoints(false, "kv.alloc=fail", 0).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(InitFailpoints(false, "group.skip_step=fail", 0).code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_TRUE(InitFailpoints(false, " ", 0).ok());
-  EXPECT_FALSE(QS_FAILPOINT("kv.alloc", 0));  // These sources are compiled without them.
+  EXPECT_FALSE(QS_FAILPOINT("group.skip_step", 0));  // These sources are compiled without them.
 }
 
 }  // namespace

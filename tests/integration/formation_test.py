@@ -132,8 +132,8 @@ class Storms(unittest.TestCase):
 
 class Failpoints(unittest.TestCase):
     def test_the_shipped_worker_refuses_them_and_the_variant_names_what_it_does_not_know(self):
-        for program, rules, part in ((WORKER, "kv.alloc=fail", "QUICKSILVER_FAILPOINTS"),
-                                     (FAILPOINTS_WORKER, "kv.allok=fail", "kv.alloc[rank]")):
+        for program, rules, part in ((WORKER, "group.skip_step=fail", "QUICKSILVER_FAILPOINTS"),
+                                     (FAILPOINTS_WORKER, "group.skip_steps=fail", "group.skip_step[rank]")):
             done = subprocess.run([program, f"--model={DEMO}"], capture_output=True, text=True, timeout=10,
                                   env={"QUICKSILVER_FAILPOINTS": rules})
             self.assertEqual(done.returncode, 2)

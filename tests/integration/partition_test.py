@@ -144,7 +144,7 @@ class SeveralCoordinators(unittest.TestCase):
 class Discovery(unittest.TestCase):
     def test_a_group_that_is_not_there_yet_is_found_when_it_comes(self):
         late = Group("late")
-        self.addCleanup(late.process.stop)
+        self.addCleanup(lambda: late.process.stop())
         late.process.stop()
         with Fleet(groups=[{}], worker_addresses=lambda f: [f.groups[0].endpoint, late.endpoint]) as fleet:
             self.assertEqual(fleet.ask(chat(max_tokens=16)).end, COMPLETE)
