@@ -11,6 +11,8 @@ namespace {
 // A group with the prefix may be this much busier than one without.
 constexpr double kAffinityFactor = 1.25;
 constexpr double kAffinityMargin = 0.25;
+// Groups with some of the prefix that are looked at for one that has room.
+constexpr size_t kHoldersMax = 16;
 // One report must not make a group look dead or free.
 constexpr double kSpeedMin = 0.25;
 constexpr double kSpeedMax = 4.0;
@@ -222,13 +224,12 @@ GroupState* Placement::Choose(const GroupPool& pool, const GroupSet& set, const 
   const size_t first = (random & 0xFFFFFFFFu) % n;
   GroupState* best = &set[first];
   double load = Load(*best, pool, placing.positions);
-  if (n > 1) {
-    GroupState* other = &set[(first + 1 + (random >> 32) % (n - 1)) % n];
-    const double other_load = Load(*other, pool, placing.positions);
-    if (other_load < load || (other_load == load && other->connection.group < best->connection.group)) {
-      best = other;
-      load = other_load;
-    }
+  if (n == 1) return best;
+  GroupState* other = &set[(first + 1 + (random >> 32) % (n - 1)) % n];
+  const double other_load = Load(*other, pool, placing.positions);
+  if (other_load < load || (other_load == load && other->connection.group < best->connection.group)) {
+    best = other;
+    load = other_load;
   }
   GroupState* holder = Holder(pool, set, placing, kAffinityFactor * load + kAffinityMargin);
   return holder != nullptr ? holder : best;
@@ -237,9 +238,11 @@ GroupState* Placement::Choose(const GroupPool& pool, const GroupSet& set, const 
 GroupState* Placement::Holder(const GroupPool& pool, const GroupSet& set, const Placing& placing,
                               double load_max) const {
   PrefixIndex::Holders holders;
-  for (size_t i = placing.prefix.size(); i-- > 0;) {
+  size_t looked_at = 0;
+  for (size_t i = placing.prefix.size(); i-- > 0 && looked_at < kHoldersMax;) {
     GroupState* best = nullptr;
     const size_t found = prefixes_.Find(placing.prefix[i], holders);
+    looked_at += found;
     for (size_t k = 0; k < found; ++k) {
       const auto it = holders_.find(holders[k]);
       if (it == holders_.end() || !set.Contains(*it->second)) continue;
