@@ -1,6 +1,5 @@
 // The OpenAI routes over a real server on loopback, with scripted generations behind them.
 #include <gmock/gmock.h>
-#include <gtest/gtest.h>
 
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -11,10 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "coordinator/frontend/http/openai_frontend.h"
-#include "tests/http/raw_client.h"
-#include "tests/openai/scripted_inference.h"
-#include "tests/openai/sse_parser.h"
+#include "tests/openai/frontend_fixture.h"
 
 namespace quicksilver {
 namespace {
@@ -24,98 +20,6 @@ using nlohmann::json;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-// Writes each request down as "route code finish_reason".
-class RecordingObserver : public OpenAiObserver {
- public:
-  void OnRequest(const std::string& route, int code, const std::string& finish_reason) override {
-    MutexLock lock(mutex_);
-    requests_.push_back(absl::StrCat(route, " ", code, finish_reason.empty() ? "" : " ", finish_reason));
-  }
-  void OnClientGone() override { ++gone; }
-  void OnSlowClient() override { ++slow; }
-  void OnSdkRetry() override { ++retries; }
-  std::vector<std::string> requests() const {
-    MutexLock lock(mutex_);
-    return requests_;
-  }
-  std::atomic<int> gone{0}, slow{0}, retries{0};
-
- private:
-  mutable Mutex mutex_;
-  std::vector<std::string> requests_ GUARDED_BY(mutex_);
-};
-
-Script ScriptFor(const GenerateRequest& request) {
-  const std::string text = LastText(request);
-  if (text == "overloaded") return {Overloaded("The queue is full.", 3)};
-  if (text == "limited") return {RateLimited("60 requests a minute are allowed.", 3)};
-  if (text == "rates") {
-    StartedEvent started = Started();
-    started.rates.requests = RateStatus{60, 59, absl::Seconds(1)};
-    return {started, Delta("x"), Finished()};
-  }
-  if (text == "unknown model") return {ModelNotFound(request.model)};
-  if (text == "fails midway") return {Started(), Delta("Hel"), absl::Milliseconds(20), Delta("lo"), WorkerLost()};
-  if (text == "never ends") return {Started(), Delta("Hello"), absl::Hours(1), Finished()};
-  if (text == "never starts") return {absl::Hours(1), Started(), Finished()};
-  Script script = {Started()};
-  for (uint32_t choice = 0; choice < request.choices; ++choice) {
-    if (text == "flood") {
-      for (int i = 0; i < 3000; ++i) script.emplace_back(Delta(std::string(1000, 'x'), choice));
-    } else {
-      script.emplace_back(Delta(absl::StrCat("answer to ", text), choice));
-    }
-    script.emplace_back(Finished(3, choice));
-  }
-  return script;
-}
-
-class OpenAiFrontendTest : public testing::Test {
- protected:
-  void Serve(http::ServerOptions options = {}, OpenAiOptions openai = {}) {
-    openai.version = "1.2.3";
-    frontend_ = std::make_unique<OpenAiFrontend>(inference_, openai, observer_);
-    frontend_->Configure(options);
-    server_ = std::make_unique<http::Server>(options);
-    frontend_->Register(*server_);
-    const absl::Status started = server_->Start();
-    ASSERT_TRUE(started.ok()) << started;
-  }
-
-  static std::string Post(const std::string& path, const std::string& body,
-                          const std::string& headers = "Content-Type: application/json\r\n") {
-    return absl::StrCat("POST ", path, " HTTP/1.1\r\nHost: a\r\n", headers, "Content-Length: ", body.size(), "\r\n\r\n",
-                        body);
-  }
-  static std::string Chat(const std::string& text, const std::string& fields = "") {
-    return Post("/v1/chat/completions",
-                absl::StrCat("{", fields, R"("model":"m","messages":[{"role":"user","content":")", text, "\"}]}"));
-  }
-  RawClient::Reply Send(const std::string& request) {
-    RawClient client(server_->port());
-    client.Send(request);
-    return client.Read();
-  }
-  RawClient::Reply Get(const std::string& path) { return Send("GET " + path + " HTTP/1.1\r\nHost: a\r\n\r\n"); }
-
-  static std::vector<std::string> Events(const std::string& stream) {
-    std::optional<std::vector<std::string>> events = ParseEvents(stream);
-    EXPECT_TRUE(events) << stream.substr(0, 200);
-    return std::move(events).value_or(std::vector<std::string>());
-  }
-
-  template <typename Condition>
-  static bool Eventually(Condition condition) {
-    for (int i = 0; i < 5000 && !condition(); ++i) absl::SleepFor(absl::Milliseconds(1));
-    return condition();
-  }
-
-  RecordingObserver observer_;
-  ScriptedInference inference_{ScriptFor};
-  std::unique_ptr<OpenAiFrontend> frontend_;
-  std::unique_ptr<http::Server> server_;  // Stops first.
-};
 
 TEST_F(OpenAiFrontendTest, ChatsUnderEveryAlias) {
   Serve();
@@ -394,48 +298,6 @@ TEST_F(OpenAiFrontendTest, LeavingAtAnyMomentLeavesNothingBehind) {
   EXPECT_TRUE(Eventually([&] { return server_->connections() == 0; }));
   EXPECT_EQ(server_->buffered_bytes(), 0);
   EXPECT_EQ(Send(Chat("x")).status, 200);
-}
-
-TEST_F(OpenAiFrontendTest, SlowReadersAreNotFeltByOthers) {
-  Serve({}, {.stream_budget_bytes = 32 * 1024});
-  std::vector<std::unique_ptr<RawClient>> slow;
-  for (int i = 0; i < 50; ++i) {
-    slow.push_back(std::make_unique<RawClient>(server_->port(), /*receive_buffer_bytes=*/4096));
-    slow.back()->Send(Chat("flood", R"("stream":true,)"));
-  }
-  ASSERT_TRUE(Eventually([&] { return inference_.requests().size() == 50 && inference_.running() == 0; }));
-  EXPECT_LE(server_->buffered_bytes(), 50u * 128 * 1024);
-  const absl::Time start = absl::Now();
-  for (int i = 0; i < 20; ++i) ASSERT_EQ(Send(Chat("x")).status, 200);
-  EXPECT_LT(absl::Now() - start, absl::Seconds(2));
-}
-
-// reliability.md 24.
-TEST_F(OpenAiFrontendTest, AReaderThatStopsIsResetAndCancelled) {
-  Serve({.write_stall_timeout = absl::Milliseconds(300)}, {.stream_budget_bytes = 64 * 1024});
-  RawClient client(server_->port(), /*receive_buffer_bytes=*/4096);
-  client.Send(Chat("flood", R"("stream":true,)"));
-  EXPECT_TRUE(Eventually([&] { return observer_.slow == 1; }));
-  EXPECT_LE(server_->buffered_bytes(), 128u * 1024);
-  bool reset = false;
-  client.ReadAll(&reset);
-  EXPECT_TRUE(reset);
-  EXPECT_EQ(Send(Chat("x")).status, 200);
-}
-
-TEST_F(OpenAiFrontendTest, ASlowReaderGetsTheWholeTextInFewerPieces) {
-  Serve({}, {.stream_budget_bytes = 64 * 1024});
-  RawClient client(server_->port(), /*receive_buffer_bytes=*/4096);
-  client.Send(Chat("flood", R"("stream":true,)"));
-  ASSERT_TRUE(Eventually([&] { return inference_.running() == 0; }));
-  size_t characters = 0, chunks = 0;
-  for (const std::string& event : Events(client.Read().body)) {
-    if (event == "[DONE]") continue;
-    ++chunks;
-    characters += json::parse(event)["choices"][0]["delta"].value("content", "").size();
-  }
-  EXPECT_EQ(characters, 3'000'000);
-  EXPECT_LT(chunks, 1500u);
 }
 
 TEST_F(OpenAiFrontendTest, PingsKeepAQuietStreamOpen) {
