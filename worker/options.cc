@@ -43,9 +43,10 @@ void AddDevice(CLI::App& app, WorkerOptions& o) {
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->group(group);
-  app.add_option(
-         "--devices", o.devices,
-         "CUDA devices of the ranks, in turn, e.g. 4,5,6,7; ranks may share one; default: rank r takes device r")
+  app.add_option("--devices", o.devices,
+                 "CUDA devices of the ranks, in turn, e.g. 4,5,6,7; ranks may share one; those beyond the ranks step "
+                 "in for one "
+                 "that fails three times; default: rank r takes device r")
       ->delimiter(',')
       ->check(CLI::Range(0, 1023))
       ->group(group);
@@ -170,6 +171,9 @@ void AddRank(CLI::App& app, WorkerOptions& o) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--restarts", o.restarts, "How often the group was formed before")->group(group);
+  app.add_option("--unhealthy-devices", o.unhealthy_devices, "Devices of --devices that failed too often to be used")
+      ->delimiter(',')
+      ->group(group);
   app.add_option("--planned-device", o.planned_device, "What --device=auto means to the whole group")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->group(group);

@@ -50,8 +50,9 @@ struct WorkerOptions {
   uint64_t epoch = 1;
   uint64_t restarts = 0;  ///< Formations of this launcher before this one.
   std::string group_address;
-  std::string planned_device;  ///< What the launcher resolved --device to; empty: nobody did.
-  int64_t planned_pages = 0;   ///< KV pages that the launcher planned for every rank.
+  std::vector<int32_t> unhealthy_devices;  ///< Of `devices`, those that failed too often.
+  std::string planned_device;              ///< What the launcher resolved --device to; empty: nobody did.
+  int64_t planned_pages = 0;               ///< KV pages that the launcher planned for every rank.
 };
 
 /// Reads flags, environment and file into `options`; the exit code when the program is to end now.

@@ -86,9 +86,13 @@ TEST(EngineTermsTest, ADeadlineAlsoEndsWhatHasNotStarted) {
 }
 
 // Whatever the machine, an eighth of the time that one token a step takes leaves no time for that.
-TEST(EngineTermsTest, ATargetIsMetWithMoreTokensAStep) {
+class EnginePaceTest : public testing::TestWithParam<int32_t> {};
+
+TEST_P(EnginePaceTest, ATargetIsMetWithMoreTokensAStep) {
   constexpr uint32_t kTokens = 400;
-  const std::unique_ptr<EngineGroup> group = Start(DemoOptions(2));
+  EngineGroup::Options options = DemoOptions(2);
+  options.engine.steps_per_launch_max = GetParam();
+  const std::unique_ptr<EngineGroup> group = Start(options);
   const absl::StatusOr<std::vector<Transcript>> plain = group->RunAll({Slow(1, kTokens)});
   ASSERT_TRUE(plain.ok()) << plain.status();
   const uint32_t forwards = (*plain)[0].end.forwards();
@@ -110,6 +114,8 @@ TEST(EngineTermsTest, ATargetIsMetWithMoreTokensAStep) {
   }
   EXPECT_THAT(group->Stop(), testing::Each(absl::OkStatus())) << "ranks took the same pace";
 }
+
+INSTANTIATE_TEST_SUITE_P(StepsALaunch, EnginePaceTest, testing::Values(1, 4));
 
 TEST(EngineTermsTest, ATargetThatNeedsNoHurryChangesNothing) {
   const std::unique_ptr<EngineGroup> group = Start(DemoOptions(1));

@@ -28,6 +28,10 @@ inline ExitCode ExitCodeOf(const absl::Status& status) {
   }
 }
 
+/// What a rank tells its launcher, which keeps count of it and treats it as kExitGroupLost, when its own device has
+/// failed.
+inline constexpr int kExitDeviceFailed = 64;
+
 /// Restarting changes nothing: a person has to.
 inline bool IsFinal(int exit_code) {
   return exit_code == kExitUsage || exit_code == kExitModel || exit_code == kExitBind;

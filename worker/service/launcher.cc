@@ -9,13 +9,17 @@
 #include <cerrno>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/clock.h"
 #include "common/exit_codes.h"
 #include "common/log.h"
 #include "worker/service/exit_code.h"
+#include "worker/service/machine.h"
 
 namespace quicksilver {
 namespace {
@@ -37,7 +41,7 @@ struct RankProcess {
 
 class Launcher {
  public:
-  Launcher(const WorkerOptions& options, int argc, char** argv) : options_(options), arguments_(argv, argv + argc) {
+  Launcher(WorkerOptions options, int argc, char** argv) : options_(std::move(options)), arguments_(argv, argv + argc) {
     sigemptyset(&signals_);
     for (const int number : {SIGTERM, SIGINT, SIGCHLD}) sigaddset(&signals_, number);
     sigprocmask(SIG_BLOCK, &signals_, &original_mask_);
@@ -49,6 +53,7 @@ class Launcher {
       if (!StartRanks()) return kExitInternal;
       const int code = Supervise();
       if (stopping_ || IsFinal(code)) return code;
+      if (!DevicesLeft()) return kExitModel;
       const absl::Duration delay = policy_.NextDelay(MonotonicNow() - start);
       LogWarning("group lost, forming it again",
                  {{"exit_code", code}, {"epoch", epoch_}, {"delay_seconds", absl::ToDoubleSeconds(delay)}});
@@ -81,6 +86,9 @@ class Launcher {
     arguments.push_back(absl::StrCat("--epoch=", epoch_));
     arguments.push_back(absl::StrCat("--restarts=", restarts_));
     arguments.push_back(absl::StrCat("--planned-device=", options_.planned_device));
+    if (!options_.unhealthy_devices.empty()) {
+      arguments.push_back(absl::StrCat("--unhealthy-devices=", absl::StrJoin(options_.unhealthy_devices, ",")));
+    }
     arguments.push_back(absl::StrCat("--planned-pages=", options_.planned_pages));
     // An abstract name needs no free port, and no file that could be left behind.
     arguments.push_back(absl::StrCat("--group-address=unix-abstract:quicksilver-", getpid(), "-", epoch_));
@@ -127,12 +135,32 @@ class Launcher {
         continue;
       }
       rank.code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+      if (rank.code == kExitDeviceFailed) NoteDeviceFailure(rank);
       if (!stopping_ || rank.code != kExitOk) {
         LogWarning("rank ended", {{"rank", rank.rank}, {"exit_code", rank.code}, {"epoch", epoch_}});
         kill_at_ = std::min(kill_at_, MonotonicNow() + kLastWords);
       }
     }
     return left;
+  }
+
+  void NoteDeviceFailure(RankProcess& rank) {
+    rank.code = kExitGroupLost;
+    const int32_t device = DeviceOfRank(options_, rank.rank);
+    LogWarning("a device failed", {{"rank", rank.rank}, {"device", device}});
+    if (health_.OnFailure(device)) LogError("device unhealthy: it is not used again", {{"device", device}});
+  }
+
+  // Whether every rank finds a device that is not unhealthy, without sharing more than --devices says.
+  bool DevicesLeft() {
+    options_.unhealthy_devices = health_.Unhealthy();
+    if (options_.unhealthy_devices.empty()) return true;
+    const auto healthy = [this](int32_t device) { return !absl::c_linear_search(options_.unhealthy_devices, device); };
+    const int64_t left = absl::c_count_if(options_.devices, healthy);
+    if (left >= options_.tensor_parallel_size) return true;
+    LogError("too few healthy devices are left for the ranks",
+             {{"devices", left}, {"ranks", options_.tensor_parallel_size}, {"exit_code", int{kExitModel}}});
+    return false;
   }
 
   // What needs a person wins over what is a consequence; the ranks that were killed here say nothing.
@@ -181,8 +209,9 @@ class Launcher {
     return stopping_;
   }
 
-  const WorkerOptions& options_;
+  WorkerOptions options_;
   const std::vector<std::string> arguments_;
+  DeviceHealth health_;
   sigset_t signals_, original_mask_;
   RestartPolicy policy_;
   std::vector<RankProcess> ranks_;
@@ -194,6 +223,14 @@ class Launcher {
 };
 
 }  // namespace
+
+std::vector<int32_t> DeviceHealth::Unhealthy() const {
+  std::vector<int32_t> devices;
+  for (const auto& [device, failures] : failures_) {
+    if (failures >= kFailuresMax) devices.push_back(device);
+  }
+  return devices;
+}
 
 absl::Duration RestartPolicy::NextDelay(absl::Duration lived) {
   if (lived >= kServedAWhile) quick_failures_ = 0;

@@ -3,7 +3,9 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <vector>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/status_macros.h"
@@ -18,11 +20,6 @@ int CoresOfProcess() {
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
   return std::max(1, CPU_COUNT(&set));
-}
-
-int32_t DeviceOfRank(const WorkerOptions& options, int rank) {
-  if (options.devices.empty()) return rank;
-  return options.devices[static_cast<size_t>(rank) % options.devices.size()];
 }
 
 // The ranks that this process is responsible for: all of them as the launcher, else its own.
@@ -57,6 +54,12 @@ absl::Status InspectCuda(const WorkerOptions& options, Machine& machine) {
 }
 
 }  // namespace
+
+int32_t DeviceOfRank(const WorkerOptions& options, int rank) {
+  std::vector<int32_t> devices = options.devices;
+  std::erase_if(devices, [&](int32_t device) { return absl::c_linear_search(options.unhealthy_devices, device); });
+  return devices.empty() ? rank : devices[static_cast<size_t>(rank) % devices.size()];
+}
 
 absl::StatusOr<Machine> InspectMachine(const WorkerOptions& options) {
   Machine machine;

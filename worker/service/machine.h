@@ -18,6 +18,9 @@ struct Machine {
   int64_t device_bytes = 0;  ///< Memory of a rank: of its device, divided by the ranks on it. 0: not bounded here.
 };
 
+/// The CUDA device of a rank: those of --devices that are healthy, in turn.
+int32_t DeviceOfRank(const WorkerOptions& options, int rank);
+
 /// Follows --device and looks whether the devices of all ranks that run here are there and usable, without opening
 /// them. FailedPrecondition, saying what was found and what is needed.
 absl::StatusOr<Machine> InspectMachine(const WorkerOptions& options);

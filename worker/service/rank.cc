@@ -233,7 +233,9 @@ class Rank {
   // A rank that has failed must not linger: peers and coordinators learn of it by its sockets.
   [[noreturn]] int End(const absl::Status& status) {
     LogError(std::string(status.message()), {{"rank", options_.rank}, {"epoch", options_.epoch}});
-    _exit(ExitCodeOf(status));
+    const bool device_failed = ops_ != nullptr && !ops_->status().ok();
+    const bool launched = !options_.planned_device.empty();
+    _exit(device_failed && launched ? kExitDeviceFailed : static_cast<int>(ExitCodeOf(status)));
   }
 
   const WorkerOptions& options_;
