@@ -9,7 +9,7 @@ import threading
 import time
 import unittest
 
-from cluster import BUILD, DEMO, Cluster, wait_for
+from cluster import BUILD, DEMO, Cluster, free_port, wait_for
 from faults_test import PROMPT, open_stream
 
 TWIN = BUILD / "tests/cuda_worker/quicksilver-worker-twin"
@@ -93,6 +93,15 @@ class Faults(unittest.TestCase):
             wait_for(lambda: '"exit_code":4' in cluster.worker.text(), "the launcher's word", 10)
             self.assertIn("cudaErrorIllegalAddress", cluster.worker.text())
             cluster.wait_ready()
+
+
+    def test_a_device_that_fails_three_times_is_not_used_again(self):
+        address = free_port(), free_port()
+        ended, output = run_to_end("--devices=0", f"--listen=127.0.0.1:{address[0]}",
+                                   f"--metrics-listen=127.0.0.1:{address[1]}", TWIN_FAIL=f"kernel:5:{ILLEGAL_ADDRESS}")
+        self.assertEqual(ended, 3, output)
+        self.assertEqual(output.count("group lost, forming it again"), 2, output)
+        self.assertIn('"msg":"device unhealthy: it is not used again","device":0', output)
 
 
 class WrongMachines(unittest.TestCase):
