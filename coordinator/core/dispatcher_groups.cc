@@ -13,6 +13,10 @@ namespace {
 constexpr uint32_t kLossesMax = 3;
 constexpr uint32_t kResumesMax = 8;
 
+// After this part of its lease a group that is silent gets nothing more: groups that one fault cut off together must
+// not inherit each other's work.
+constexpr double kSilentPart = 0.6;
+
 // A group is a source of moves when it was busy for so many beats; a choice moves for balance so often at most.
 constexpr int kBusyBeats = 2;
 constexpr uint32_t kMovesMax = 2;
@@ -32,7 +36,8 @@ Actions Dispatcher::OnGroupJoined(Connection connection, GroupFacts facts, absl:
   if (placement_.Find(connection.group) != nullptr) LoseGroup(connection.group, /*blame=*/true, now, actions);
   GroupState& group = placement_.Join(connection, std::move(facts), now);
   QueueOf(*group.model);
-  SetTimer({TimerKind::kLease, static_cast<uint64_t>(connection.group)}, group.timer, now + options_.lease);
+  SetTimer({TimerKind::kLease, static_cast<uint64_t>(connection.group)}, group.timer,
+           now + kSilentPart * options_.lease);
   RefreshBreaker(group, now);
   Settle(now, actions);
   return actions;
@@ -54,7 +59,7 @@ Actions Dispatcher::OnHeartbeat(Connection connection, const GroupBeat& beat, ab
   Settle(now, actions);
   if (group->draining) {
     Drain(*group, now, actions);
-  } else {
+  } else if (group->ready) {
     Rebalance(*group, now, actions);
   }
   Settle(now, actions);
@@ -121,9 +126,14 @@ bool Dispatcher::GoesOn(const Choice& choice) const {
 
 void Dispatcher::OnLeaseTimer(GroupId id, absl::Duration now, Actions& actions) {
   GroupState& group = *placement_.Find(id);
+  const absl::Duration silent_at = group.last_heard + kSilentPart * options_.lease;
   const absl::Duration end = group.last_heard + options_.lease;
-  SetTimer({TimerKind::kLease, static_cast<uint64_t>(id)}, group.timer, end);
-  if (end > now) return;
+  SetTimer({TimerKind::kLease, static_cast<uint64_t>(id)}, group.timer, silent_at > now ? silent_at : end);
+  if (silent_at > now) return;
+  if (end > now) {
+    group.silent = true;
+    return placement_.Refresh(group, now);
+  }
   actions.emplace_back(DropGroup{group.connection, absl::StrCat("silent for ", absl::FormatDuration(options_.lease))});
   LoseGroup(id, /*blame=*/true, now, actions);
 }

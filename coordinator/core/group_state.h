@@ -70,6 +70,7 @@ struct GroupPool {
   const size_t number;  ///< In Placement.
   GroupSet open;        ///< Can take a sequence now.
   GroupSet clean;       ///< Those of them that run no suspect.
+  uint32_t sound = 0;   ///< Ready groups whose circuit breaker is closed.
   uint32_t usable = 0;  ///< Ready to be given work, full ones included.
   uint64_t slots = 0;   ///< Sequences that those hold.
   uint64_t free = 0;    ///< Of the open ones.
@@ -86,8 +87,7 @@ struct GroupModel {
   const size_t number;  ///< Counts models from 0.
   GroupPool& all;
   std::map<std::string, GroupPool*> pools;  ///< By fingerprint.
-  uint32_t sound = 0;                       ///< Ready groups whose circuit breaker is closed.
-  std::set<GroupId> tripped;                ///< Those whose is not.
+  std::set<GroupId> tripped;                ///< Groups whose circuit breaker is not closed.
 };
 
 struct GroupState {
@@ -106,6 +106,7 @@ struct GroupState {
   uint32_t sequences_since = 0;  ///< Placed since.
   uint64_t positions_since = 0;  ///< Reserved by those.
   uint64_t prompts_since = 0;    ///< Their prompts alone, whose pages are wanted at once.
+  bool silent = false;           ///< Nothing was heard of it for a good part of its lease.
   bool gave_back = false;        ///< Since the last beat it refused a sequence: it is full.
   int busy_beats = 0;            ///< Beats in a row that made it a source of moves.
   std::set<SequenceId> live;
@@ -117,9 +118,9 @@ struct GroupState {
   GroupModel* model = nullptr;
   std::array<GroupPool*, 2> pools = {};  ///< Of the model and of the fingerprint.
   std::array<uint32_t, 4> places = {kNowhere, kNowhere, kNowhere, kNowhere};
-  bool sound = false;  ///< As counted in the model.
-  uint32_t slots = 0;  ///< As counted in the pools.
-  uint32_t free = 0;
+  bool sound = false;                  ///< As counted in the pools.
+  std::array<uint32_t, 2> slots = {};  ///< The same.
+  std::array<uint32_t, 2> free = {};
 };
 
 }  // namespace quicksilver

@@ -123,6 +123,7 @@ void Placement::OnBeat(GroupState& group, const GroupBeat& beat, absl::Duration 
   group.positions_since = 0;
   group.prompts_since = 0;
   group.gave_back = false;
+  group.silent = false;
   if (beat.step_time > absl::ZeroDuration()) {
     const double seconds = absl::ToDoubleSeconds(beat.step_time);
     for (GroupPool* pool : group.pools) {
@@ -158,15 +159,15 @@ void Placement::RemoveSequence(GroupState& group, SequenceId id, uint64_t positi
   Recount(group, now);
 }
 
-uint32_t Placement::SlotsOf(const GroupState& group) {
+uint32_t Placement::SlotsOf(const GroupState& group, const GroupPool& pool) {
   if (!group.ready || group.draining) return 0;
-  if (group.breaker == CircuitBreaker::State::kClosed || group.model->sound == 0) return group.facts.sequences_max;
+  if (group.breaker == CircuitBreaker::State::kClosed || pool.sound == 0) return group.facts.sequences_max;
   return group.breaker == CircuitBreaker::State::kHalfOpen ? 1 : 0;
 }
 
 // Pages are taken as sequences grow, so what counts is that the prompt finds some now.
 bool Placement::HasRoom(const GroupState& group) {
-  if (group.gave_back) return false;
+  if (group.gave_back || group.silent) return false;
   return group.sequences == 0 || !group.beat.positions_free || *group.beat.positions_free > group.prompts_since;
 }
 
@@ -179,30 +180,36 @@ void Placement::Refresh(GroupState& group, absl::Duration now) {
     model.tripped.erase(group.connection.group);
   }
   const bool sound = group.ready && !group.draining && !tripped;
-  const bool had_sound = model.sound > 0;
-  if (sound != group.sound) model.sound += sound ? 1u : -1u;
+  bool first_or_last = false;
+  if (sound != group.sound) {
+    for (GroupPool* pool : group.pools) {
+      pool->sound += sound ? 1u : -1u;
+      first_or_last = first_or_last || pool->sound == (sound ? 1u : 0u);
+    }
+  }
   group.sound = sound;
   Recount(group, now);
-  if (had_sound == (model.sound > 0)) return;
+  if (!first_or_last) return;
   for (const GroupId id : model.tripped) Recount(groups_.at(id), now);
 }
 
 void Placement::Recount(GroupState& group, absl::Duration now) {
-  const uint32_t slots = SlotsOf(group);
-  const bool open = slots > group.sequences && HasRoom(group);
-  const uint32_t free = open ? slots - group.sequences : 0;
-  for (GroupPool* pool : group.pools) {
-    pool->open.Set(group, open);
-    pool->clean.Set(group, open && group.suspects == 0);
-    if (group.slots == 0 && slots > 0) ++pool->usable;
-    if (group.slots > 0 && slots == 0 && --pool->usable == 0) pool->down_since = now;
-    pool->slots += slots;
-    pool->slots -= group.slots;
-    pool->free += free;
-    pool->free -= group.free;
+  for (size_t level = 0; level < group.pools.size(); ++level) {
+    GroupPool& pool = *group.pools[level];
+    const uint32_t slots = SlotsOf(group, pool);
+    const bool open = slots > group.sequences && HasRoom(group);
+    const uint32_t free = open ? slots - group.sequences : 0;
+    pool.open.Set(group, open);
+    pool.clean.Set(group, open && group.suspects == 0);
+    if (group.slots[level] == 0 && slots > 0) ++pool.usable;
+    if (group.slots[level] > 0 && slots == 0 && --pool.usable == 0) pool.down_since = now;
+    pool.slots += slots;
+    pool.slots -= group.slots[level];
+    pool.free += free;
+    pool.free -= group.free[level];
+    group.slots[level] = slots;
+    group.free[level] = free;
   }
-  group.slots = slots;
-  group.free = free;
 }
 
 double Placement::Load(const GroupState& group, const GroupPool& pool, uint64_t positions) {
@@ -257,22 +264,31 @@ GroupState* Placement::Holder(const GroupPool& pool, const GroupSet& set, const 
 }
 
 void Placement::CheckInvariants() const {
-  std::vector<uint64_t> usable(pools_.size()), slots(pools_.size()), free(pools_.size()), open(pools_.size());
+  struct Sums {
+    uint64_t sound = 0, usable = 0, slots = 0, free = 0, open = 0;
+  };
+  std::vector<Sums> sums(pools_.size());
   for (const auto& [id, group] : groups_) {
     CHECK(group.live.size() == group.sequences && group.suspects <= group.sequences);
-    CHECK(group.slots == SlotsOf(group) && group.sequences_since <= group.sequences);
-    for (const GroupPool* pool : group.pools) {
-      usable[pool->number] += group.slots > 0 ? 1 : 0;
-      slots[pool->number] += group.slots;
-      free[pool->number] += group.free;
-      open[pool->number] += group.free > 0 ? 1 : 0;
-      CHECK(pool->open.Contains(group) == (group.free > 0));
-      CHECK(pool->clean.Contains(group) == (group.free > 0 && group.suspects == 0));
+    CHECK(group.sequences_since <= group.sequences);
+    for (size_t level = 0; level < group.pools.size(); ++level) {
+      const GroupPool& pool = *group.pools[level];
+      const uint32_t free = group.free[level];
+      CHECK(group.slots[level] == SlotsOf(group, pool));
+      CHECK(pool.open.Contains(group) == (free > 0));
+      CHECK(pool.clean.Contains(group) == (free > 0 && group.suspects == 0));
+      Sums& sum = sums[pool.number];
+      sum.sound += group.sound ? 1 : 0;
+      sum.usable += group.slots[level] > 0 ? 1 : 0;
+      sum.slots += group.slots[level];
+      sum.free += free;
+      sum.open += free > 0 ? 1 : 0;
     }
   }
   for (const GroupPool& pool : pools_) {
-    CHECK(pool.usable == usable[pool.number] && pool.slots == slots[pool.number]);
-    CHECK(pool.free == free[pool.number] && pool.open.size() == open[pool.number]);
+    const Sums& sum = sums[pool.number];
+    CHECK(pool.sound == sum.sound && pool.usable == sum.usable && pool.slots == sum.slots);
+    CHECK(pool.free == sum.free && pool.open.size() == sum.open);
   }
 }
 

@@ -30,8 +30,8 @@ struct Placing {
 /// taken when its load is at most 1.25 times that one's and a little. Load counts sequences, pages (as the last
 /// heartbeat said, with what was placed since), and how slow its steps are compared with the others'.
 ///
-/// A group whose circuit breaker is open gets no work, one that is half open a sequence at a time, unless no other
-/// group of the model is ready: then it is treated as if it were closed.
+/// A group whose circuit breaker is open gets no work, one that is half open a sequence at a time. Only when no group
+/// of the pool has a closed one are they treated as if they were: one that may work is better than none.
 class Placement {
  public:
   /// Replaces a group of that place. It is not ready.
@@ -71,7 +71,7 @@ class Placement {
   GroupModel& ModelOf(const std::string& name);
   GroupPool& PoolOf(GroupModel& model, const std::string& fingerprint);
   void Recount(GroupState& group, absl::Duration now);
-  static uint32_t SlotsOf(const GroupState& group);
+  static uint32_t SlotsOf(const GroupState& group, const GroupPool& pool);
   static bool HasRoom(const GroupState& group);
   GroupState* Holder(const GroupPool& pool, const GroupSet& set, const Placing& placing, double load_max) const;
 

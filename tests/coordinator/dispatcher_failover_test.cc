@@ -8,6 +8,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::SizeIs;
 using ::testing::UnorderedElementsAre;
 
@@ -157,6 +158,25 @@ TEST(DispatcherFailoverTest, NothingIsPlacedOnAGroupWhoseLeaseEndsToo) {
   const Actions actions = dispatcher.Tick(kStart + absl::Seconds(5));
   EXPECT_THAT(Of<DropGroup>(actions), SizeIs(2));
   EXPECT_THAT(Of<SubmitSequence>(actions), IsEmpty());
+}
+
+TEST(DispatcherFailoverTest, ASilentGroupGetsNoWorkBeforeItIsHeardOfAgain) {
+  Dispatcher dispatcher({.lease = absl::Seconds(5)});
+  Join(dispatcher, kA, 4);
+  Join(dispatcher, kB, 4, "same", kStart + absl::Seconds(1));
+  dispatcher.Submit(Ask(kFirst), kStart);
+  dispatcher.Submit(Ask(kSecond), kStart);
+  dispatcher.Tick(kStart + absl::Seconds(3));
+  dispatcher.Tick(kStart + absl::Seconds(4));
+  const Actions actions = dispatcher.Tick(kStart + absl::Seconds(5));
+  EXPECT_THAT(Of<DropGroup>(actions), SizeIs(1));
+  EXPECT_THAT(Of<SubmitSequence>(actions), IsEmpty()) << "B was last heard of four seconds ago";
+  const absl::Duration now = kStart + absl::Seconds(5.5);
+  Admission next = Ask(kThird);
+  next.accepted = now;
+  EXPECT_THAT(dispatcher.Submit(next, now), IsEmpty()) << "it waits: the group is not lost yet";
+  EXPECT_THAT(Of<SubmitSequence>(Beat(dispatcher, kB, now)), Not(IsEmpty()));
+  dispatcher.CheckInvariants();
 }
 
 TEST(DispatcherFailoverTest, ResultsOfAnOldConnectionOrEpochAreDropped) {

@@ -164,6 +164,23 @@ TEST(DispatcherMovesTest, ALostProbeKeepsTheGroupOutForTwiceAsLong) {
   EXPECT_EQ(OnlySubmit(dispatcher.Tick(probed + absl::Seconds(120))).to, a);
 }
 
+// What began on a fingerprint can go on nowhere else.
+TEST(DispatcherMovesTest, TheLastGroupOfAFingerprintIsUsedByThoseWhoAreBoundToIt) {
+  Dispatcher dispatcher({.lease = absl::Hours(1)});
+  Connection a = kA;
+  for (uint64_t i = 1; i <= 5; ++i) {
+    Join(dispatcher, a, 4);
+    dispatcher.OnProgress(OnlySequence(dispatcher.Submit(Ask(RequestId{i}), kStart)), 1, kStart);
+    if (i == 5) Join(dispatcher, kB, 4, "another fingerprint");
+    for (uint64_t done = 1; done < i; ++done) dispatcher.Cancel(RequestId{done}, kStart);
+    dispatcher.OnGroupLost(a, kStart);
+    a = Again(a);
+  }
+  EXPECT_THAT(Placed(Join(dispatcher, a, 4)), ElementsAre(kFifth));
+  for (uint64_t i = 6; i < 9; ++i) EXPECT_EQ(OnlySubmit(dispatcher.Submit(Ask(RequestId{i}), kStart)).to, kB);
+  dispatcher.CheckInvariants();
+}
+
 TEST(DispatcherMovesTest, TheLastGroupIsUsedHoweverOftenItFailed) {
   Dispatcher dispatcher({});
   Connection a = kA;
