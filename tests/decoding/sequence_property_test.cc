@@ -209,6 +209,56 @@ TEST(SequencePropertyTest, AResumedSequenceGoesOnAsIfNothingHadHappened) {
   EXPECT_GT(cuts, 1000);
 }
 
+// Checkpoints come from other programs: whatever is accepted must run, and most damage must be noticed.
+TEST(SequencePropertyTest, ADamagedCheckpointIsRefusedOrRunsToItsEnd) {
+  int refused = 0, ran = 0;
+  for (uint64_t seed = 0; seed < 10 * kCases; ++seed) {
+    SCOPED_TRACE(seed);
+    Dice dice(seed);
+    SequenceSpec spec = RandomSpec(dice);
+    Sequence sequence(spec);
+    SequenceEndReason end = SequenceEndReason::kNone;
+    for (int steps = dice.Roll(0, 12); steps > 0 && end == SequenceEndReason::kNone; --steps) {
+      end = Step(sequence, dice).end;
+    }
+    Resumption state = StateOf(sequence);
+    switch (dice.Roll(0, 5)) {
+      case 0:
+        state.forwards += dice.Roll(-3, 3);
+        break;
+      case 1:
+        state.block_forwards += dice.Roll(-3, 3);
+        break;
+      case 2:
+        state.final_before += dice.Roll(-20, 20);
+        break;
+      case 3:
+        state.tokens.resize(static_cast<size_t>(dice.Roll(0, 120)), dice.Roll(-1, 90));
+        break;
+      case 4:
+        state.tokens[static_cast<size_t>(dice.Roll(0, static_cast<int32_t>(state.tokens.size()) - 1))] =
+            dice.Roll(-1, 90);
+        break;
+      default:
+        state = {dice.Roll(-1, 100), dice.Roll(-1, 20), dice.Roll(-1, 100), state.tokens};
+    }
+    spec.resumption = state;
+    if (!CheckResumption(spec).ok()) {
+      ++refused;
+      continue;
+    }
+    ++ran;
+    Sequence resumed(spec);
+    EXPECT_FALSE(resumed.masked().empty());
+    for (int steps = 0; steps < 200; ++steps) {
+      if (Step(resumed, dice).end != SequenceEndReason::kNone) break;
+      ASSERT_LT(steps, 199);
+    }
+  }
+  EXPECT_GT(refused, 5 * kCases);
+  EXPECT_GT(ran, kCases);
+}
+
 // What a deadline leaves is the clean front of the canvas, and no more.
 TEST(SequencePropertyTest, ADeadlineLeavesTheTokensBeforeTheFirstMask) {
   for (uint64_t seed = 0; seed < kCases; ++seed) {
