@@ -113,9 +113,10 @@ TEST(SchedulerPagesTest, ASequenceWaitsForThePagesOfItsWholePrompt) {
 TEST(SchedulerPagesTest, ALargeSequenceIsNotOvertakenForEver) {
   SchedulerStory story({.sequences_max = 4, .step_rows_max = 256, .pages = 24, .page_size = 4});
   uint64_t load[3] = {};
+  int32_t first = 0;
   const auto keep_loaded = [&] {
     for (uint64_t& id : load) {
-      if (id == 0 || story.ended.contains(id)) id = story.Add(BlockCausal(Tokens(8, 5), 20));
+      if (id == 0 || story.ended.contains(id)) id = story.Add(BlockCausal(Tokens(8, 5), id == 0 ? ++first * 5 : 20));
     }
   };
   for (int i = 0; i < 20; ++i) {
@@ -130,6 +131,19 @@ TEST(SchedulerPagesTest, ALargeSequenceIsNotOvertakenForEver) {
     story.Step();
   }
   EXPECT_LE(steps * absl::Milliseconds(10), Scheduler::kAgeing + absl::Seconds(2));
+}
+
+// Who has waited beyond the best class keeps what it got until that has been of use.
+TEST(SchedulerPagesTest, AStarvedSequenceKeepsItsPagesForOneBlock) {
+  SchedulerStory story({.sequences_max = 4, .step_rows_max = 64, .pages = 12, .page_size = 4});
+  const uint64_t starved = story.Add(BlockCausal(Tokens(36, 1), 12), {.priority = 2});
+  story.now += 3 * Scheduler::kAgeing;
+  EXPECT_THAT(story.Step(), ElementsAre(starved));
+  const uint64_t interactive = story.Add(BlockCausal(Tokens(36, 2), 8), {.priority = 0});
+  for (int i = 1; i < kBlock; ++i) EXPECT_THAT(story.Step(), ElementsAre(starved)) << i;
+  while (story.Step() != std::vector<uint64_t>{interactive}) ASSERT_EQ(story.scheduler.Find(starved)->preemptions, 0);
+  EXPECT_EQ(story.scheduler.Find(starved)->sequence.block(), 10);
+  story.StepUntilEnd(starved);
 }
 
 TEST(SchedulerPagesTest, AKnownPrefixIsNotPrefilledAgain) {

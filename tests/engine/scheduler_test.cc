@@ -73,15 +73,20 @@ TEST(SchedulerTest, ManyDenoisingSequencesLeaveAPromptItsShare) {
   }
 }
 
-// A step that has room for one block with the one before it, and no more.
+// A step that has room for one block with the one before it, which the first one always wants, and no more.
 TEST(SchedulerTest, WhereAStepHoldsOneSequencePrefillAndDenoisingTakeTurns) {
   SchedulerStory story({.sequences_max = 2, .step_rows_max = 2 * kBlock, .pages = 400, .page_size = 8});
-  const uint64_t denoises = story.Add(BlockCausal(4, 80), {.deadline = absl::Seconds(1)});
+  SequenceSpec block_a_step = BlockCausal(4, 400).spec();
+  block_a_step.decoding.steps = 1;
+  const uint64_t denoises = story.Add(Sequence(block_a_step), {.deadline = absl::Seconds(1)});
   story.Step();
   const uint64_t prefills = story.Add(BlockCausal(40, 4));
-  EXPECT_LE(story.StepUntilEnd(prefills), 40);
-  EXPECT_FALSE(story.ended.contains(denoises));
-  EXPECT_GE(story.scheduler.Find(denoises)->sequence.forwards(), 10);
+  int steps = 0;
+  for (; story.scheduler.Find(prefills)->sequence.prefill_rows() > 0; ++steps) {
+    ASSERT_LT(steps, 30);
+    story.Step();
+  }
+  EXPECT_EQ(story.scheduler.Find(denoises)->sequence.forwards(), 1 + steps / 2);
 }
 
 TEST(SchedulerTest, PrefillBesideDenoisingKeepsToItsBudget) {
@@ -242,6 +247,22 @@ TEST(SchedulerTest, TheWorstClassEndsInBoundedTime) {
   // Two blocks, each after 15 s until it counts as better than the best class, and some time to get there.
   EXPECT_LE(steps * absl::Milliseconds(10), 2 * 3 * Scheduler::kAgeing + absl::Seconds(8));
   EXPECT_EQ(story.ended[batch], CanvasAlone(BlockCausal(20, 8)));
+}
+
+// What a preemption takes away is no progress: else it could go on so for ever.
+TEST(SchedulerTest, ALongPromptThatIsPreemptedAgainAndAgainIsDoneInBoundedTime) {
+  SchedulerStory story({.sequences_max = 4, .step_rows_max = 64, .pages = 26, .page_size = 4});
+  story.prefill_rows_max = kBlock;
+  const uint64_t batch = story.Add(BlockCausal(80, 4), {.priority = 2});
+  uint64_t interactive = 0;
+  int steps = 0;
+  for (; !story.ended.contains(batch); ++steps) {
+    ASSERT_LT(steps, 4000);
+    const bool gone = interactive == 0 || story.ended.contains(interactive);
+    if (gone && steps % 15 == 0) interactive = story.Add(BlockCausal(20, 36), {.priority = 0});
+    story.Step();
+  }
+  EXPECT_LE(steps * absl::Milliseconds(10), 3 * Scheduler::kAgeing + absl::Seconds(3));
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ void FairShares::Settle() {
     share.rows = 0;
   }
   if (!missed) return;
-  now_ = std::max(now_, least);
+  now_ = least;
   for (Share& share : shares_) {
     if (share.sequences > 0 && !share.missed) share.time = std::max(share.time, now_);
     share.missed = false;

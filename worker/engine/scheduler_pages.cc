@@ -12,7 +12,7 @@ namespace {
 
 // In a step so many sequences may find too few pages to start while later, smaller ones start in their place.
 constexpr int kOvertakenMax = 4;
-constexpr uint64_t kRetrySteps = 16;
+constexpr uint64_t kRetrySteps = 4;
 
 // Keys of the next denoising segment.
 int32_t KeysToDenoise(const Sequence& sequence) {
