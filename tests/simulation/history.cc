@@ -175,9 +175,12 @@ void History::CheckFailure(const Request& request) {
     // Turned away before any work.
     excused = std::all_of(request.tokens.begin(), request.tokens.end(), [](const auto& t) { return t.empty(); });
   } else if (request.code == "deadline_exceeded") {
-    excused = took >= std::min(plan.time_max, plan.target > absl::ZeroDuration() ? plan.target : plan.time_max);
+    // What cannot be done in time is not begun.
+    excused = request.build.empty() ||
+              took >= std::min(plan.time_max, plan.target > absl::ZeroDuration() ? plan.target : plan.time_max);
   } else if (request.code == "worker_lost") {
-    excused = request.losses > 0 ? MayLose(request) : HasFault(plan_, FaultKind::kNewBuild);
+    // Without a loss it was given back by a group that drained, and no other one came.
+    excused = request.losses > 0 ? MayLose(request) : !plan_.faults.empty();
   } else if (request.code == "numerical_error") {
     excused = plan.nan_at >= 0;
   } else if (request.code == "rate_limit_exceeded") {

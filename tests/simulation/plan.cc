@@ -106,9 +106,9 @@ GroupPlan DrawGroup(Random random, const ModelSpec& model, int page_size, bool o
 
 FaultPlan DrawFault(Random random, const Plan& plan) {
   // Not all kinds are equally likely: what moves requests is wanted most.
-  static constexpr std::array<int, kFaultKinds> kWeights = {6, 2, 4, 2, 3, 4, 1, 1, 2, 2, 3, 2, 4, 2, 1};
+  static constexpr std::array<int, kFaultKinds> kWeights = {6, 2, 4, 2, 3, 4, 1, 2, 1, 2, 2, 3, 2, 4, 2, 1};
   FaultPlan fault;
-  int draw = static_cast<int>(random.Below(39));
+  int draw = static_cast<int>(random.Below(41));
   int kind = 0;
   while (draw >= kWeights[static_cast<size_t>(kind)]) draw -= kWeights[static_cast<size_t>(kind++)];
   fault.kind = static_cast<FaultKind>(kind);
@@ -122,16 +122,23 @@ FaultPlan DrawFault(Random random, const Plan& plan) {
 }  // namespace
 
 const char* NameOf(FaultKind kind) {
-  static constexpr std::array<const char*, kFaultKinds> kNames = {
-      "crash",     "power loss", "hang",          "stuck engine",       "slow",
-      "drain",     "new build",  "restart storm", "partition to group", "partition to coordinator",
-      "partition", "slow link",  "break",         "half-open",          "coordinator crash"};
+  static constexpr std::array<const char*, kFaultKinds> kNames = {"crash",
+                                                                  "power loss",
+                                                                  "hang",
+                                                                  "stuck engine",
+                                                                  "slow",
+                                                                  "drain",
+                                                                  "new build",
+                                                                  "new epoch",
+                                                                  "restart storm",
+                                                                  "partition to group",
+                                                                  "partition to coordinator",
+                                                                  "partition",
+                                                                  "slow link",
+                                                                  "break",
+                                                                  "half-open",
+                                                                  "coordinator crash"};
   return kNames[static_cast<size_t>(kind)];
-}
-
-bool HasFault(const Plan& plan, FaultKind kind) {
-  return std::any_of(plan.faults.begin(), plan.faults.end(),
-                     [&](const FaultPlan& fault) { return fault.kind == kind; });
 }
 
 Plan MakePlan(uint64_t seed) {

@@ -42,6 +42,7 @@ enum class FaultKind {
   kSlow,          ///< Steps take ten times as long.
   kDrain,         ///< SIGTERM: drains, leaves, and is started again after `duration`.
   kNewBuild,      ///< The same; what is started has another fingerprint.
+  kReform,        ///< The engine begins anew under another epoch; streams stay open.
   kStorm,         ///< Dies several times right after its start.
   kBlockToGroup,  ///< Partition in one direction.
   kBlockToCoordinator,
@@ -51,7 +52,7 @@ enum class FaultKind {
   kHalfOpen,  ///< It breaks, and only the coordinator hears of it.
   kCoordinatorCrash,
 };
-constexpr int kFaultKinds = 15;
+constexpr int kFaultKinds = 16;
 const char* NameOf(FaultKind kind);
 
 struct FaultPlan {
@@ -94,7 +95,6 @@ struct Plan {
 };
 
 Plan MakePlan(uint64_t seed);
-bool HasFault(const Plan& plan, FaultKind kind);
 /// The Submit message of a choice, but for its sequence id, terms and checkpoint.
 v1::Submit SubmitOf(const Plan& plan, const RequestPlan& request, int choice);
 uint64_t SeedOf(const Plan& plan, const RequestPlan& request);

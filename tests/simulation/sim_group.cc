@@ -34,19 +34,27 @@ SimGroup::~SimGroup() = default;
 
 void SimGroup::Start() {
   if (up()) return;
-  ++incarnation_;
-  ++epoch_;
   if (!next_build_.empty()) fingerprint_ = std::exchange(next_build_, "");
-  engine_ = std::make_unique<SimEngine>(world_, history_, plan_, group_, epoch_, fingerprint_, mutant_);
-  stepping_ = hung_ = stuck_ = draining_ = false;
-  deferred_.clear();
-  world_.Note(0, absl::StrCat("group ", number_, " starts with epoch ", epoch_, ", build ", fingerprint_));
+  BeginEpoch();
   if (storm_ > 0) {
     --storm_;
     world_.After(absl::Milliseconds(400), [this, incarnation = incarnation_] {
       if (incarnation == incarnation_) Crash(absl::Seconds(1), /*silently=*/false);
     });
   }
+}
+
+void SimGroup::Reform() {
+  if (up() && !hung_ && !draining_) BeginEpoch();
+}
+
+void SimGroup::BeginEpoch() {
+  ++incarnation_;
+  ++epoch_;
+  engine_ = std::make_unique<SimEngine>(world_, history_, plan_, group_, epoch_, fingerprint_, mutant_);
+  stepping_ = hung_ = stuck_ = draining_ = false;
+  deferred_.clear();
+  world_.Note(0, absl::StrCat("group ", number_, " begins epoch ", epoch_, ", build ", fingerprint_));
   const double phase = UnitOf(Mix(plan_.seed, 21, static_cast<uint64_t>(number_), epoch_));
   world_.After(kForming + kBeat * phase, [this, incarnation = incarnation_] {
     if (incarnation == incarnation_) Beat();

@@ -29,6 +29,8 @@ class SimGroup : public Endpoint {
   void Start();
   /// Every rank dies; the launcher starts them again after `pause`.
   void Crash(absl::Duration pause, bool silently);
+  /// The ranks form anew under another epoch, and the streams stay open.
+  void Reform();
   /// SIGSTOP; SIGCONT with Continue().
   void Hang();
   void Continue();
@@ -57,6 +59,7 @@ class SimGroup : public Endpoint {
   void Wake();
   void EndStep();
   void Report();
+  void BeginEpoch();
   void Beat();
   void SendBeat(uint64_t stream);
   void LeaveWhenDrained();

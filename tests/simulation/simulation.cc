@@ -78,6 +78,8 @@ class Simulation {
         return group.Drain(fault.duration, "");
       case FaultKind::kNewBuild:
         return group.Drain(fault.duration, group.fingerprint() == "build-a" ? "build-c" : "build-a");
+      case FaultKind::kReform:
+        return group.Reform();
       case FaultKind::kStorm:
         group.set_storm(4);
         return group.Crash(absl::Milliseconds(500), /*silently=*/false);
