@@ -229,6 +229,21 @@ TEST(OpenAiAnswerTest, ADiffusingStreamReplacesAndEndsWithTheFinalText) {
   EXPECT_EQ(chunks[3]["choices"][0]["finish_reason"], "stop");
 }
 
+TEST(OpenAiAnswerTest, ADiffusingStreamDoesNotRepeatACanvasThatIsTheAnswer) {
+  for (const bool sent : {false, true}) {
+    OpenAiAnswer answer(Request(R"("stream":true,"diffusing":true,)"), "chatcmpl-1");
+    answer.OnStarted(0, Started());
+    std::string stream = answer.NextEvents();
+    answer.OnDelta(0, Delta("ab"));
+    answer.OnFrame(0, {.committed = 1, .extent = 1, .spans = {{SpanOp::kFinal, 0, 1, "ab"}}});
+    if (sent) stream += answer.NextFrames();
+    answer.OnFinished(0, Finished());
+    const std::vector<json> chunks = Chunks(stream + answer.NextEvents());
+    ASSERT_EQ(chunks.size(), 3) << sent;
+    EXPECT_EQ(chunks[1]["choices"][0]["delta"]["content"], "ab");
+  }
+}
+
 TEST(OpenAiAnswerTest, FramesAreChunksWithAnEmptyDelta) {
   OpenAiAnswer answer(Request(R"("stream":true,"n":2,"quicksilver":{"canvases":true},)"), "chatcmpl-1");
   answer.OnStarted(0, Started());

@@ -49,6 +49,22 @@ Script CanvasScript() {
           Finished(4)};
 }
 
+// Tells in its text which class it was put into, and in its end what happened on the way.
+Script TermsScript(const GenerateRequest& request) {
+  const char* names[] = {"interactive", "default", "batch"};
+  FinishedEvent end = Finished(1);
+  end.cached_tokens = 5;
+  end.resumes = 1;
+  end.deadline_reached = request.latency_target_seconds > 0;
+  return {Started(), Delta(names[static_cast<int>(request.priority)] + (" " + request.cache_key)), end};
+}
+
+Script LimitedScript() {
+  ApiError error = RateLimited("60 requests a minute are allowed.", 7);
+  error.rates.requests = RateStatus{60, 0, absl::Seconds(7)};
+  return {error};
+}
+
 // Its first two attempts find the server full.
 Script FlakyScript(const std::string& text) {
   static Mutex mutex;
@@ -63,6 +79,8 @@ Script ScriptFor(const GenerateRequest& request) {
   if (text == "hostile") return HostileScript();
   if (text == "canvas") return CanvasScript();
   if (text == "fails midway") return {Started(), Delta("Hel"), absl::Milliseconds(50), Delta("lo"), WorkerLost()};
+  if (text == "terms") return TermsScript(request);
+  if (text == "limited") return LimitedScript();
   if (text == "no worker") return {NoReadyWorker("No group is ready.")};
   if (text == "too long") return {InvalidRequest("context_length_exceeded", "messages", "5000 of 4096 tokens.")};
   if (text.rfind("flaky", 0) == 0) return FlakyScript(text);

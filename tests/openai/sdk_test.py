@@ -140,6 +140,37 @@ class SdkTest(unittest.TestCase):
         self.assertEqual(caught.exception.status_code, 501)
         self.assertLess(time.monotonic() - start, 0.5)
 
+    def test_service_tiers_and_cache_keys_reach_the_scheduler(self):
+        for tier, text, echoed in [("priority", "interactive k", "priority"), ("flex", "batch k", "default"),
+                                   ("auto", "default k", "default")]:
+            answer = self.chat("terms", service_tier=tier, prompt_cache_key="k")
+            self.assertEqual(answer.choices[0].message.content, text)
+            self.assertEqual(answer.service_tier, echoed)
+            chunks = list(self.chat("terms", service_tier=tier, prompt_cache_key="k", stream=True))
+            self.assertEqual({chunk.service_tier for chunk in chunks}, {echoed})
+        realtime = self.chat("terms", extra_body={"realtime": True})
+        self.assertEqual(realtime.choices[0].message.content, "interactive ")
+
+    def test_an_answer_tells_what_was_cached_and_what_happened(self):
+        answer = self.chat("terms", extra_body={"quicksilver": {"latency_target_ms": 800}})
+        self.assertEqual(answer.usage.prompt_tokens_details.cached_tokens, 5)
+        extension = answer.model_extra["quicksilver"]
+        self.assertEqual((extension["resumed"], extension["deadline_reached"]), (1, True))
+        chunks = list(self.chat("terms", stream=True, stream_options={"include_usage": True}))
+        self.assertEqual(chunks[-1].usage.prompt_tokens_details.cached_tokens, 5)
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.chat("terms", extra_body={"quicksilver": {"latency_target_ms": 0}})
+        self.assertEqual(caught.exception.param, "quicksilver.latency_target_ms")
+
+    def test_a_limit_is_typed_and_says_when_to_come_back(self):
+        client = self.client.with_options(max_retries=0)
+        with self.assertRaises(openai.RateLimitError) as caught:
+            client.chat.completions.create(model="m", messages=messages("limited"))
+        self.assertEqual(caught.exception.code, "rate_limit_exceeded")
+        headers = caught.exception.response.headers
+        self.assertEqual((headers["retry-after"], headers["x-ratelimit-remaining-requests"],
+                          headers["x-ratelimit-reset-requests"]), ("7", "0", "7s"))
+
     def test_a_failure_midway_raises(self):
         text = ""
         with self.assertRaises(openai.APIError) as caught:
@@ -163,6 +194,12 @@ class SdkTest(unittest.TestCase):
             for _ in stream:
                 pass
             self.assertEqual(stream.get_final_completion().choices[0].message.content, "abcdef")
+
+    def test_diffusing_needs_a_stream_of_one_choice(self):
+        for fields in ({}, {"stream": True, "n": 2}):
+            with self.assertRaises(openai.BadRequestError) as caught:
+                self.chat("canvas", extra_body={"diffusing": True}, **fields)
+            self.assertEqual(caught.exception.param, "diffusing")
 
     def test_a_diffusing_stream_replaces(self):
         chunks = list(self.chat("canvas", stream=True, extra_body={"diffusing": True}))

@@ -182,7 +182,7 @@ std::string OpenAiAnswer::NextEvents() {
     if (!choice.unsent.empty() && !diffusing_) AppendText(index, choice, out);
     if (!choice.finished || (!choice.unsent.empty() && !diffusing_)) continue;
     if (diffusing_) {
-      AppendText(index, choice, out);
+      if (!ShowsAll(choice)) AppendText(index, choice, out);
     } else if (!choice.frames.empty()) {
       AppendFrame(index, choice, out);
     }
@@ -219,9 +219,16 @@ std::string OpenAiAnswer::NextFrames() {
   return out;
 }
 
+// The last canvas that was sent is the answer.
+bool OpenAiAnswer::ShowsAll(const Choice& choice) const {
+  return choice.shows_canvas && choice.frames.empty() &&
+         choice.frames.canvas().Text(std::string(kMaskedToken)) == choice.unsent;
+}
+
 // The whole text as it stands, for the client to show in place of the one before.
 void OpenAiAnswer::AppendCanvas(uint32_t index, Choice& choice, std::string& out) const {
   const FrameEvent frame = choice.frames.Take();
+  choice.shows_canvas = true;
   std::string delta = "\"delta\":{\"content\":";
   AppendJsonString(choice.frames.canvas().Text(std::string(kMaskedToken)), delta);
   delta += '}';

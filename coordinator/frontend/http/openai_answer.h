@@ -50,6 +50,7 @@ class OpenAiAnswer {
     bool started = false, finished = false, closed = false;
     FinishedEvent end;
     FrameQueue frames;
+    bool shows_canvas = false;  ///< Diffusing: one has been sent.
   };
 
   void BuildPrefix(const StartedEvent& event);
@@ -64,6 +65,7 @@ class OpenAiAnswer {
   uint64_t CachedTokens() const;
   std::string EchoOf(uint32_t index) const;
   void AppendFrame(uint32_t index, Choice& choice, std::string& out) const;
+  bool ShowsAll(const Choice& choice) const;
   void AppendCanvas(uint32_t index, Choice& choice, std::string& out) const;
   bool chat() const { return endpoint_ == OpenAiEndpoint::kChat; }
 
