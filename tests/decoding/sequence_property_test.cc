@@ -143,6 +143,7 @@ TEST(SequencePropertyTest, TheAnswerDoesNotDependOnHowItsStepsAreCut) {
 StepOutcome Step(Sequence& sequence, Dice& dice) {
   for (;;) {
     const int32_t least = sequence.prefill_rows() > 0 ? sequence.spec().decoding.block_length : sequence.denoise_rows();
+    EXPECT_LE(least, sequence.rows_needed_max()) << "a step of that many rows must always do";
     const Segment segment = sequence.Next(dice.Roll(least, least + 40));
     if (!segment.denoise) {
       sequence.ApplyPrefill(segment);
