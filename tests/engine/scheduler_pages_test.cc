@@ -110,6 +110,18 @@ TEST(SchedulerPagesTest, ASequenceWaitsForThePagesOfItsWholePrompt) {
   EXPECT_EQ(story.scheduler.statistics().preemptions, 0u);
 }
 
+TEST(SchedulerPagesTest, PagesThatAPromptWillNeedAreNotGivenToNewcomers) {
+  SchedulerStory story({.sequences_max = 4, .step_rows_max = 256, .pages = 12, .page_size = 4});
+  story.prefill_rows_max = 8;
+  story.Add(BlockCausal(Tokens(32, 1), 8));
+  story.Step();
+  EXPECT_EQ(story.scheduler.pages_free(), 10);
+  story.Add(BlockCausal(Tokens(16, 2), 8));
+  EXPECT_THAT(story.Step(), ElementsAre(1));
+  story.StepUntilEnd(2);
+  EXPECT_EQ(story.scheduler.statistics().preemptions, 0u);
+}
+
 TEST(SchedulerPagesTest, ALargeSequenceIsNotOvertakenForEver) {
   SchedulerStory story({.sequences_max = 4, .step_rows_max = 256, .pages = 24, .page_size = 4});
   uint64_t load[3] = {};
@@ -293,6 +305,18 @@ TEST(SchedulerPagesTest, PagesOfAnUnsoundSequenceAreNotShared) {
   story.StepUntilEnd(sound);
   story.StepUntilEnd(newcomer);
   EXPECT_EQ(story.ended[sound], story.ended[newcomer]);
+}
+
+// Whoever breaks an invariant finds out at the next step, with the state and without contents.
+TEST(SchedulerPagesDeathTest, APageThatTwoSequencesHoldAborts) {
+  SchedulerStory story({.sequences_max = 2, .step_rows_max = 64, .pages = 60, .page_size = 4});
+  for (TokenId i = 0; i < 2; ++i) story.Add(BlockCausal(Tokens(24, i), 12));
+  story.Step();
+  const std::vector<PlannedSegment> plan = story.Plan();
+  plan[0].running->pages.back() = plan[1].running->pages.back();
+  EXPECT_DEATH(story.scheduler.Check(), "a page has the owners that hold it(.|\n)*sequence 2: class 1, runs, pages 7");
+  plan[0].running->pages.push_back(0);
+  EXPECT_DEATH(story.Plan(), "the pages of all sequences are those that have owners");
 }
 
 }  // namespace

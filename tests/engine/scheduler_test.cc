@@ -73,6 +73,19 @@ TEST(SchedulerTest, ManyDenoisingSequencesLeaveAPromptItsShare) {
   }
 }
 
+TEST(SchedulerTest, APromptOfABetterClassNeedNotMakeDoWithItsShare) {
+  for (const int32_t priority : {0, 2}) {
+    SchedulerStory story({.sequences_max = 24, .step_rows_max = 64, .pages = 400, .page_size = 8});
+    for (int i = 0; i < 20; ++i) story.Add(BlockCausal(0, 200), {.priority = 2});
+    story.Step();
+    const uint64_t prompt = story.Add(BlockCausal(48, 4), {.priority = priority});
+    const std::vector<PlannedSegment> plan = story.Plan();
+    ASSERT_EQ(plan.back().running->id, prompt);
+    EXPECT_EQ(plan.back().segment.rows, priority == 0 ? 52 : 8);
+    EXPECT_EQ(Rows(plan), 64);
+  }
+}
+
 // A step that has room for one block with the one before it, which the first one always wants, and no more.
 TEST(SchedulerTest, WhereAStepHoldsOneSequencePrefillAndDenoisingTakeTurns) {
   SchedulerStory story({.sequences_max = 2, .step_rows_max = 2 * kBlock, .pages = 400, .page_size = 8});

@@ -13,7 +13,6 @@ namespace {
 constexpr int32_t kPriorityLast = 2;
 // Where blocks that are ready could fill a step, prompts get this share of it; else a prompt's first chunk is so long.
 constexpr int32_t kPrefillShare = 8;
-constexpr uint64_t kFullCheckSteps = 1024;
 
 // An order key is level | deadline in ms or lead in rows, then what decides among equals | index of the record.
 constexpr int32_t kLevelBias = 1 << 15;
@@ -83,7 +82,11 @@ bool Scheduler::Remove(uint64_t id, bool sound) {
     for (int32_t i = live.published - 1; i >= 0; --i) cache_.Ban(live.running.pages[static_cast<size_t>(i)]);
   }
   LetGo(live);
-  if (record->runs) --running_;
+  if (record->runs) {
+    --running_;
+  } else if (live.running.preemptions > 0) {
+    --counts_.preempted;
+  }
   if (favoured_ == id) favoured_ = 0;
   shares_.Leave(record->share);
   records_.erase(records_.begin() + (record - records_.data()));
@@ -114,9 +117,6 @@ SchedulerStatistics Scheduler::statistics() const {
   SchedulerStatistics statistics = counts_;
   statistics.running = running();
   statistics.waiting = waiting();
-  for (const Record& record : records_) {
-    if (!record.runs && record.live->running.preemptions > 0) ++statistics.preempted;
-  }
   statistics.pages_free = pool_.free();
   statistics.pages_cached = pool_.cached();
   statistics.pages_used = pool_.used();
@@ -353,48 +353,6 @@ void Scheduler::SettleShares() {
     if (!record.runs || record.demand.granted < record.demand.whole) shares_.Miss(record.share);
   }
   shares_.Settle();
-}
-
-// No page is lost; what a segment writes is its own, and what it reads is there.
-void Scheduler::CheckStep() const {
-  pool_.Check();
-  int64_t owned = 0;
-  for (const Record& record : records_) {
-    owned += static_cast<int64_t>(record.live->running.pages.size() + record.live->running.guide_pages.size());
-  }
-  CHECK(owned == pool_.owners());
-  for (const auto& [running, segment] : plan_) {
-    const int64_t end = segment.first_position + segment.rows;
-    CHECK(end <= segment.keys && segment.keys <= static_cast<int64_t>(running->pages.size()) * limits_.page_size);
-    for (int64_t page = segment.first_position / limits_.page_size; page * limits_.page_size < end; ++page) {
-      const int32_t written = running->pages[static_cast<size_t>(page)];
-      CHECK(pool_.owners(written) == 1 && !pool_.kept(written));
-    }
-  }
-  if (step_ % kFullCheckSteps == 0) Check();
-}
-
-void Scheduler::Check() const {
-  std::vector<int32_t> owners(static_cast<size_t>(pool_.total()), 0);
-  int32_t running = 0;
-  for (const Record& record : records_) {
-    const RunningSequence& sequence = record.live->running;
-    running += record.runs ? 1 : 0;
-    CHECK(record.runs || (sequence.pages.empty() && sequence.guide_pages.empty()));
-    CHECK(record.live->published <= static_cast<int32_t>(sequence.pages.size()));
-    for (const int32_t page : sequence.pages) ++owners[static_cast<size_t>(page)];
-    for (const int32_t page : sequence.guide_pages) ++owners[static_cast<size_t>(page)];
-    for (size_t i = 0; i < sequence.pages.size(); ++i) {
-      CHECK(pool_.kept(sequence.pages[i]) == (static_cast<int32_t>(i) < record.live->published));
-    }
-  }
-  CHECK(running == running_ && running_ <= limits_.sequences_max);
-  for (int32_t page = 0; page < pool_.total(); ++page) {
-    CHECK(pool_.owners(page) == owners[static_cast<size_t>(page)]);
-    CHECK(pool_.kept(page) || pool_.owners(page) <= 1);
-  }
-  pool_.Check();
-  cache_.Check();
 }
 
 }  // namespace quicksilver

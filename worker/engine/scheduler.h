@@ -172,7 +172,12 @@ class Scheduler {
   bool Grant(Record& record, int32_t rows);
   void BuildPlan();
   void SettleShares();
+
+  // In scheduler_check.cc.
   void CheckStep() const;
+  bool IsPrivate(int32_t page) const;
+  // Aborts with the state, without contents, unless `holds`.
+  void Require(bool holds, const char* what) const;
 
   // In scheduler_pages.cc: who holds which pages, and who gets a place.
   int32_t PagesFor(const Sequence& sequence, int32_t keys) const;

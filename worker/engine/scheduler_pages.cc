@@ -98,6 +98,7 @@ bool Scheduler::Start(Record& record) {
   if (cached > 0) running.sequence.TakeCached(cached);
   const int32_t promised = PromisedTo(running);
   for (size_t i = static_cast<size_t>(record.priority); i < promised_.size(); ++i) promised_[i] += promised;
+  if (running.preemptions > 0) --counts_.preempted;
   if (running.preemptions > 0 || !live.shares) return true;
   running.cached_tokens = std::min(cached, running.sequence.prompt_tokens());
   counts_.prefix_query_tokens += static_cast<uint64_t>(running.sequence.open_block_start());
@@ -231,6 +232,7 @@ void Scheduler::Preempt(Record& victim) {
   victim.live->running.sequence.DropKv();
   ++victim.live->running.preemptions;
   ++counts_.preemptions;
+  ++counts_.preempted;
   victim.runs = false;
   victim.tried_step = step_;
   promised_step_ = 0;
