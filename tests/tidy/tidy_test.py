@@ -38,7 +38,7 @@ BANNED = [
     (r"cudaMallocManaged", r"$^", "Ops::Allocate"),
 ]
 
-PURE = [r"coordinator/core/", r"worker/decoding/", r"worker/engine/(scheduler|page_pool)"]
+PURE = [r"coordinator/core/", r"worker/decoding/", r"worker/engine/(fair_shares|page_pool|prefix_cache|scheduler|step_time)"]
 IMPURE_INCLUDE = re.compile(
     r"<(thread|mutex|condition_variable|atomic|future|chrono|sys/socket\.h|unistd\.h)>|common/(mutex|clock|log)\.h"
     r"|asio|grpc|\.pb\.h|cuda|absl/time/clock")
