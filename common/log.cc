@@ -1,14 +1,19 @@
 #include "common/log.h"
 
+#include <poll.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <memory>
+#include <utility>
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/mutex.h"
 #include "common/utf8.h"
 
 namespace quicksilver {
@@ -17,12 +22,15 @@ namespace {
 struct State {
   std::shared_ptr<spdlog::logger> logger;
   std::string component = "quicksilver";
+  Mutex write_mutex;  // Held from the look at stderr to the end of the write.
+  uint64_t told GUARDED_BY(write_mutex) = 0;
+  std::atomic<uint64_t> dropped = 0;
 };
 
 State& GlobalState() {
   static State* const state = [] {
     auto* s = new State;  // Lives as long as the process: threads may log while statics are torn down.
-    s->logger = std::make_shared<spdlog::logger>("quicksilver", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+    s->logger = std::make_shared<spdlog::logger>("quicksilver", std::make_shared<spdlog::sinks::stderr_sink_st>());
     s->logger->set_pattern("%v");
     s->logger->set_level(spdlog::level::info);
     s->logger->flush_on(spdlog::level::debug);
@@ -57,6 +65,12 @@ const char* LevelName(LogLevel level) {
       return "error";
   }
   return "info";
+}
+
+// Whether a line can be written without waiting: a pipe takes PIPE_BUF bytes then, a file always does.
+bool StderrTakes() {
+  pollfd descriptor = {STDERR_FILENO, POLLOUT, 0};
+  return poll(&descriptor, 1, 0) == 1 && (descriptor.revents & POLLOUT) != 0;
 }
 
 }  // namespace
@@ -115,8 +129,18 @@ void Log(LogLevel level, std::string_view message, LogFields fields) {
                      "\",\"level\":\"" + LevelName(level) + "\",\"component\":" + JsonQuoted(state.component) +
                      ",\"msg\":" + JsonQuoted(message);
   for (const LogField& field : fields) line += "," + JsonQuoted(field.key) + ":" + field.value;
+  MutexLock lock(state.write_mutex);
+  if (!StderrTakes()) {
+    ++state.dropped;
+    return;
+  }
+  const uint64_t dropped = state.dropped;
+  if (dropped != state.told)
+    line += ",\"lines_dropped\":" + std::to_string(dropped - std::exchange(state.told, dropped));
   line += "}";
   state.logger->log(ToSpdlog(level), "{}", line);
 }
+
+uint64_t LogLinesDropped() { return GlobalState().dropped; }
 
 }  // namespace quicksilver

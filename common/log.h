@@ -40,6 +40,10 @@ inline void LogInfo(std::string_view message, LogFields fields = {}) { Log(LogLe
 inline void LogWarning(std::string_view message, LogFields fields = {}) { Log(LogLevel::kWarning, message, fields); }
 inline void LogError(std::string_view message, LogFields fields = {}) { Log(LogLevel::kError, message, fields); }
 
+/// Lines that were not written: nobody takes what is on stderr, which must not stop the service. The next line that is
+/// written says how many were lost before it.
+uint64_t LogLinesDropped();
+
 /// `text` as a JSON string, quotes included. Bytes that are not UTF-8 become U+FFFD.
 std::string JsonQuoted(std::string_view text);
 

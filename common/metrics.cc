@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/log.h"
+
 namespace quicksilver {
 namespace {
 
@@ -81,7 +83,9 @@ std::vector<prometheus::MetricFamily> ProcessMetrics() {
           Single("process_resident_memory_bytes", "Resident memory.", Type::Gauge, ResidentBytes()),
           Single("process_open_fds", "Open file descriptors.", Type::Gauge, OpenDescriptors()),
           Single("process_max_fds", "Most file descriptors.", Type::Gauge, MaxDescriptors()),
-          Single("process_start_time_seconds", "Start, Unix seconds.", Type::Gauge, StartTime())};
+          Single("process_start_time_seconds", "Start, Unix seconds.", Type::Gauge, StartTime()),
+          Single("quicksilver_log_lines_dropped_total", "Log lines that nobody took.", Type::Counter,
+                 static_cast<double>(LogLinesDropped()))};
 }
 
 }  // namespace

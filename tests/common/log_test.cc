@@ -1,7 +1,12 @@
 #include "common/log.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <string>
 
 namespace quicksilver {
 namespace {
@@ -27,6 +32,30 @@ TEST(LogTest, LinesBelowTheLevelAreNotWritten) {
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
   EXPECT_FALSE(InitLog("worker", "loud"));
   ASSERT_TRUE(InitLog("worker", "info"));
+}
+
+// A reader of our log that stands still must not stop us.
+TEST(LogTest, LinesThatNobodyTakesAreDroppedAndCountedAndTheNextOneSaysSo) {
+  ASSERT_TRUE(InitLog("worker", "info"));
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  ASSERT_GT(fcntl(ends[1], F_SETPIPE_SZ, 4096), 0);
+  const int saved = dup(STDERR_FILENO);
+  dup2(ends[1], STDERR_FILENO);
+  const uint64_t before = LogLinesDropped();
+  for (int i = 0; i < 100; ++i) LogInfo("a line that is rather long", {{"number", i}});
+  const uint64_t dropped = LogLinesDropped() - before;
+  std::string text(1 << 16, '\0');
+  text.resize(static_cast<size_t>(read(ends[0], text.data(), text.size())));
+  LogInfo("again");
+  std::string last(1 << 12, '\0');
+  last.resize(static_cast<size_t>(read(ends[0], last.data(), last.size())));
+  dup2(saved, STDERR_FILENO);
+  for (const int descriptor : {saved, ends[0], ends[1]}) close(descriptor);
+  const auto written = static_cast<uint64_t>(std::count(text.begin(), text.end(), '\n'));
+  EXPECT_GT(written, 0u);
+  EXPECT_EQ(written + dropped, 100u);
+  EXPECT_THAT(last, HasSubstr("\"msg\":\"again\",\"lines_dropped\":" + std::to_string(dropped)));
 }
 
 TEST(JsonQuotedTest, EscapesControlsAndReplacesWhatIsNotUtf8) {

@@ -53,18 +53,20 @@ def mixed_bodies(count, **fields):
 
 
 class Part:
-    """A program with fixed addresses that can be started again. `host`: a hosts.Host, or None for this machine."""
+    """A program with fixed addresses that can be started again. `host`: a hosts.Host, or None for this machine;
+    `wrapper`: a command that runs the program."""
 
-    def __init__(self, name, host=None):
+    def __init__(self, name, host=None, wrapper=()):
         self.name = name
         self.host = host
+        self.wrapper = list(wrapper)
         self.address = host.address if host else "127.0.0.1"
         self.metrics_port = free_port()
         self.process = None
 
     def launch(self, *command, environment=None):
         prefix = self.host.enter if self.host else []
-        self.process = Process(self.name, *prefix, *command, environment=environment)
+        self.process = Process(self.name, *prefix, *self.wrapper, *command, environment=environment)
 
     @property
     def pid(self):
@@ -96,8 +98,8 @@ class Part:
 
 class Group(Part):
     def __init__(self, name, ranks=1, flags=(), failpoints="", host=None, model=None, environment=None,
-                 port=None):
-        super().__init__(name, host)
+                 port=None, wrapper=()):
+        super().__init__(name, host, wrapper)
         self.ranks, self.flags, self.failpoints, self.environment = ranks, flags, failpoints, environment
         self.model = model or small_model()
         self.port = port or free_port()
@@ -129,16 +131,15 @@ class Group(Part):
 
 
 class Coordinator(Part):
-    def __init__(self, name, workers, flags=(), host=None, model=None, environment=None, limits=None):
-        super().__init__(name, host)
+    def __init__(self, name, workers, flags=(), host=None, model=None, environment=None, wrapper=()):
+        super().__init__(name, host, wrapper)
         self.workers, self.flags, self.environment = workers, flags, environment
         self.model = model or small_model()
-        self.wrapper = limits or []
         self.http, self.grpc = free_port(), free_port()
         self.start()
 
     def start(self):
-        self.launch(*self.wrapper, COORDINATOR, f"--model={self.model}", f"--workers={','.join(self.workers)}",
+        self.launch(COORDINATOR, f"--model={self.model}", f"--workers={','.join(self.workers)}",
                     f"--http-listen={self.address}:{self.http}", f"--grpc-listen={self.address}:{self.grpc}",
                     f"--metrics-listen={self.address}:{self.metrics_port}",
                     *([] if any("lame-duck" in flag for flag in self.flags) else ["--lame-duck-seconds=0"]), *self.flags,
