@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """The service on the CUDA backend, whose kernels the CUDA twin runs on the processor: real rank processes that add in
 each other's memory, recorded steps, several of them to a launch, and what becomes of them when a device fails."""
-import json
 import os
 import signal
 import subprocess
@@ -54,7 +53,7 @@ class Answers(unittest.TestCase):
 
 
 class Faults(unittest.TestCase):
-    def expect_loss_and_recovery(self, cluster, fault, seconds):
+    def expect_recovery(self, cluster, fault, seconds):
         connection, reply = open_stream(cluster)
         self.addCleanup(connection.close)
         tails = []
@@ -65,32 +64,29 @@ class Faults(unittest.TestCase):
         fault()
         wait_for(lambda: tails, "the stream's end", seconds + 30)
         self.assertLess(time.monotonic() - began, seconds)
-        error = json.loads(tails[0].strip().split("\n\n")[-2][6:])["error"]
-        self.assertEqual(error["code"], "worker_lost")
+        self.assertTrue(tails[0].endswith("data: [DONE]\n\n"), tails[0][-300:])
+        self.assertNotIn('"error"', tails[0])
         wait_for(lambda: '"exit_code":4' in cluster.worker.text(), "the launcher's word", 10)
         cluster.wait_ready()
 
-    def test_a_killed_rank_ends_streams_and_the_group_forms_again(self):
+    def test_streams_go_on_when_a_killed_rank_makes_the_group_form_again(self):
         with twin_cluster(2) as cluster:
             pids = cluster.worker.children()
-            self.expect_loss_and_recovery(cluster, lambda: os.kill(pids[1], signal.SIGKILL), 15)
+            self.expect_recovery(cluster, lambda: os.kill(pids[1], signal.SIGKILL), 15)
             self.assertNotEqual(answer(cluster), "")
 
     def test_a_rank_that_stands_still_is_given_up_by_the_kernels_that_wait_for_it(self):
         with twin_cluster(2, "--peer-timeout=2") as cluster:
             pids = cluster.worker.children()
-            self.expect_loss_and_recovery(cluster, lambda: os.kill(pids[1], signal.SIGSTOP), 15)
+            self.expect_recovery(cluster, lambda: os.kill(pids[1], signal.SIGSTOP), 15)
 
     def test_a_sticky_device_error_ends_the_rank_and_names_the_error(self):
         # Recording runs fewer kernels than this, the first answers more.
         with twin_cluster(1, TWIN_FAIL=f"kernel:1200:{ILLEGAL_ADDRESS}") as cluster:
             request = {"model": cluster.model_name(), "prompt": PROMPT, "max_tokens": 40}
-            for _ in range(20):
+            while '"exit_code":4' not in cluster.worker.text():
                 status, body, _ = cluster.post("/v1/completions", request)
-                if status != 200:
-                    break
-            self.assertEqual(body["error"]["code"], "worker_lost", body)
-            wait_for(lambda: '"exit_code":4' in cluster.worker.text(), "the launcher's word", 10)
+                self.assertTrue(status == 200 or body["error"]["code"] == "worker_lost", body)
             self.assertIn("cudaErrorIllegalAddress", cluster.worker.text())
             cluster.wait_ready()
 

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -82,20 +83,20 @@ class RankDies(unittest.TestCase):
                 self.addCleanup(thread.join)
             killed = time.monotonic()
             os.kill(pids[rank], signal.SIGKILL)
-            wait_for(lambda: len(tails) == 3, "all streams ended", 10)
-            self.assertLess(time.monotonic() - killed, 5)
+            wait_for(lambda: len(tails) == 3, "all streams ended", 20)
+            print(f"streams ended {time.monotonic() - killed:.2f} s after the kill")
             for tail in tails:
                 self.assertTrue(tail.endswith("data: [DONE]\n\n"), tail[-300:])
-                error = json.loads(tail.strip().split("\n\n")[-2][6:])["error"]
-                self.assertEqual(error["code"], "worker_lost")
+                self.assertNotIn('"error"', tail)
+                self.assertEqual(len(re.findall('"finish_reason":"', tail)), 8)
             cluster.wait_ready(30)
             self.assertGreater(cluster.coordinator_metric("quicksilver_group_epoch"), epoch)
             self.assertEqual(cluster.chat(PROMPT, max_tokens=64)["choices"][0]["message"]["content"], before)
 
-    def test_killing_a_follower_loses_the_group_and_the_launcher_forms_it_anew(self):
+    def test_killing_a_follower_forms_the_group_anew_and_its_streams_go_on(self):
         self.kill_rank(1)
 
-    def test_killing_the_leader_loses_the_group_and_the_launcher_forms_it_anew(self):
+    def test_killing_the_leader_forms_the_group_anew_and_its_streams_go_on(self):
         self.kill_rank(0)
 
     def test_readiness_is_false_while_there_is_no_group_and_requests_get_503(self):

@@ -159,15 +159,14 @@ class Sdk(unittest.TestCase):
         stream = client.chat.completions.create(
             model=cluster.model_name(), messages=[{"role": "user", "content": PROMPTS[0]}], stream=True, temperature=0,
             max_tokens=64, extra_body={"quicksilver": {"canvases": True, "policy": "sequential"}})
-        text, canvases = "", []
+        text, spans = "", []
         for chunk in stream:
-            canvas = (chunk.model_extra.get("quicksilver") or {}).get("canvas")
-            if canvas:
-                canvases.append(canvas)
+            spans += (chunk.model_extra.get("quicksilver") or {}).get("frame", {}).get("spans", [])
             if chunk.choices:
                 text += chunk.choices[0].delta.content or ""
         self.assertEqual(text, sdk_chat(PROMPTS[0], max_tokens=64, extra_body={"quicksilver": {"policy": "sequential"}}))
-        self.assertTrue(any(span["state"] == "provisional" for c in canvases for span in c))
+        self.assertTrue({"replace", "commit"} & {span["op"] for span in spans})
+        self.assertEqual("".join(span["text"] for span in spans if span["op"] == "final"), text)
 
 
 class Grpc(unittest.TestCase):
