@@ -16,9 +16,15 @@ using ::testing::IsEmpty;
 // A name server that says what a test tells it to.
 class Names {
  public:
-  void Set(absl::StatusOr<std::vector<std::string>> answer) {
+  void Set(std::vector<std::string> addresses) {
     MutexLock lock(mu_);
-    answer_ = std::move(answer);
+    addresses_ = std::move(addresses);
+    failure_.clear();
+    asked_ = 0;
+  }
+  void Fail(const std::string& why) {
+    MutexLock lock(mu_);
+    failure_ = why;
     asked_ = 0;
   }
   int asked() {
@@ -26,16 +32,18 @@ class Names {
     return asked_;
   }
   Resolver resolver() {
-    return [this](const HostPort&) {
+    return [this](const HostPort&) -> absl::StatusOr<std::vector<std::string>> {
       MutexLock lock(mu_);
       ++asked_;
-      return answer_;
+      if (!failure_.empty()) return absl::UnavailableError(failure_);
+      return addresses_;
     };
   }
 
  private:
   Mutex mu_;
-  absl::StatusOr<std::vector<std::string>> answer_ GUARDED_BY(mu_) = absl::UnavailableError("not yet");
+  std::vector<std::string> addresses_ GUARDED_BY(mu_);
+  std::string failure_ GUARDED_BY(mu_) = "not yet";
   int asked_ GUARDED_BY(mu_) = 0;
 };
 
@@ -90,25 +98,25 @@ TEST_F(DiscoveryTest, GroupsComeAndGoWithTheName) {
   StartGroup();
   StartSecondGroup();
   second_->SetReady(true);
-  names_.Set(std::vector<std::string>{group_->address()});
+  names_.Set({group_->address()});
   StartLookingUp();
   ASSERT_TRUE(ComesToSay(Up(group_->address(), true)));
   EXPECT_TRUE(SeriesOf(second_->address(), false));
-  names_.Set(std::vector<std::string>{group_->address(), second_->address()});
+  names_.Set({group_->address(), second_->address()});
   EXPECT_TRUE(ComesToSay(Up(second_->address(), true)));
 }
 
 TEST_F(DiscoveryTest, AGroupThatLeavesTheNameFinishesWhatItRunsAndIsNotDialledAgain) {
   StartGroup();
   StartSecondGroup();
-  names_.Set(std::vector<std::string>{group_->address(), second_->address()});
+  names_.Set({group_->address(), second_->address()});
   StartLookingUp();
   ASSERT_TRUE(BecomesReady(true));
   const auto sink = std::make_shared<RecordingSink>();
   const std::unique_ptr<Call> call = service_->Start(Ask(), sink);
   const std::optional<v1::Submit> submit = group_->NextSubmit();
   ASSERT_TRUE(submit.has_value());
-  names_.Set(std::vector<std::string>{second_->address()});
+  names_.Set({second_->address()});
   ASSERT_TRUE(AskedAFewTimes());
   group_->Send(WholeAnswer(*submit, Ids("whole")));
   ASSERT_TRUE(sink->WaitUntilOver());
@@ -117,19 +125,19 @@ TEST_F(DiscoveryTest, AGroupThatLeavesTheNameFinishesWhatItRunsAndIsNotDialledAg
   group_->BreakStream();
   EXPECT_TRUE(SeriesOf(group_->address(), false));
   // Back in the name, it is dialled: it had been left alone until then.
-  names_.Set(std::vector<std::string>{group_->address(), second_->address()});
+  names_.Set({group_->address(), second_->address()});
   EXPECT_TRUE(ComesToSay(Up(group_->address(), true)));
 }
 
 TEST_F(DiscoveryTest, ANameServerThatFailsTakesNoGroupAway) {
   StartGroup();
-  names_.Set(std::vector<std::string>{group_->address()});
+  names_.Set({group_->address()});
   StartLookingUp();
   ASSERT_TRUE(BecomesReady(true));
   testing::internal::CaptureStderr();
-  names_.Set(absl::UnavailableError("the name server is down"));
+  names_.Fail("the name server is down");
   ASSERT_TRUE(AskedAFewTimes());
-  names_.Set(std::vector<std::string>{});
+  names_.Set({});
   ASSERT_TRUE(AskedAFewTimes());
   const std::string log = testing::internal::GetCapturedStderr();
   EXPECT_THAT(log, AllOf(HasSubstr("the name server is down"), HasSubstr("groups.test has no address")));
@@ -146,7 +154,7 @@ TEST_F(DiscoveryTest, ANameThatCannotBeLookedUpAtFirstIsLookedUpAgain) {
   StartLookingUp();
   ASSERT_TRUE(AskedAFewTimes());
   EXPECT_TRUE(service_->NotReady().has_value());
-  names_.Set(std::vector<std::string>{group_->address()});
+  names_.Set({group_->address()});
   EXPECT_TRUE(BecomesReady(true));
 }
 
@@ -163,7 +171,7 @@ TEST_F(DiscoveryTest, AnotherCoordinatorAndARestartedOneFindTheGroupsAtOnce) {
 
 TEST(DiscoveryOnlyTest, TellsOfFixedAddressesFirstAndOfChangesOnce) {
   Names names;
-  names.Set(std::vector<std::string>{"10.0.0.2:1", "10.0.0.1:1", "10.0.0.2:1"});
+  names.Set({"10.0.0.2:1", "10.0.0.1:1", "10.0.0.2:1"});
   Mutex mu;
   CondVar changed;
   std::vector<std::set<std::string>> told;
