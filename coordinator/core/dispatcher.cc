@@ -16,7 +16,7 @@ Actions Dispatcher::Submit(const Admission& admission, absl::Duration now) {
     actions.emplace_back(std::move(*refusal));
     return actions;
   }
-  if (!FitsNow(admission)) MakeRoom(admission, now, actions);
+  if (!FitsNow(admission)) MakeRoom(admission, tenant, now, actions);
   Enqueue(admission, tenant, now);
   Settle(now, actions);
   return actions;
@@ -130,7 +130,8 @@ Actions Dispatcher::OnSequenceReturned(SequenceId id, absl::Duration now) {
     UnbindIfFree(request);
     Wait(request, owner.choice, now);
   } else {
-    FailNow(owner.request, OverloadedFor(owner.request, EstimatedWait(request.admission), "No group takes it."),
+    FailNow(owner.request,
+            OverloadedFor(owner.request, EstimatedWait(request.admission, request.tenant), "No group takes it."),
             Rejection::kNone, now, actions);
   }
   Settle(now, actions);
@@ -198,7 +199,7 @@ void Dispatcher::OnRequestTimer(RequestId id, absl::Duration now, Actions& actio
   if (now >= request.deadline) return FailNow(id, DeadlineExceeded(), Rejection::kNone, now, actions);
   FailNow(
       id,
-      OverloadedFor(id, EstimatedWait(request.admission),
+      OverloadedFor(id, EstimatedWait(request.admission, request.tenant),
                     absl::StrCat("No place became free within ", absl::FormatDuration(options_.queue_time_max), ".")),
       Rejection::kDeadline, now, actions);
 }

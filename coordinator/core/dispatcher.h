@@ -106,7 +106,8 @@ struct SequenceOwner {
 ///
 /// Admission checks, in this order: draining (503), deadline (504), the tenant's limits (429), a ready group (503), the
 /// bounds of the queue and the estimated wait (503). A full queue sheds the youngest request of the lowest class below
-/// the new one's to make room. What has been on a group is never shed.
+/// the new one's to make room, or else one of its own class, of a tenant with more waiting for its weight. What has
+/// been on a group is never shed.
 ///
 /// Failover: what runs on a group that is lost waits at the head of the queue and goes on elsewhere under a new
 /// sequence id: on any group of the model before its first progress, afterwards only on equal fingerprints. While no
@@ -216,7 +217,6 @@ class Dispatcher {
   struct ModelQueue {
     explicit ModelQueue(absl::Duration ageing) : fresh(ageing) {}
     FairQueue fresh;
-    std::array<uint64_t, kPriorities> choices = {};  // Of the requests in it, by class.
     ServiceTimes times;
     bool dirty = false;
   };
@@ -233,12 +233,13 @@ class Dispatcher {
 
   // dispatcher_admission.cc
   std::optional<FailRequest> Refusal(const Admission& admission, TenantId tenant, absl::Duration now);
-  std::optional<FailRequest> QueueRefusal(const Admission& admission, absl::Duration now) const;
+  std::optional<FailRequest> QueueRefusal(const Admission& admission, TenantId tenant, absl::Duration now) const;
   bool FitsNow(const Admission& admission) const;
   bool FitsIntoQueue(Queued without, const Admission& admission) const;
-  void MakeRoom(const Admission& admission, absl::Duration now, Actions& actions);
+  void MakeRoom(const Admission& admission, TenantId tenant, absl::Duration now, Actions& actions);
   absl::Duration TimeMax(const Admission& admission) const;
-  absl::Duration EstimatedWait(const Admission& admission) const;
+  absl::Duration EstimatedWait(const Admission& admission, TenantId tenant) const;
+  QueuedRequest QueuedOf(const Admission& admission, TenantId tenant, absl::Duration now) const;
   bool TooLate(const Admission& admission, absl::Duration now) const;
   void Enqueue(const Admission& admission, TenantId tenant, absl::Duration now);
   void LeaveQueue(Request& request, bool served);

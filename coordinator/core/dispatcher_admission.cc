@@ -33,16 +33,25 @@ std::optional<FailRequest> Dispatcher::Refusal(const Admission& admission, Tenan
   }
   if (TooLate(admission, now)) return FailRequest{id, DeadlineExceeded(), Rejection::kDeadline};
   if (FitsNow(admission)) return std::nullopt;
-  return QueueRefusal(admission, now);
+  return QueueRefusal(admission, tenant, now);
 }
 
-std::optional<FailRequest> Dispatcher::QueueRefusal(const Admission& admission, absl::Duration now) const {
+std::optional<FailRequest> Dispatcher::QueueRefusal(const Admission& admission, TenantId tenant,
+                                                    absl::Duration now) const {
   const RequestId id = admission.id;
-  const absl::Duration wait = EstimatedWait(admission);
+  const absl::Duration wait = EstimatedWait(admission, tenant);
   Queued lower;
   for (size_t c = static_cast<size_t>(admission.priority) + 1; c < kPriorities; ++c) {
     lower.requests += queued_by_class_[c].requests;
     lower.tokens += queued_by_class_[c].tokens;
+  }
+  if (!FitsIntoQueue(lower, admission)) {
+    const auto overdrawn =
+        QueueOf(*placement_.FindModel(admission.model)).fresh.Overdrawn(QueuedOf(admission, tenant, now));
+    if (overdrawn) {
+      ++lower.requests;
+      lower.tokens += TokensOf(requests_.at(*overdrawn).admission);
+    }
   }
   if (!FitsIntoQueue(lower, admission)) {
     return FailRequest{id,
@@ -67,27 +76,46 @@ bool Dispatcher::FitsIntoQueue(Queued without, const Admission& admission) const
          queued_.tokens - without.tokens + TokensOf(admission) <= options_.queue_tokens_max;
 }
 
-void Dispatcher::MakeRoom(const Admission& admission, absl::Duration now, Actions& actions) {
+void Dispatcher::MakeRoom(const Admission& admission, TenantId tenant, absl::Duration now, Actions& actions) {
+  const auto shed = [&](RequestId id, std::string message) {
+    const Request& request = requests_.at(id);
+    const absl::Duration wait = EstimatedWait(request.admission, request.tenant);
+    FailNow(id, OverloadedFor(id, wait, std::move(message)), Rejection::kShed, now, actions);
+  };
   for (size_t c = kPriorities - 1; c > static_cast<size_t>(admission.priority); --c) {
     while (!by_age_[c].empty() && !FitsIntoQueue({}, admission)) {
-      const RequestId youngest = by_age_[c].rbegin()->second;
-      const absl::Duration wait = EstimatedWait(requests_.at(youngest).admission);
-      FailNow(youngest, OverloadedFor(youngest, wait, "The queue is full of requests of higher priority."),
-              Rejection::kShed, now, actions);
+      shed(by_age_[c].rbegin()->second, "The queue is full of requests of higher priority.");
     }
   }
+  if (FitsIntoQueue({}, admission)) return;
+  const auto overdrawn =
+      QueueOf(*placement_.FindModel(admission.model)).fresh.Overdrawn(QueuedOf(admission, tenant, now));
+  if (overdrawn) shed(*overdrawn, "The queue is full, and this tenant has most in it for its weight.");
 }
 
-// What is ahead of it: what waits in its class and above, and what has lost its group.
-absl::Duration Dispatcher::EstimatedWait(const Admission& admission) const {
+// Behind what has lost its group and what the fair queue would serve before it.
+absl::Duration Dispatcher::EstimatedWait(const Admission& admission, TenantId tenant) const {
   const GroupModel* model = placement_.FindModel(admission.model);
   if (model == nullptr || model->number >= queues_.size()) return absl::ZeroDuration();
   const ModelQueue& queue = QueueOf(*model);
-  uint64_t ahead = model->all.waiting.size() + model->all.suspects.size();
-  for (const auto& [fingerprint, pool] : model->pools) ahead += pool->waiting.size() + pool->suspects.size();
-  for (size_t c = 0; c <= static_cast<size_t>(admission.priority); ++c) ahead += queue.choices[c];
-  const double slots = static_cast<double>(std::max<uint64_t>(model->all.slots, 1));
-  return absl::Seconds(queue.times.mean_seconds() * static_cast<double>(ahead + admission.choices) / slots);
+  size_t waiting = model->all.waiting.size() + model->all.suspects.size();
+  for (const auto& [fingerprint, pool] : model->pools) waiting += pool->waiting.size() + pool->suspects.size();
+  const double ahead =
+      static_cast<double>(waiting) + queue.fresh.Ahead(QueuedOf(admission, tenant, absl::ZeroDuration()));
+  return absl::Seconds(queue.times.mean_seconds() * ahead /
+                       static_cast<double>(std::max<uint64_t>(model->all.slots, 1)));
+}
+
+QueuedRequest Dispatcher::QueuedOf(const Admission& admission, TenantId tenant, absl::Duration now) const {
+  return {.id = admission.id,
+          .priority = admission.priority,
+          .tenant = tenant,
+          .weight = tenants_.weight(tenant),
+          .cost = static_cast<double>(TokensOf(admission)),
+          .sequences = admission.choices,
+          .deadline =
+              admission.accepted + std::min({admission.time_max, options_.request_time_max, admission.latency_target}),
+          .since = now};
 }
 
 // Nothing was ever done in so short a time: the work would be in vain. One with a target takes what there is by then.
@@ -123,15 +151,7 @@ void Dispatcher::Enqueue(const Admission& admission, TenantId tenant, absl::Dura
   ModelQueue& queue = QueueOf(model);
   const auto c = static_cast<size_t>(admission.priority);
   const uint64_t tokens = TokensOf(admission);
-  queue.fresh.Push({.id = admission.id,
-                    .priority = admission.priority,
-                    .tenant = tenant,
-                    .weight = tenants_.weight(tenant),
-                    .cost = static_cast<double>(tokens),
-                    .deadline = admission.accepted +
-                                std::min({admission.time_max, options_.request_time_max, admission.latency_target}),
-                    .since = now});
-  queue.choices[c] += admission.choices;
+  queue.fresh.Push(QueuedOf(admission, tenant, now));
   by_age_[c].emplace(request.order, admission.id);
   for (Queued* queued : {&queued_, &queued_by_class_[c]}) {
     ++queued->requests;
@@ -150,7 +170,6 @@ void Dispatcher::LeaveQueue(Request& request, bool served) {
   } else {
     queue.fresh.Remove(admission.id);
   }
-  queue.choices[c] -= admission.choices;
   CHECK(by_age_[c].erase({request.order, admission.id}) == 1);
   for (Queued* queued : {&queued_, &queued_by_class_[c]}) {
     --queued->requests;

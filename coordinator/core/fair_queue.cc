@@ -17,7 +17,21 @@ void FairQueue::Push(const QueuedRequest& request) {
     backlog.start = std::max(queue.virtual_time, backlog.finish);
     queue.starts.emplace(backlog.start, request.tenant);
   }
+  backlog.weight = request.weight;
   backlog.requests.emplace(request.deadline, order);
+  Resize(queue, request.tenant, backlog, request.sequences);
+}
+
+void FairQueue::Resize(Class& queue, TenantId tenant, Backlog& backlog, int64_t sequences) {
+  if (backlog.sequences > 0) {
+    queue.by_backlog.erase({Share(backlog), tenant});
+    queue.weights -= backlog.weight;
+  }
+  backlog.sequences += static_cast<uint64_t>(sequences);
+  queue.sequences += static_cast<uint64_t>(sequences);
+  if (backlog.sequences == 0) return;
+  queue.by_backlog.emplace(Share(backlog), tenant);
+  queue.weights += backlog.weight;
 }
 
 void FairQueue::Take(RequestId id, bool served) {
@@ -34,6 +48,7 @@ void FairQueue::Take(RequestId id, bool served) {
   }
   Backlog& backlog = queue.tenants.at(request.tenant);
   backlog.requests.erase({request.deadline, order});
+  Resize(queue, request.tenant, backlog, -int64_t{request.sequences});
   queue.starts.erase({backlog.start, request.tenant});
   if (served) {
     queue.virtual_time = std::max(queue.virtual_time, backlog.start);
@@ -45,6 +60,30 @@ void FairQueue::Take(RequestId id, bool served) {
   } else if (backlog.finish <= queue.virtual_time) {
     queue.tenants.erase(request.tenant);
   }
+}
+
+double FairQueue::Ahead(const QueuedRequest& request) const {
+  double higher = 0;
+  const auto priority = static_cast<size_t>(request.priority);
+  for (size_t c = 0; c < priority; ++c) higher += static_cast<double>(classes_[c].sequences);
+  const Class& queue = classes_[priority];
+  const auto it = queue.tenants.find(request.tenant);
+  const uint64_t own = it == queue.tenants.end() ? 0 : it->second.sequences;
+  const double weights = queue.weights + (own == 0 ? request.weight : 0);
+  return higher + std::min(static_cast<double>(queue.sequences + request.sequences),
+                           static_cast<double>(own + request.sequences) * weights / request.weight);
+}
+
+std::optional<RequestId> FairQueue::Overdrawn(const QueuedRequest& request) const {
+  const Class& queue = classes_[static_cast<size_t>(request.priority)];
+  if (queue.by_backlog.empty()) return std::nullopt;
+  const auto& [share, tenant] = *queue.by_backlog.rbegin();
+  const auto it = queue.tenants.find(request.tenant);
+  const uint64_t own = it == queue.tenants.end() ? 0 : it->second.sequences;
+  if (tenant == request.tenant || share <= static_cast<double>(own + request.sequences) / request.weight) {
+    return std::nullopt;
+  }
+  return queue.by_order.at(queue.tenants.at(tenant).requests.rbegin()->second);
 }
 
 void FairQueue::Remove(RequestId id) { Take(id, /*served=*/false); }

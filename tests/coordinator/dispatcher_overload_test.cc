@@ -84,6 +84,47 @@ TEST(DispatcherOverloadTest, NobodyIsShedForARequestThatWouldNotFitAnyway) {
   EXPECT_THAT(Failed(dispatcher.Submit(large, kStart)), ElementsAre(kSecond));
 }
 
+// A tenant that floods the queue must not keep the others out of it.
+TEST(DispatcherOverloadTest, AFullQueueShedsTheTenantThatHasMostInItForItsWeight) {
+  DispatcherOptions options{.queue_requests_max = 6};
+  options.tenants.tenants["heavy"].weight = 2;
+  Dispatcher dispatcher(options);
+  Join(dispatcher, kA, 1);
+  const auto submit = [&](uint64_t id, const std::string& tenant) {
+    Admission admission = Ask(RequestId{id});
+    admission.tenant = tenant;
+    return dispatcher.Submit(admission, kStart);
+  };
+  submit(100, "flood");
+  for (uint64_t id = 1; id <= 6; ++id) EXPECT_THAT(submit(id, "flood"), IsEmpty());
+  EXPECT_THAT(Failed(submit(7, "flood")), ElementsAre(RequestId{7}));
+  EXPECT_THAT(Failed(submit(11, "other")), ElementsAre(RequestId{6}));
+  EXPECT_THAT(Failed(submit(12, "other")), ElementsAre(RequestId{5}));
+  EXPECT_THAT(Failed(submit(13, "other")), ElementsAre(RequestId{4}));
+  EXPECT_THAT(Failed(submit(14, "other")), ElementsAre(RequestId{14})) << "three each";
+  EXPECT_THAT(Failed(submit(21, "heavy")), SizeIs(1));
+  EXPECT_EQ(dispatcher.tenants().Usage("heavy").queued, 1u);
+  EXPECT_EQ(dispatcher.waiting(), 6u);
+  dispatcher.CheckInvariants();
+}
+
+TEST(DispatcherOverloadTest, WhatAnotherTenantHasWaitingDoesNotMakeTheWaitTooLong) {
+  Dispatcher dispatcher({.queue_time_max = absl::Seconds(50)});
+  Join(dispatcher, kA, 1, "same", kStart - absl::Seconds(10));
+  LearnThatSequencesTakeTenSeconds(dispatcher);
+  const auto submit = [&](uint64_t id, const std::string& tenant) {
+    Admission admission = Ask(RequestId{id});
+    admission.tenant = tenant;
+    return dispatcher.Submit(admission, kStart);
+  };
+  submit(100, "flood");
+  for (uint64_t id = 1; id <= 5; ++id) EXPECT_THAT(submit(id, "flood"), IsEmpty());
+  EXPECT_THAT(Codes(submit(6, "flood")), ElementsAre("server_is_overloaded")) << "it would wait for sixty seconds";
+  EXPECT_THAT(submit(11, "other"), IsEmpty()) << "every other turn is its own: twenty seconds";
+  EXPECT_THAT(submit(12, "other"), IsEmpty());
+  EXPECT_THAT(Codes(submit(13, "other")), ElementsAre("server_is_overloaded"));
+}
+
 TEST(DispatcherOverloadTest, HigherClassesGoFirstAndLowerOnesAge) {
   Dispatcher dispatcher({.ageing = absl::Seconds(10)});
   Join(dispatcher, kA, 1);
