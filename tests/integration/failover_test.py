@@ -7,7 +7,7 @@ import unittest
 
 from clients import Load
 from cluster import get, wait_for
-from fleet import FULL, PROMPTS, SLOW, Fleet, chat, mixed_bodies, streamed
+from fleet import FULL, PROMPTS, SLOW, Fleet, Group, chat, mixed_bodies, streamed
 from history import COMPLETE, ERROR
 
 CLIENTS = 64 if FULL else 32
@@ -106,6 +106,20 @@ class AnotherGroupIsReady(Failover):
 
 
 class NoOtherGroup(Failover):
+    def test_a_group_with_another_fingerprint_gets_none_of_them(self):
+        other = Group("other", flags=["--threads=2"])  # The LM head's sums are added panel by panel, one a thread.
+        self.addCleanup(lambda: other.process.stop())
+        other.process.stop()
+        with Fleet(groups=[{}], worker_addresses=lambda f: [f.groups[0].endpoint, other.endpoint]) as fleet:
+            def fault():
+                other.start()
+                wait_for(lambda: fleet.coordinators[0].groups_up() == 2, "the other group", 20)
+                self.assertTrue(fleet.coordinators[0].page().sum("quicksilver_num_requests_running"))
+                fleet.groups[0].signal_rank(0, signal.SIGKILL)
+
+            self.run_through(fleet, fault)
+            self.assertEqual(other.page().sum("quicksilver_engine_step_total"), 0)
+
     def test_requests_wait_for_their_own_group_and_new_ones_are_told_to_come_back(self):
         with Fleet(groups=[{}], coordinators=[{}]) as fleet:
             turned_away = []

@@ -109,7 +109,8 @@ class Group(Part):
         environment = {**(self.environment or {}), **({"QUICKSILVER_FAILPOINTS": self.failpoints} if self.failpoints else {})}
         self.launch(FAILPOINTS_WORKER if self.failpoints else WORKER, f"--model={self.model}", f"--listen={self.address}:{self.port}",
                     f"--metrics-listen={self.address}:{self.metrics_port}", f"--tensor-parallel-size={self.ranks}",
-                    "--threads=1", *self.flags, environment=environment)
+                    *([] if any("--threads" in flag for flag in self.flags) else ["--threads=1"]), *self.flags,
+                    environment=environment)
 
     @property
     def endpoint(self):
