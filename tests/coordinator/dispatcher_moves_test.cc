@@ -122,6 +122,17 @@ TEST(DispatcherMovesTest, NothingMovesToAnotherFingerprintOrToAFullGroup) {
   }
 }
 
+TEST(DispatcherMovesTest, NothingMovesToAGroupWithWorkWaitingItself) {
+  Dispatcher dispatcher({});
+  Join(dispatcher, kA, 8);
+  for (uint64_t i = 1; i <= 6; ++i) dispatcher.Submit(Ask(RequestId{i}), kStart);
+  Join(dispatcher, kB, 8);
+  for (int second = 0; second < 5; ++second) {
+    EXPECT_THAT(BusyBeat(dispatcher, kB, kStart + absl::Seconds(second)), IsEmpty());
+    EXPECT_THAT(BusyBeat(dispatcher, kA, kStart + absl::Seconds(second)), IsEmpty());
+  }
+}
+
 // Five failures in ten minutes: the group gets no work for a minute, then one sequence at a time until one got on.
 TEST(DispatcherMovesTest, AGroupThatFailsAgainAndAgainIsTriedCautiously) {
   Dispatcher dispatcher({.queue_time_max = absl::Seconds(500), .lease = absl::Hours(1)});
