@@ -109,6 +109,11 @@ std::string FakeKv::Read(const Rows& rows, uint64_t& context) {
                           slot->token == token && slot->position == p ? ": what came before differs" : "");
     }
     if (slot->step == step_) return absl::StrCat("sequence ", rows.sequence, " reads what this step writes");
+    const auto distrusted = distrusted_.find(slot->writer);
+    if (distrusted != distrusted_.end() && !distrusted->second.contains(rows.sequence)) {
+      return absl::StrCat("sequence ", rows.sequence, " shares a page of sequence ", slot->writer,
+                          ", whose logits were not finite");
+    }
     if (slot->writer != rows.sequence && (rows.salt.empty() || *slot->salt != rows.salt)) {
       return absl::StrCat("sequence ", rows.sequence, " of salt `", rows.salt, "` shares a page of salt `", *slot->salt,
                           "`");

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -33,6 +35,8 @@ class FakeKv {
     uint64_t context = 0;  ///< Out: of all keys it saw.
   };
   std::string Forward(std::vector<Rows>& segments);
+  /// What this sequence wrote is not sound: only those who hold its pages already may go on reading them.
+  void Distrust(uint64_t sequence, std::set<uint64_t> holders) { distrusted_[sequence] = std::move(holders); }
 
  private:
   struct Slot {
@@ -52,8 +56,9 @@ class FakeKv {
   const int page_size_;
   const int block_length_;
   uint64_t step_ = 0;
-  std::vector<Slot> slots_;      // [pages, page_size]
-  std::set<std::string> salts_;  // What slots point to.
+  std::vector<Slot> slots_;                            // [pages, page_size]
+  std::map<uint64_t, std::set<uint64_t>> distrusted_;  // Sequences, and who may still read them.
+  std::set<std::string> salts_;                        // What slots point to.
 };
 
 }  // namespace quicksilver::simulation

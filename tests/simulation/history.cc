@@ -222,6 +222,8 @@ void Counters::Add(const Counters& other) {
   cached_tokens += other.cached_tokens;
   paced_steps += other.paced_steps;
   targets_met += other.targets_met;
+  unserved_max = std::max(unserved_max, other.unserved_max);
+  peace_max = std::max(peace_max, other.peace_max);
 }
 
 std::string Counters::ToString() const {
@@ -230,7 +232,8 @@ std::string Counters::ToString() const {
                       " worker lost, ", numerical, " numerical); ", lost, " sequences lost, ", moved, " moved, ",
                       resumed, " with a checkpoint, ", stale, " stale results dropped, ", preemptions, " preemptions, ",
                       cached_tokens, " cached tokens, ", paced_steps, " paced steps, ", targets_met,
-                      " ended at their target");
+                      " ended at their target; at most ", absl::FormatDuration(unserved_max),
+                      " without a row, silence after ", absl::FormatDuration(peace_max));
 }
 
 void History::Cancelled(uint64_t number) {

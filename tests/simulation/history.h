@@ -24,6 +24,9 @@ struct Counters {
   uint64_t stale = 0;    ///< Results that were dropped.
   uint64_t preemptions = 0, cached_tokens = 0, paced_steps = 0, targets_met = 0;
 
+  absl::Duration unserved_max;  ///< Longest time that a live sequence of a running group went without a row.
+  absl::Duration peace_max;     ///< Longest time from the end of the faults to silence.
+
   void Add(const Counters& other);
   std::string ToString() const;
 };

@@ -12,6 +12,7 @@ enum class Mutant {
   kAcceptStaleEpoch,  ///< What a group that was given up says is taken as if it came from the one that goes on.
   kForgetBlockStep,   ///< A resume begins the open block's schedule anew.
   kSharePrefixes,     ///< Pages are shared over tenants.
+  kShareUnsound,      ///< Pages of a sequence whose logits were not finite stay shared.
   kIgnoreDeadline,    ///< Deadlines reach neither dispatcher nor worker.
 };
 

@@ -50,6 +50,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Planted{Mutant::kAcceptStaleEpoch, "StaleEpochAccepted", {"fencing", "late"}, 50},
                     Planted{Mutant::kForgetBlockStep, "LostBlockStep", {"bytes", "failure"}, 100},
                     Planted{Mutant::kSharePrefixes, "PrefixSharedOverTenants", {"pages"}, 20},
+                    Planted{Mutant::kShareUnsound, "UnsoundPagesShared", {"pages"}, 200},
                     Planted{Mutant::kIgnoreDeadline, "DeadlineIgnored", {"deadline", "target"}, 10}),
     [](const auto& planted) { return planted.param.name; });
 

@@ -147,7 +147,7 @@ Plan MakePlan(uint64_t seed) {
   plan.seed = seed;
   plan.model = DrawModel(random);
   plan.fair = random.Chance(0.2);
-  plan.starvation_max = absl::Seconds(60);
+  plan.starvation_max = absl::Seconds(15);
   plan.chaos = random.Between(absl::Seconds(5), absl::Seconds(12));
   plan.lease = random.Between(absl::Seconds(2), absl::Seconds(5));
   plan.resume_wait = random.Between(absl::Seconds(5), absl::Seconds(15));
@@ -166,7 +166,7 @@ Plan MakePlan(uint64_t seed) {
     plan.groups.push_back(
         DrawGroup(Random(Mix(seed, 1, static_cast<uint64_t>(i))), plan.model, plan.page_size, odd && i + 1 == groups));
   }
-  const int64_t requests = random.Between(6, 60);
+  const int64_t requests = random.Between(6, 90);
   const int64_t poison = random.Chance(0.15) ? random.Between(1, requests) : 0;
   for (int64_t i = 1; i <= requests; ++i) {
     plan.requests.push_back(

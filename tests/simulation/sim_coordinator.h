@@ -94,6 +94,7 @@ class SimCoordinator : public Endpoint {
   void CheckOneBuild(const Live& live, uint32_t number, const std::string& fingerprint);
   void CheckBooks();
   void MeasureFairness();
+  void CheckNothingIsIdle();
   uint64_t LargestOf(const std::string& tenant) const;
   bool Expect(bool condition, uint64_t number, const char* rule, const std::string& text);
 
@@ -105,6 +106,7 @@ class SimCoordinator : public Endpoint {
   const Mutant mutant_;
   absl::Duration clock_offset_;
   uint64_t incarnation_ = 0;
+  uint64_t executed_ = 0;
   DispatcherOptions options_;
   std::optional<Dispatcher> dispatcher_;
   std::map<RequestId, Live> live_;

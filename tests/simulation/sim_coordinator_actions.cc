@@ -9,6 +9,12 @@
 // How a simulated coordinator carries out what the dispatcher wants, and what it holds it to.
 
 namespace quicksilver::simulation {
+namespace {
+
+// The dispatcher recounts its books after so many of its answers.
+constexpr uint64_t kRecountEvery = 16;
+
+}  // namespace
 
 void SimCoordinator::Execute(const Actions& actions) {
   for (const Action& action : actions) {
@@ -17,6 +23,8 @@ void SimCoordinator::Execute(const Actions& actions) {
   }
   CheckBooks();
   MeasureFairness();
+  if (!world_.violation()) CheckNothingIsIdle();
+  if (++executed_ % kRecountEvery == 0) dispatcher_->CheckInvariants();
   ArmTick();
 }
 
@@ -167,6 +175,26 @@ void SimCoordinator::CheckBooks() {
     Expect(group.sequences <= group.facts.sequences_max, 0, "bound",
            absl::StrCat("group ", static_cast<uint32_t>(id), " was given ", group.sequences, " sequences, at most ",
                         group.facts.sequences_max));
+  }
+}
+
+// Nobody waits while a healthy group that he may run on does nothing.
+void SimCoordinator::CheckNothingIsIdle() {
+  for (const auto& [id, group] : dispatcher_->groups()) {
+    const bool healthy = group.ready && !group.draining && group.breaker == CircuitBreaker::State::kClosed;
+    if (!healthy || group.gave_back || group.silent || group.sequences > 0) continue;
+    for (const auto& [request, live] : live_) {
+      const bool bound = std::any_of(live.choices.begin(), live.choices.end(), [](const Choice& choice) {
+        return choice.progressed || (choice.current != SequenceId{} && !choice.waits);
+      });
+      const bool waits = std::any_of(live.choices.begin(), live.choices.end(), [](const Choice& choice) {
+        return !choice.ended && (choice.waits || choice.current == SequenceId{});
+      });
+      const std::string& build = history_.requests().at(live.plan->number).build;
+      if (!waits || (bound && build != group.facts.fingerprint)) continue;
+      return world_.Violate(live.plan->number, "idle",
+                            absl::StrCat("waits although group ", static_cast<uint32_t>(id), " does nothing"));
+    }
   }
 }
 

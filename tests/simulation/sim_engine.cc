@@ -241,6 +241,15 @@ void SimEngine::Follow(const v1::LogEntry& entry, const std::vector<PlannedSegme
   }
 }
 
+std::set<uint64_t> SimEngine::Holders() const {
+  std::set<uint64_t> holders;
+  for (const auto& [id, time] : last_served_) {
+    const RunningSequence* live = leader_.scheduler().Find(id);
+    if (live != nullptr && !live->pages.empty()) holders.insert(id);
+  }
+  return holders;
+}
+
 void SimEngine::ApplyTo(Replica& replica, bool leads, absl::Duration now) {
   for (const Planned& planned : running_) {
     const uint64_t id = planned.segment.running->id;
@@ -253,7 +262,9 @@ void SimEngine::ApplyTo(Replica& replica, bool leads, absl::Duration now) {
     const StepOutcome outcome = running->sequence.ApplyDenoise(planned.segment.segment, planned.choices);
     if (leads) reports_.OnDenoised(*running, outcome, now);
     if (outcome.end == SequenceEndReason::kNone) continue;
-    replica.Remove(id, outcome.end != SequenceEndReason::kNumericalError);
+    const bool sound = outcome.end != SequenceEndReason::kNumericalError;
+    if (leads && !sound) kv_.Distrust(id, Holders());
+    replica.Remove(id, sound || mutant_ == Mutant::kShareUnsound);
   }
 }
 
@@ -298,6 +309,7 @@ void SimEngine::CheckService(absl::Duration now) {
       it = last_served_.erase(it);
       continue;
     }
+    history_.counters().unserved_max = std::max(history_.counters().unserved_max, now - it->second);
     if (now - it->second > plan_.starvation_max) {
       world_.Violate(RequestOf(live->sequence), "starvation",
                      absl::StrCat("no row for ", absl::FormatDuration(now - it->second), " on a group that runs"));

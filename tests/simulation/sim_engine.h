@@ -84,6 +84,7 @@ class SimEngine {
   void RunModel(const std::vector<PlannedSegment>& plan);
   void Follow(const v1::LogEntry& entry, const std::vector<PlannedSegment>& plan);
   void ApplyTo(Replica& replica, bool leads, absl::Duration now);
+  std::set<uint64_t> Holders() const;
   void CheckPages();
   void CheckService(absl::Duration now);
   uint64_t RequestOf(const Sequence& sequence) const;

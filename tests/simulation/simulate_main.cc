@@ -21,13 +21,14 @@ void OnAbort(int) { std::fprintf(stderr, "aborted in seed %ld\n", static_cast<lo
 int RunMany(uint64_t from, uint64_t to, Mutant mutant) {
   int failures = 0;
   Counters total;
-  uint64_t events = 0;
+  uint64_t events = 0, digest = 0;
   const auto start = std::chrono::steady_clock::now();
   for (uint64_t seed = from; seed <= to; ++seed) {
     running_seed = static_cast<std::sig_atomic_t>(seed);
     const RunResult result = RunPlan(MakePlan(seed), mutant, /*tracing=*/false);
     total.Add(result.counters);
     events += result.events;
+    digest ^= result.digest + seed;
     if (result.violation) {
       ++failures;
       std::printf("seed %lu breaks `%s`: %s\n", static_cast<unsigned long>(seed), result.violation->rule.c_str(),
@@ -36,8 +37,9 @@ int RunMany(uint64_t from, uint64_t to, Mutant mutant) {
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const double seeds = static_cast<double>(to - from + 1);
-  std::printf("%.0f seeds, %d fail, %.2f s, %.2f ms a seed, %.0f events a seed\n%s\n", seeds, failures, seconds,
-              1000 * seconds / seeds, static_cast<double>(events) / seeds, total.ToString().c_str());
+  std::printf("%.0f seeds, %d fail, %.2f s, %.2f ms a seed, %.0f events a seed, digest %016lx\n%s\n", seeds, failures,
+              seconds, 1000 * seconds / seeds, static_cast<double>(events) / seeds, static_cast<unsigned long>(digest),
+              total.ToString().c_str());
   return failures == 0 ? 0 : 1;
 }
 

@@ -9,7 +9,7 @@ namespace quicksilver::simulation {
 namespace {
 
 // From the end of the chaos until all is quiet: longer than any wait that a request may be in.
-constexpr absl::Duration kPeaceMax = absl::Seconds(90);
+constexpr absl::Duration kPeaceMax = absl::Seconds(45);
 
 class Simulation {
  public:
@@ -44,6 +44,7 @@ class Simulation {
     result.digest = world_.digest();
     result.events = world_.events();
     result.ended = world_.now();
+    history_.counters().peace_max = result.ended - result.healed;
     result.counters = history_.counters();
     return result;
   }
