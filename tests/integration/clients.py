@@ -162,8 +162,13 @@ class Load:
         return self
 
     def __exit__(self, *_):
-        for task in self.tasks:  # A test that failed has left some.
-            task.cancel()
+        async def end():  # A test that failed has left some.
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(end(), self.loop).result(30)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
 

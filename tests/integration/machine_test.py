@@ -41,14 +41,14 @@ class Clocks(unittest.TestCase):
         theirs, other = self.clock()  # The second group lives ten minutes ahead of everybody.
         theirs(600)
         with Fleet(groups=[{"environment": environment}, {"environment": other}], coordinators=[{"environment": environment}]) as fleet:
-            bodies = fleet.named(mixed_bodies(32))
+            bodies = fleet.named(mixed_bodies(16))
             fleet.reference(bodies)
             before = fleet.readings()
             epochs = [g.epoch() for g in fleet.groups]
             for offset in (HOUR, -HOUR, 0):
                 with Load() as load:
                     load.send(fleet.api, bodies)
-                    wait_for(lambda: len(load.running()) >= 8, "streams running", 30)
+                    wait_for(lambda: len(load.running()) >= 4, "streams running", 30)
                     jump(offset)
                     outcomes = load.finish()
                 self.assertEqual([(o.code, o.note) for o in outcomes if o.end != COMPLETE], [])
@@ -156,8 +156,7 @@ class Health(unittest.TestCase):
             times.append(time.monotonic() - began)
             return status
 
-        live, ready = http("/health/live"), http("/health/ready")
-        self.assertEqual(http("/health"), ready)
+        live, ready, whole = http("/health/live"), http("/health/ready"), http("/health")
 
         def check(service):
             try:
@@ -171,7 +170,7 @@ class Health(unittest.TestCase):
 
         row = live, ready, check("liveness"), check("readiness")
         self.assertLess(max(times), 1)
-        return row
+        return row if whole == ready else ("changing", whole, *row)
 
     def expect(self, part, grpc_port, row, state):
         seen = []
