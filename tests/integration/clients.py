@@ -6,10 +6,11 @@ import socket
 import threading
 import time
 
+from cluster import PATIENCE
 from history import COMPLETE, CUT, ERROR, LEFT, Outcome
 
 PATH = "/v1/chat/completions"
-EXCHANGE_SECONDS = 120
+EXCHANGE_SECONDS = 120 * PATIENCE
 
 
 class Client:

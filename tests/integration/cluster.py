@@ -19,6 +19,8 @@ DEMO = ROOT / "models/demo"
 WORKER = BUILD / "worker/quicksilver-worker"
 COORDINATOR = BUILD / "coordinator/quicksilver-coordinator"
 CLI = BUILD / "tools/quicksilver"
+# Bounds of time are stretched by this where the build is slow (sanitizers).
+PATIENCE = float(os.environ.get("QUICKSILVER_PATIENCE", 1))
 READY_SECONDS = 120  # Sanitizer builds on two cores are slow.
 
 
@@ -40,7 +42,7 @@ def get(url, timeout=5):
 
 
 def wait_for(condition, what, seconds=READY_SECONDS):
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while time.monotonic() < deadline:
         value = condition()
         if value:

@@ -9,7 +9,7 @@ import tempfile
 import time
 import unittest
 
-from cluster import DEMO, WORKER, Process, free_port, get, wait_for
+from cluster import DEMO, PATIENCE, WORKER, Process, free_port, get, wait_for
 from fleet import FAILPOINTS_WORKER, Fleet, chat
 from history import COMPLETE
 
@@ -57,8 +57,8 @@ class Formation(unittest.TestCase):
         ranks = [rank(0, address)[0], rank(1, address, *flags, model=model, **fields)[0]]
         try:
             for process in ranks:
-                process.process.wait(10)
-            self.assertLess(time.monotonic() - began, 5)
+                process.process.wait(10 * PATIENCE)
+            self.assertLess(time.monotonic() - began, 5 * PATIENCE)
             for process in ranks:
                 self.assertEqual(process.process.returncode, 3, process.text())
                 self.assertRegex(process.text(), pattern)
@@ -117,7 +117,7 @@ class Storms(unittest.TestCase):
             copy = copy_of_demo(folder, lambda c: (c / "model.safetensors").write_bytes(
                 (c / "model.safetensors").read_bytes()[:-100]))
             done = subprocess.run([WORKER, f"--model={copy}", f"--listen=127.0.0.1:{free_port()}",
-                                   f"--metrics-listen=127.0.0.1:{free_port()}"], capture_output=True, text=True, timeout=10)
+                                   f"--metrics-listen=127.0.0.1:{free_port()}"], capture_output=True, text=True, timeout=10 * PATIENCE)
             self.assertEqual(done.returncode, 3, done.stderr)
             self.assertIn("model.safetensors", done.stderr)
 
@@ -125,7 +125,7 @@ class Storms(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             copy = copy_of_demo(folder, lambda c: (c / "model.safetensors").unlink())
             done = subprocess.run([WORKER, f"--model={copy}", f"--listen=127.0.0.1:{free_port()}",
-                                   f"--metrics-listen=127.0.0.1:{free_port()}"], capture_output=True, text=True, timeout=10)
+                                   f"--metrics-listen=127.0.0.1:{free_port()}"], capture_output=True, text=True, timeout=10 * PATIENCE)
             self.assertEqual(done.returncode, 3, done.stderr)
             self.assertIn("safetensors", done.stderr)
 
@@ -134,7 +134,7 @@ class Failpoints(unittest.TestCase):
     def test_the_shipped_worker_refuses_them_and_the_variant_names_what_it_does_not_know(self):
         for program, rules, part in ((WORKER, "group.skip_step=fail", "QUICKSILVER_FAILPOINTS"),
                                      (FAILPOINTS_WORKER, "group.skip_steps=fail", "group.skip_step[rank]")):
-            done = subprocess.run([program, f"--model={DEMO}"], capture_output=True, text=True, timeout=10,
+            done = subprocess.run([program, f"--model={DEMO}"], capture_output=True, text=True, timeout=10 * PATIENCE,
                                   env={"QUICKSILVER_FAILPOINTS": rules})
             self.assertEqual(done.returncode, 2)
             self.assertIn(part, done.stderr)

@@ -12,7 +12,7 @@ import grpc
 import openai
 
 from clients import Load
-from cluster import ROOT, get, wait_for
+from cluster import PATIENCE, ROOT, get, wait_for
 from fleet import PROMPTS, SLOW, Fleet, chat, mixed_bodies, streamed
 from history import COMPLETE, ERROR
 
@@ -56,7 +56,7 @@ class Pages(unittest.TestCase):
         with Fleet(groups=[{"flags": ["--kv-pages=8"]}]) as fleet:
             outcome = fleet.ask(chat(max_tokens=512))
             self.assertEqual(outcome.status, 400, outcome.error)
-            self.assertLess(outcome.ended_at - outcome.sent, 1)
+            self.assertLess(outcome.ended_at - outcome.sent, 1 * PATIENCE)
 
 
 class Policies(unittest.TestCase):
@@ -87,7 +87,7 @@ class Hangs(unittest.TestCase):
 
                 wait_for(state, "the end of the hung engine", 60)
                 print(f"hung engine: {seen[-1]} after {time.monotonic() - began:.1f} s, slowest health answer {slowest:.3f} s")
-                self.assertLess(slowest, 1)
+                self.assertLess(slowest, 1 * PATIENCE)
                 outcomes = load.finish()
             self.assertEqual([(o.code, o.note) for o in outcomes if o.end != COMPLETE], [])
 
@@ -159,7 +159,7 @@ class Grpc(unittest.TestCase):
                 with self.assertRaises(grpc.RpcError) as caught:
                     list(self.stubs.InferenceStub(channel).Generate(request, timeout=0.6))
                 self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
-                self.assertLess(time.monotonic() - began, 0.8)
+                self.assertLess(time.monotonic() - began, 0.6 + 0.2 * PATIENCE)
             fleet.wait_idle(3)
 
 
