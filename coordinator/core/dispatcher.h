@@ -106,7 +106,7 @@ struct SequenceOwner {
 ///
 /// Admission checks, in this order: draining (503), deadline (504), the tenant's limits (429), a ready group (503), the
 /// bounds of the queue and the estimated wait (503). A full queue sheds the youngest request of the lowest class below
-/// the new one's to make room, or else one of its own class, of a tenant with more waiting for its weight. What has
+/// the new one's to make room, or else one of its own class, of a tenant with far more waiting for its weight. What has
 /// been on a group is never shed.
 ///
 /// Failover: what runs on a group that is lost waits at the head of the queue and goes on elsewhere under a new

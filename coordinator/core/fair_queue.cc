@@ -5,6 +5,12 @@
 #include "common/check.h"
 
 namespace quicksilver {
+namespace {
+
+// Among tenants that have about as much waiting nobody is to make room: all would wait in vain.
+constexpr double kOverdrawnFactor = 2.0;
+
+}  // namespace
 
 void FairQueue::Push(const QueuedRequest& request) {
   CHECK(request.cost > 0 && request.weight > 0);
@@ -80,7 +86,8 @@ std::optional<RequestId> FairQueue::Overdrawn(const QueuedRequest& request) cons
   const auto& [share, tenant] = *queue.by_backlog.rbegin();
   const auto it = queue.tenants.find(request.tenant);
   const uint64_t own = it == queue.tenants.end() ? 0 : it->second.sequences;
-  if (tenant == request.tenant || share <= static_cast<double>(own + request.sequences) / request.weight) {
+  const double mine = static_cast<double>(own + request.sequences) / request.weight;
+  if (tenant == request.tenant || share <= kOverdrawnFactor * mine) {
     return std::nullopt;
   }
   return queue.by_order.at(queue.tenants.at(tenant).requests.rbegin()->second);

@@ -51,7 +51,7 @@ class FairQueue {
   /// classes and within the share of its tenant, whatever another tenant has waiting.
   double Ahead(const QueuedRequest& request) const;
   /// The request to give up for a new one of its class: the last one of the tenant that has most waiting for its
-  /// weight, if that is more than the new one's would have with it.
+  /// weight, if that is more than twice what the new one's would have with it.
   std::optional<RequestId> Overdrawn(const QueuedRequest& request) const;
 
   bool empty() const { return requests_.empty(); }

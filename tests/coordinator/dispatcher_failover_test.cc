@@ -134,6 +134,19 @@ TEST(DispatcherFailoverTest, PatienceBeginsAnewWhenAGroupWasThereInBetween) {
   EXPECT_THAT(Codes(dispatcher.Tick(kStart + absl::Seconds(51))), ElementsAre("worker_lost"));
 }
 
+TEST(DispatcherFailoverTest, PatienceDoesNotRunWhileAGroupIsThereButFull) {
+  Dispatcher dispatcher({.lease = absl::Hours(1), .resume_wait = absl::Seconds(30)});
+  for (const auto& [connection, id] : {std::pair{kA, kFirst}, {kB, kSecond}}) {
+    Join(dispatcher, connection, 1);
+    dispatcher.OnProgress(OnlySequence(dispatcher.Submit(Ask(id), kStart)), 1, kStart);
+  }
+  EXPECT_THAT(dispatcher.OnGroupLost(kA, kStart), IsEmpty());
+  EXPECT_THAT(dispatcher.Tick(kStart + absl::Seconds(40)), IsEmpty());
+  dispatcher.OnGroupLost(kB, kStart + absl::Seconds(50));
+  EXPECT_THAT(dispatcher.Tick(kStart + absl::Seconds(79)), IsEmpty());
+  EXPECT_THAT(Failed(dispatcher.Tick(kStart + absl::Seconds(80))), UnorderedElementsAre(kFirst, kSecond));
+}
+
 TEST(DispatcherFailoverTest, ASilentGroupIsLostWhenItsLeaseEnds) {
   Dispatcher dispatcher({.lease = absl::Seconds(5)});
   Join(dispatcher, kA, 1);
@@ -185,6 +198,8 @@ TEST(DispatcherFailoverTest, ResultsOfAnOldConnectionOrEpochAreDropped) {
   const SequenceId sequence = OnlySequence(dispatcher.Submit(Ask(kFirst), kStart));
   EXPECT_TRUE(dispatcher.OnResults(kA, 7, kStart));
   EXPECT_TRUE(dispatcher.Owner(kA, sequence).has_value());
+  EXPECT_FALSE(dispatcher.Owner(Again(kA), sequence).has_value());
+  EXPECT_FALSE(dispatcher.Owner(kB, sequence).has_value());
   EXPECT_FALSE(dispatcher.OnResults(kA, 6, kStart));
 
   EXPECT_THAT(dispatcher.OnGroupJoined(Again(kA), Facts(1, "same", /*epoch=*/8), kStart), IsEmpty());
