@@ -147,7 +147,8 @@ Plan MakePlan(uint64_t seed) {
   plan.seed = seed;
   plan.model = DrawModel(random);
   plan.fair = random.Chance(0.2);
-  plan.starvation_max = absl::Seconds(15);
+  // Two classes of ageing (10 s), and then those who have waited longer.
+  plan.starvation_max = absl::Seconds(30);
   plan.chaos = random.Between(absl::Seconds(5), absl::Seconds(12));
   plan.lease = random.Between(absl::Seconds(2), absl::Seconds(5));
   plan.resume_wait = random.Between(absl::Seconds(5), absl::Seconds(15));
