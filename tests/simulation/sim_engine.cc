@@ -136,7 +136,6 @@ v1::LogEntry SimEngine::MakeEntry(absl::Duration now) {
       const RequestPlan& request = *history_.requests().at(numbers_.at(submission.submit.sampling().seed())).plan;
       salts_[last_id_] = SubmitOf(plan_, request, 0).cache_salt();
     }
-    tenants_[last_id_] = submission.submit.tenant();
     last_served_[last_id_] = now;
     *admission.mutable_submit() = std::move(submission.submit);
   }
@@ -300,11 +299,9 @@ void SimEngine::CheckPages() {
 }
 
 void SimEngine::CheckService(absl::Duration now) {
-  std::set<std::string> backlogged;
   for (auto it = last_served_.begin(); it != last_served_.end();) {
     const RunningSequence* live = leader_.scheduler().Find(it->first);
     if (live == nullptr) {
-      tenants_.erase(it->first);
       salts_.erase(it->first);
       it = last_served_.erase(it);
       continue;
@@ -314,11 +311,8 @@ void SimEngine::CheckService(absl::Duration now) {
       world_.Violate(RequestOf(live->sequence), "starvation",
                      absl::StrCat("no row for ", absl::FormatDuration(now - it->second), " on a group that runs"));
     }
-    if (live->last_step == 0) backlogged.insert(tenants_.at(it->first));
     ++it;
   }
-  if (!plan_.fair) return;
-  fairness_.SetBacklogged(backlogged);
 }
 
 std::string SimEngine::Residue() const {

@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "tests/simulation/fairness.h"
 #include "tests/simulation/fake_model.h"
 #include "tests/simulation/history.h"
 #include "tests/simulation/mutant.h"
@@ -120,8 +119,6 @@ class SimEngine {
   std::set<uint64_t> ghosts_;                       // What a planted bug left in the scheduler.
   std::map<uint64_t, std::string> salts_;           // By engine id; only live ones.
   std::map<uint64_t, absl::Duration> last_served_;  // The same.
-  std::map<uint64_t, std::string> tenants_;         // The same.
-  FairnessMeter fairness_;
 };
 
 }  // namespace quicksilver::simulation
