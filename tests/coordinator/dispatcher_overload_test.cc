@@ -207,6 +207,7 @@ TEST(DispatcherOverloadTest, ChecksComeInTheirOrder) {
 
 TEST(DispatcherOverloadTest, WhatWasReservedComesBackHoweverARequestEnds) {
   DispatcherOptions options{.queue_requests_max = 1};
+  options.tenants.tenants["a"].requests_per_minute = 10;
   Dispatcher dispatcher(options);
   Join(dispatcher, kA, 1);
   const auto ask = [](uint64_t id, Priority priority) {
@@ -228,6 +229,7 @@ TEST(DispatcherOverloadTest, WhatWasReservedComesBackHoweverARequestEnds) {
   EXPECT_EQ(usage.reserved.input + usage.reserved.output, 0u);
   EXPECT_EQ(usage.used.input, 200u) << "the one that was shed used nothing";
   EXPECT_EQ(usage.used.output, 27u);
+  EXPECT_EQ(dispatcher.Rates("a", kStart).requests->remaining, 8u) << "nor does it count against the rate";
 }
 
 TEST(DispatcherOverloadTest, DeadlinesEndRequestsInTheQueueAndOnAGroup) {
