@@ -28,7 +28,7 @@ ModelSpec Bidirectional() {
   return spec;
 }
 
-std::string Refusal(const ModelSpec& spec, const DecodingChoice& choice, int32_t tokens_max = 64) {
+std::string Refusal(const ModelSpec& spec, const DecodingParams& choice, int32_t tokens_max = 64) {
   const absl::StatusOr<DecodingRule> rule = ResolveDecoding(spec, choice, tokens_max);
   EXPECT_EQ(rule.status().code(), absl::StatusCode::kInvalidArgument);
   return std::string(rule.status().message());

@@ -25,7 +25,7 @@ int32_t CeilDiv(int32_t a, int32_t b) { return (a + b - 1) / b; }
 // Blocks of one length that waste as few positions as possible, rather than full blocks and a wasteful last one.
 int32_t EvenBlock(int32_t tokens_max, int32_t block_max) { return CeilDiv(tokens_max, CeilDiv(tokens_max, block_max)); }
 
-absl::Status ResolveAbsoluteGrid(const ModelSpec& spec, const DecodingChoice& choice, DecodingRule& rule) {
+absl::Status ResolveAbsoluteGrid(const ModelSpec& spec, const DecodingParams& choice, DecodingRule& rule) {
   CHECK(spec.block_length > 0);
   rule.block_length = spec.block_length;
   if (choice.block_length.has_value() && *choice.block_length != spec.block_length) {
@@ -45,7 +45,7 @@ absl::Status ResolveAbsoluteGrid(const ModelSpec& spec, const DecodingChoice& ch
   return absl::OkStatus();
 }
 
-absl::Status ResolveGridAfterPrompt(const ModelSpec& spec, const DecodingChoice& choice, int32_t tokens_max,
+absl::Status ResolveGridAfterPrompt(const ModelSpec& spec, const DecodingParams& choice, int32_t tokens_max,
                                     DecodingRule& rule) {
   const int32_t block_max = spec.block_length > 0 ? spec.block_length : kDefaultBlock;
   const int64_t block = choice.block_length.value_or(EvenBlock(tokens_max, block_max));
@@ -72,7 +72,7 @@ absl::Status ResolveGridAfterPrompt(const ModelSpec& spec, const DecodingChoice&
 
 }  // namespace
 
-absl::StatusOr<DecodingRule> ResolveDecoding(const ModelSpec& spec, const DecodingChoice& choice, int32_t tokens_max) {
+absl::StatusOr<DecodingRule> ResolveDecoding(const ModelSpec& spec, const DecodingParams& choice, int32_t tokens_max) {
   CHECK(tokens_max > 0);
   const bool absolute = spec.grid == BlockGrid::kAbsolute;
   DecodingRule rule;

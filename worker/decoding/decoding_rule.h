@@ -11,7 +11,7 @@
 namespace quicksilver {
 
 /// What a client asked for. Unset fields take the family's default.
-struct DecodingChoice {
+struct DecodingParams {
   std::optional<Policy> policy;
   std::optional<int64_t> block_length;
   std::optional<int64_t> steps;
@@ -39,7 +39,7 @@ struct DecodingRule {
 /// steps = block length. Defaults, grid after the prompt (LLaDA): static by low confidence, blocks of nearly equal
 /// length of at most the model's default (32 when it has none), one token a step. InvalidArgument names the field as in
 /// the client's contract, its value and the bound.
-absl::StatusOr<DecodingRule> ResolveDecoding(const ModelSpec& spec, const DecodingChoice& choice, int32_t tokens_max);
+absl::StatusOr<DecodingRule> ResolveDecoding(const ModelSpec& spec, const DecodingParams& choice, int32_t tokens_max);
 
 /// InvalidArgument unless temperature is in [0, 2], top_p in (0, 1], top_k at most kTopLogitsMax and choice < 2^16.
 absl::Status CheckSampling(const SamplingRule& rule);

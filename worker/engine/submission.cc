@@ -44,8 +44,8 @@ absl::Status CheckLengths(const v1::Submit& submit, const ModelSpec& model) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<DecodingChoice> ReadChoice(const v1::Decoding& decoding) {
-  DecodingChoice choice;
+absl::StatusOr<DecodingParams> ReadChoice(const v1::Decoding& decoding) {
+  DecodingParams choice;
   switch (decoding.policy()) {
     case v1::POLICY_UNSPECIFIED:
       break;
@@ -105,8 +105,8 @@ absl::Status CheckTerms(const v1::Submit& submit) {
   if (!v1::Priority_IsValid(submit.priority())) {
     return Refuse("priority", static_cast<int>(submit.priority()), "a known priority");
   }
-  if (submit.tenant().size() > kTenantBytesMax) {
-    return Refuse("tenant", submit.tenant().size(), absl::StrCat("at most ", kTenantBytesMax, " bytes"));
+  if (submit.tenant().size() > kSubmitTenantBytesMax) {
+    return Refuse("tenant", submit.tenant().size(), absl::StrCat("at most ", kSubmitTenantBytesMax, " bytes"));
   }
   if (submit.cache_salt().size() > kCacheSaltBytesMax) {
     return Refuse("cache_salt", submit.cache_salt().size(), absl::StrCat("at most ", kCacheSaltBytesMax, " bytes"));
@@ -167,7 +167,7 @@ absl::StatusOr<SequenceSpec> MakeSequenceSpec(const ModelSpec& model, const v1::
   spec.eos_ids = model.stop_ids;
   spec.finish_blocks = finish_blocks;
   ASSIGN_OR_RETURN(spec.sampling, ReadSampling(submit));
-  ASSIGN_OR_RETURN(const DecodingChoice choice, ReadChoice(submit.decoding()));
+  ASSIGN_OR_RETURN(const DecodingParams choice, ReadChoice(submit.decoding()));
   ASSIGN_OR_RETURN(spec.decoding, ResolveDecoding(model, choice, spec.tokens_max));
   if (submit.has_checkpoint()) {
     ASSIGN_OR_RETURN(spec.resumption, ReadCheckpoint(submit.checkpoint(), model));

@@ -12,7 +12,7 @@ namespace quicksilver {
 
 /// Most stop tokens of one sequence.
 inline constexpr int kStopIdsMax = 256;
-inline constexpr size_t kTenantBytesMax = 128;
+inline constexpr size_t kSubmitTenantBytesMax = 128;
 inline constexpr size_t kCacheSaltBytesMax = 64;
 /// Longest deadline or target: some 31 years, so that sums with a clock cannot overflow.
 inline constexpr uint64_t kTermMicrosMax = 1'000'000'000'000'000;
