@@ -30,6 +30,7 @@ struct Failpoint {
 
 inline constexpr Failpoint kFailpoints[] = {
     {"worker.init", "rank", ""},
+    {"worker.prepare_step", "rank", ""},
     {"worker.before_step", "rank", ""},
     {"worker.after_forward", "rank", ""},
     {"group.skip_step", "rank", "the rank leaves out a step, so that the others wait for it in a collective"},

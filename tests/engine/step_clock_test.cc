@@ -43,6 +43,20 @@ TEST(StepClockTest, ASlowStepInAHundredSetsTheDeadlineUntilItIsForgotten) {
   EXPECT_EQ(StepDeadline(clock.Read()), absl::Seconds(5));
 }
 
+// A device may try algorithms out for a shape that it meets for the first time.
+TEST(StepClockTest, WhatIsStillBeingMadeReadyMayTakeAsLongAsAFirstStepAndCountsForNoMeasure) {
+  StepClock clock;
+  clock.Begin(absl::ZeroDuration(), absl::ZeroDuration());
+  clock.Lap(absl::Milliseconds(10));
+  clock.Prepare(absl::Seconds(1));
+  EXPECT_EQ(clock.Read().since, absl::Seconds(1));
+  EXPECT_EQ(StepDeadline(clock.Read()), absl::Minutes(2));
+  clock.Begin(absl::Seconds(41), absl::ZeroDuration());
+  EXPECT_EQ(StepDeadline(clock.Read()), absl::Seconds(5));
+  EXPECT_EQ(clock.Lap(absl::Seconds(41) + absl::Milliseconds(10)), absl::Milliseconds(10));
+  EXPECT_EQ(clock.Read().p99, absl::Milliseconds(10));
+}
+
 // A long prompt after many small steps is no hang.
 TEST(StepClockTest, AStepThatIsExpectedToTakeLongMay) {
   StepClock clock;

@@ -79,6 +79,23 @@ TEST(WorkerFaultsTest, AStepThatHangsEndsTheGroupWhichFormsAgain) {
   EXPECT_FALSE(after.AwaitEnd(1).lost);
 }
 
+// On a device the first step of a shape may be tried out for longer than a usual step may take.
+TEST(WorkerFaultsTest, AStepThatIsPreparedForLongIsNoHang) {
+  WorkerProcess worker({kModel, "--failpoints=worker.prepare_step=delay(6s)+40"}, QUICKSILVER_WORKER_FAILPOINTS);
+  TestCoordinator coordinator(worker.address());
+  coordinator.Hello();
+  ASSERT_TRUE(coordinator.AwaitReady()) << worker.process().output();
+  coordinator.Submit(1, 200, "slow");
+  absl::Duration longest;
+  for (absl::Time last = absl::Now(); longest < absl::Seconds(5);) {
+    const v1::WorkerMessage message = coordinator.Next();
+    ASSERT_NE(message.message_case(), v1::WorkerMessage::MESSAGE_NOT_SET) << worker.process().output();
+    if (!message.has_step()) continue;
+    longest = std::max(longest, absl::Now() - last);
+    last = absl::Now();
+  }
+}
+
 // Runs the program to its end.
 struct Ended {
   int code;

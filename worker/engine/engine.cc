@@ -213,7 +213,7 @@ absl::Status EngineImpl::Step(const v1::LogEntry& entry) {
       if (leads()) reports_.OnPlanned(id, planned.segment.denoise, now_);
     }
     if (QS_FAILPOINT("group.skip_step", Place())) return absl::OkStatus();
-    step_clock_.Begin(MonotonicNow(), writer_.Expected(StepBatch::ShapeOf(plan).rows));
+    step_clock_.Prepare(MonotonicNow());
     const absl::Status ran = RunPlan(plan);
     step_clock_.End();
     RETURN_IF_ERROR(ran);
@@ -246,6 +246,9 @@ int32_t EngineImpl::StepsFor(const std::vector<PlannedSegment>& plan) const {
 
 absl::Status EngineImpl::RunPlan(const std::vector<PlannedSegment>& plan) {
   const int32_t clean_rows = StepBatch::CleanRows(plan), rows = StepBatch::ShapeOf(plan).rows;
+  QS_FAILPOINT("worker.prepare_step", Place());
+  RETURN_IF_ERROR(runner_.Prepare(plan));
+  step_clock_.Begin(MonotonicNow(), writer_.Expected(rows));
   QS_FAILPOINT("worker.before_step", Place());
   RETURN_IF_ERROR(runner_.Launch(plan, seal_.value(), StepsFor(plan)));
   const int32_t running = scheduler_.running();

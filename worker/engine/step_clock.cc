@@ -13,9 +13,16 @@ constexpr int kDeadlineFactor = 20;
 
 }  // namespace
 
+void StepClock::Prepare(absl::Duration now) {
+  MutexLock lock(mutex_);
+  since_ = now;
+  preparing_ = true;
+}
+
 void StepClock::Begin(absl::Duration now, absl::Duration expected) {
   MutexLock lock(mutex_);
   since_ = now;
+  preparing_ = false;
   expected_ = expected;
 }
 
@@ -40,6 +47,7 @@ StepClock::Reading StepClock::Read() const {
   {
     MutexLock lock(mutex_);
     reading.since = since_;
+    reading.preparing = preparing_;
     reading.expected = expected_;
     reading.mean = mean_;
     sorted.assign(last_.begin(), last_.begin() + static_cast<ptrdiff_t>(std::min(laps_, last_.size())));
@@ -52,7 +60,7 @@ StepClock::Reading StepClock::Read() const {
 }
 
 absl::Duration StepDeadline(const StepClock::Reading& reading) {
-  if (reading.p99 == absl::ZeroDuration()) return kFirstDeadline;
+  if (reading.preparing || reading.p99 == absl::ZeroDuration()) return kFirstDeadline;
   return std::max(kDeadlineMin, kDeadlineFactor * std::max(reading.expected, reading.p99));
 }
 

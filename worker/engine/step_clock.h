@@ -15,11 +15,14 @@ class StepClock {
   struct Reading {
     absl::Duration since =
         absl::InfiniteDuration();  ///< When the step that is under way began; infinite: there is none.
+    bool preparing = false;        ///< It does not run yet: what it runs is being recorded, maybe tried out.
     absl::Duration expected;       ///< How long that step should take; zero: unknown.
     absl::Duration mean;           ///< Of the recent steps, the newest weigh most; zero: none yet.
     absl::Duration p99;            ///< Of the last 256 steps; zero: none yet.
   };
 
+  /// What a step needs is being made ready, until Begin() or End().
+  void Prepare(absl::Duration now);
   /// A step is under way that should take `expected`; zero: unknown.
   void Begin(absl::Duration now, absl::Duration expected);
   /// A step is done and the next one under way. Returns how long it took.
@@ -32,6 +35,7 @@ class StepClock {
  private:
   mutable Mutex mutex_;
   absl::Duration since_ GUARDED_BY(mutex_) = absl::InfiniteDuration();
+  bool preparing_ GUARDED_BY(mutex_) = false;
   absl::Duration expected_ GUARDED_BY(mutex_);
   absl::Duration mean_ GUARDED_BY(mutex_);
   std::array<absl::Duration, 256> last_ GUARDED_BY(mutex_);
@@ -39,7 +43,7 @@ class StepClock {
 };
 
 /// How long the step that is under way may take: 20 times what is expected of it or what slow ones took, at least 5 s;
-/// two minutes while there is none to compare with.
+/// two minutes while it is prepared, or while there is none to compare with.
 absl::Duration StepDeadline(const StepClock::Reading& reading);
 
 }  // namespace quicksilver

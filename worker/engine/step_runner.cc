@@ -193,6 +193,11 @@ StepLayout StepRunner::LayoutOf(const StepShape& shape, int32_t rows_max, int32_
   return layout;
 }
 
+absl::Status StepRunner::Prepare(absl::Span<const PlannedSegment> plan) {
+  if (!ops_.prefers_programs()) return absl::OkStatus();
+  return ProgramOf(RoundUp(StepBatch::ShapeOf(plan), limits_.rows_max, limits_.sequences_max)).status();
+}
+
 absl::Status StepRunner::Launch(absl::Span<const PlannedSegment> plan, uint64_t seal, int32_t steps_max) {
   CHECK(!plan.empty() && !running_ && steps_max >= 1 && steps_max <= limits_.steps_per_launch_max);
   const StepShape exact = StepBatch::ShapeOf(plan);

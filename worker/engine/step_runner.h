@@ -36,6 +36,10 @@ class StepRunner {
   /// ResourceExhausted: they do not fit.
   absl::Status Allocate();
 
+  /// Records what Launch(plan) runs where that is not done yet, which may take long: a device tries algorithms out for
+  /// a shape that is new to it. Launch() would do it all the same.
+  absl::Status Prepare(absl::Span<const PlannedSegment> plan);
+
   /// Starts `plan`, which is not empty: up to `steps_max` steps (at most Limits::steps_per_launch_max) that denoise the
   /// same open blocks, until a block needs the host (BlockStep). `seal` stands for every decision so far. The steps of
   /// an earlier Launch() are over. A plan that prefills takes steps_max = 1.
