@@ -95,7 +95,10 @@ void Dispatcher::SequenceIsOver(SequenceId id, uint32_t output_tokens, bool tell
   Request& request = requests_.at(sequence.owner.request);
   Choice& choice = request.choices[sequence.owner.choice];
   if (tell_worker) actions.emplace_back(CancelSequence{sequence.on, id});
-  if (sequence.cause == SubmitCause::kNew) QueueOf(*request.model).times.Add(now - sequence.placed_at);
+  if (sequence.cause == SubmitCause::kNew) {
+    const Admission& admission = request.admission;
+    QueueOf(*request.model).times.Add(now - sequence.placed_at, admission.prompt_tokens, admission.max_tokens, now);
+  }
   GroupState& group = *placement_.Find(sequence.on);
   if (group.breaker != CircuitBreaker::State::kClosed) {
     breakers_[group.connection.group].breaker.OnProgress();

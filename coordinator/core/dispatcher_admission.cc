@@ -118,12 +118,15 @@ QueuedRequest Dispatcher::QueuedOf(const Admission& admission, TenantId tenant, 
           .since = now};
 }
 
-// Nothing was ever done in so short a time: the work would be in vain. One with a target takes what there is by then.
+// Nothing as large was lately done in so short a time: the work would be in vain. One with a target takes what there is
+// by then.
 bool Dispatcher::TooLate(const Admission& admission, absl::Duration now) const {
   if (admission.latency_target != absl::InfiniteDuration()) return false;
   const GroupModel* model = placement_.FindModel(admission.model);
   if (model == nullptr || model->number >= queues_.size()) return false;
-  return admission.accepted + TimeMax(admission) - now < QueueOf(*model).times.TooShort();
+  const ServiceTimes& times = QueueOf(*model).times;
+  return admission.accepted + TimeMax(admission) - now <
+         times.TooShort(admission.prompt_tokens, admission.max_tokens, now);
 }
 
 bool Dispatcher::FitsNow(const Admission& admission) const {

@@ -287,5 +287,29 @@ TEST(DispatcherOverloadTest, NoWorkStartsForWhichTheTimeLeftIsFarTooShort) {
   EXPECT_THAT(Codes(dispatcher.OnSequenceEnded(running, 0, now)), ElementsAre("deadline_exceeded"));
 }
 
+// What was seen of large ones says nothing about a small one, and what was seen long ago nothing at all.
+TEST(DispatcherOverloadTest, WorkIsOnlyJudgedByWorkOfItsSizeThatWasDoneLately) {
+  Dispatcher dispatcher({.request_time_max = absl::Hours(1), .lease = absl::Hours(1)});
+  Join(dispatcher, kA, 8);
+  absl::Duration now = kStart;
+  const auto ask = [&](uint64_t id, uint32_t prompt_tokens, uint32_t max_tokens) {
+    Admission admission = Ask(RequestId{id}, 1, prompt_tokens);
+    admission.max_tokens = max_tokens;
+    admission.accepted = now;
+    if (id >= 100) admission.time_max = absl::Seconds(10);
+    return dispatcher.Submit(admission, now);
+  };
+  for (uint64_t id = 1; id <= 40; ++id) {
+    const SequenceId sequence = OnlySequence(ask(id, 100, 2000));
+    now += absl::Seconds(40);
+    dispatcher.OnSequenceEnded(sequence, 2000, now);
+  }
+  EXPECT_THAT(Codes(ask(100, 100, 2000)), ElementsAre("deadline_exceeded"));
+  EXPECT_THAT(Placed(ask(101, 100, 8)), SizeIs(1)) << "a short answer";
+  EXPECT_THAT(Placed(ask(102, 10, 2000)), SizeIs(1)) << "a short prompt";
+  now += absl::Seconds(61);
+  EXPECT_THAT(Placed(ask(103, 100, 2000)), SizeIs(1)) << "it may go faster by now";
+}
+
 }  // namespace
 }  // namespace quicksilver
