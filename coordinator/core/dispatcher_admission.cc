@@ -133,6 +133,8 @@ bool Dispatcher::FitsNow(const Admission& admission) const {
   const GroupModel* model = placement_.FindModel(admission.model);
   if (model == nullptr || model->number >= queues_.size()) return false;
   if (!QueueOf(*model).fresh.empty() || !model->all.waiting.empty()) return false;
+  // It is placed on any group of the model: what only a pool counts, whose groups are all tripped, is not for it.
+  if (model->all.free < admission.choices) return false;
   return std::any_of(model->pools.begin(), model->pools.end(), [&](const auto& pool) {
     return pool.second->waiting.empty() && pool.second->free >= admission.choices;
   });

@@ -311,5 +311,23 @@ TEST(DispatcherOverloadTest, WorkIsOnlyJudgedByWorkOfItsSizeThatWasDoneLately) {
   EXPECT_THAT(Placed(ask(103, 100, 2000)), SizeIs(1)) << "it may go faster by now";
 }
 
+// Those who run on tripped groups alone keep their places there; for a new request there are none.
+TEST(DispatcherOverloadTest, PlacesOnTrippedGroupsDoNotOpenAFullQueue) {
+  Dispatcher dispatcher({.queue_requests_max = 1, .queue_tokens_max = 500});
+  Connection tripped = kB;
+  for (size_t i = 0; i < CircuitBreaker::kFailuresMax; ++i, tripped = Again(tripped)) {
+    Join(dispatcher, tripped, 4, "b");
+    dispatcher.OnGroupLost(tripped, kStart);
+  }
+  Join(dispatcher, tripped, 4, "b");
+  Join(dispatcher, kA, 1, "a");
+  EXPECT_THAT(Placed(dispatcher.Submit(Ask(kFirst), kStart)), SizeIs(1));
+  EXPECT_THAT(Codes(dispatcher.Submit(Ask(kSecond, 1, 501), kStart)), ElementsAre("server_is_overloaded"));
+  EXPECT_THAT(dispatcher.Submit(Ask(kThird), kStart), IsEmpty());
+  EXPECT_THAT(Codes(dispatcher.Submit(Ask(kFourth), kStart)), ElementsAre("server_is_overloaded"));
+  EXPECT_EQ(dispatcher.waiting(), 1u);
+  dispatcher.CheckInvariants();
+}
+
 }  // namespace
 }  // namespace quicksilver
