@@ -122,7 +122,9 @@ class Ops {
   virtual void Upload(const void* host, void* device, size_t bytes) = 0;
   virtual void Download(const void* device, void* host, size_t bytes) = 0;
   virtual absl::Status Synchronize() = 0;
-  virtual absl::Status status() const = 0;  ///< The first failure that is known by now, without waiting.
+  /// The first failure that is known by now, without waiting. Unavailable: the device has failed, until the process
+  /// ends; ResourceExhausted: its memory does not suffice.
+  virtual absl::Status status() const = 0;
 
   /// Zeroed memory that the host and the device both reach: what the device writes there the host may read after
   /// Synchronize(), or sooner behind a word that it Await()s.

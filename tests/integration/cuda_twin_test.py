@@ -99,6 +99,14 @@ class Faults(unittest.TestCase):
         self.assertEqual(output.count("group lost, forming it again"), 2, output)
         self.assertIn('"msg":"device unhealthy: it is not used again","device":0', output)
 
+    def test_a_device_whose_memory_does_not_suffice_has_not_failed(self):
+        out_of_memory = 2
+        ended, output = run_to_end("--devices=0", TWIN_FAIL=f"kernel:5:{out_of_memory}")
+        self.assertEqual(ended, 3, output)
+        self.assertIn("cudaErrorMemoryAllocation", output)
+        self.assertNotIn("a device failed", output)
+        self.assertNotIn("forming it again", output)
+
 
 class WrongMachines(unittest.TestCase):
     def expect(self, code, parts, *flags, **environment):

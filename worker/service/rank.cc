@@ -233,7 +233,7 @@ class Rank {
   // A rank that has failed must not linger: peers and coordinators learn of it by its sockets.
   [[noreturn]] int End(const absl::Status& status) {
     LogError(std::string(status.message()), {{"rank", options_.rank}, {"epoch", options_.epoch}});
-    const bool device_failed = ops_ != nullptr && !ops_->status().ok();
+    const bool device_failed = ops_ != nullptr && absl::IsUnavailable(ops_->status());
     const bool launched = !options_.planned_device.empty();
     _exit(device_failed && launched ? kExitDeviceFailed : static_cast<int>(ExitCodeOf(status)));
   }
