@@ -10,8 +10,12 @@
 namespace quicksilver {
 namespace {
 
-// Prompt tokens of one log entry; a single longer prompt still goes.
+// Of one log entry, which the control channel bounds (kControlMessageBytesMax); a single longer submission still goes.
 constexpr int64_t kEntryTokensMax = 1 << 17;
+
+int64_t TokensOf(const v1::Submit& submit) {
+  return int64_t{submit.prompt_ids_size()} + submit.stop_ids_size() + submit.checkpoint().tokens_size();
+}
 
 }  // namespace
 
@@ -68,7 +72,7 @@ Inbox Mailbox::Take(bool idle, absl::Duration idle_beat) {
   int64_t tokens = 0;
   size_t taken = 0;
   for (; taken < submissions_.size() && tokens < kEntryTokensMax; ++taken) {
-    tokens += submissions_[taken].submit.prompt_ids_size() + submissions_[taken].submit.stop_ids_size();
+    tokens += TokensOf(submissions_[taken].submit);
   }
   const auto end = submissions_.begin() + static_cast<int64_t>(taken);
   inbox.submissions.assign(std::make_move_iterator(submissions_.begin()), std::make_move_iterator(end));
