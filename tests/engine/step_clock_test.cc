@@ -66,5 +66,52 @@ TEST(StepClockTest, AStepThatIsExpectedToTakeLongMay) {
   EXPECT_EQ(StepDeadline(clock.Read()), absl::Minutes(1));
 }
 
+constexpr absl::Duration kLook = absl::Milliseconds(250);
+
+// Looks every kLook from `from` to `to`; whether the step ever took longer than it may.
+bool Hangs(StepPatience& patience, const StepClock& clock, absl::Duration from, absl::Duration to) {
+  bool hangs = false;
+  for (absl::Duration now = from; now <= to; now += kLook) {
+    const absl::Duration limit = patience.Limit(clock.Read(), now);
+    hangs = hangs || now - clock.Read().since > limit;
+  }
+  return hangs;
+}
+
+TEST(StepPatienceTest, AStepThatHangsIsSeenAfterItsDeadline) {
+  StepClock clock;
+  clock.Begin(absl::ZeroDuration(), absl::ZeroDuration());
+  clock.Lap(absl::Milliseconds(10));
+  StepPatience patience(kLook);
+  EXPECT_FALSE(Hangs(patience, clock, absl::ZeroDuration(), absl::Seconds(5)));
+  EXPECT_TRUE(Hangs(patience, clock, absl::Seconds(5) + kLook, absl::Seconds(6)));
+}
+
+TEST(StepPatienceTest, AProcessThatWasStoppedAmidAStepHasNotHungUntilTheDeadlineIsUsedUp) {
+  StepClock clock;
+  clock.Begin(absl::ZeroDuration(), absl::ZeroDuration());
+  clock.Lap(absl::Milliseconds(10));
+  StepPatience patience(kLook);
+  EXPECT_FALSE(Hangs(patience, clock, absl::ZeroDuration(), absl::Seconds(1)));
+  // Stopped for an hour, twice.
+  EXPECT_FALSE(Hangs(patience, clock, absl::Hours(1) + absl::Seconds(1), absl::Hours(1) + absl::Seconds(3)));
+  EXPECT_FALSE(Hangs(patience, clock, absl::Hours(2) + absl::Seconds(3), absl::Hours(2) + absl::Seconds(5)));
+  EXPECT_TRUE(Hangs(patience, clock, absl::Hours(2) + absl::Seconds(5), absl::Hours(2) + absl::Seconds(6)));
+}
+
+TEST(StepPatienceTest, AStopExcusesOnlyTheStepInWhichItFell) {
+  StepClock clock;
+  clock.Begin(absl::ZeroDuration(), absl::ZeroDuration());
+  clock.Lap(absl::Milliseconds(10));
+  StepPatience patience(kLook);
+  EXPECT_FALSE(Hangs(patience, clock, absl::ZeroDuration(), absl::Seconds(1)));
+  EXPECT_FALSE(Hangs(patience, clock, absl::Minutes(1), absl::Minutes(1) + absl::Seconds(1)));
+  clock.Begin(absl::Minutes(1) + absl::Seconds(1), absl::ZeroDuration());
+  EXPECT_TRUE(Hangs(patience, clock, absl::Minutes(1) + absl::Seconds(1), absl::Minutes(1) + absl::Seconds(7)));
+  // Before the step of which it is asked nothing was missed, either.
+  clock.Begin(absl::Minutes(3), absl::ZeroDuration());
+  EXPECT_TRUE(Hangs(patience, clock, absl::Minutes(3) + kLook, absl::Minutes(3) + absl::Seconds(6)));
+}
+
 }  // namespace
 }  // namespace quicksilver

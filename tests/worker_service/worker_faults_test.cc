@@ -79,6 +79,24 @@ TEST(WorkerFaultsTest, AStepThatHangsEndsTheGroupWhichFormsAgain) {
   EXPECT_FALSE(after.AwaitEnd(1).lost);
 }
 
+// A cgroup that is frozen and a machine that is paused look the same from inside.
+TEST(WorkerFaultsTest, ARankWithoutPeersThatWasStoppedGoesOn) {
+  WorkerProcess worker({kModel});
+  TestCoordinator coordinator(worker.address());
+  coordinator.Hello();
+  ASSERT_TRUE(coordinator.AwaitReady()) << worker.process().output();
+  coordinator.Submit(1, 400, "slow");
+  while (coordinator.Next().step().updates_size() == 0) {
+  }
+  ASSERT_EQ(worker.Ranks().size(), 1u);
+  const pid_t rank = worker.Ranks()[0];
+  kill(rank, SIGSTOP);
+  absl::SleepFor(absl::Seconds(6));  // Longer than the least deadline of a step.
+  kill(rank, SIGCONT);
+  EXPECT_FALSE(coordinator.AwaitEnd(1).lost) << worker.process().output();
+  EXPECT_EQ(worker.Ranks(), std::vector<pid_t>{rank});
+}
+
 // On a device the first step of a shape may be tried out for longer than a usual step may take.
 TEST(WorkerFaultsTest, AStepThatIsPreparedForLongIsNoHang) {
   WorkerProcess worker({kModel, "--failpoints=worker.prepare_step=delay(6s)+40"}, QUICKSILVER_WORKER_FAILPOINTS);

@@ -10,6 +10,7 @@ constexpr int kMeanShare = 16;  // Of a step in the mean.
 constexpr absl::Duration kDeadlineMin = absl::Seconds(5);
 constexpr absl::Duration kFirstDeadline = absl::Minutes(2);
 constexpr int kDeadlineFactor = 20;
+constexpr int kLooksMissed = 4;  // A busy machine may be late for fewer.
 
 }  // namespace
 
@@ -62,6 +63,14 @@ StepClock::Reading StepClock::Read() const {
 absl::Duration StepDeadline(const StepClock::Reading& reading) {
   if (reading.preparing || reading.p99 == absl::ZeroDuration()) return kFirstDeadline;
   return std::max(kDeadlineMin, kDeadlineFactor * std::max(reading.expected, reading.p99));
+}
+
+absl::Duration StepPatience::Limit(const StepClock::Reading& reading, absl::Duration now) {
+  if (reading.since != since_) missed_ = absl::ZeroDuration();
+  since_ = reading.since;
+  if (now - looked_ > kLooksMissed * look_) missed_ += std::max(now - std::max(looked_, since_), absl::ZeroDuration());
+  looked_ = now;
+  return StepDeadline(reading) + missed_;
 }
 
 }  // namespace quicksilver

@@ -46,4 +46,21 @@ class StepClock {
 /// two minutes while it is prepared, or while there is none to compare with.
 absl::Duration StepDeadline(const StepClock::Reading& reading);
 
+/// StepDeadline() for one who looks again and again: time in which it could not look does not count. A process that was
+/// stopped, frozen or paused along with its machine has not hung. Not thread-safe.
+class StepPatience {
+ public:
+  /// To be asked every `look`, or so.
+  explicit StepPatience(absl::Duration look) : look_(look) {}
+
+  /// How long the step of `reading` may take, seen at `now`.
+  absl::Duration Limit(const StepClock::Reading& reading, absl::Duration now);
+
+ private:
+  const absl::Duration look_;
+  absl::Duration looked_ = absl::InfiniteDuration();  // When last; infinite: not yet.
+  absl::Duration since_;                              // Of the step it was.
+  absl::Duration missed_;                             // Of that step.
+};
+
 }  // namespace quicksilver

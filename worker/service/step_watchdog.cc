@@ -26,10 +26,11 @@ StepWatchdog::~StepWatchdog() {
 }
 
 void StepWatchdog::Watch() {
+  StepPatience patience(kLook);
   MutexLock lock(mutex_);
   while (!done_) {
     const StepClock::Reading reading = engine_.StepTimes();
-    const absl::Duration limit = StepDeadline(reading), took = MonotonicNow() - reading.since;
+    const absl::Duration now = MonotonicNow(), limit = patience.Limit(reading, now), took = now - reading.since;
     if (took > limit) {
       LogError("a step hangs: this rank ends itself", {{"rank", rank_},
                                                        {"seconds", absl::ToDoubleSeconds(took)},

@@ -8,7 +8,7 @@
 namespace quicksilver {
 
 /// Ends the process with kExitGroupLost, and a log line that says why, when a step of the engine takes longer than
-/// StepDeadline(): a hung collective, kernel or loop ends no other way, and the launcher then forms the group anew. Its
+/// StepDeadline() in time in which this process runs: a hung collective, kernel or loop ends no other way, and the launcher then forms the group anew. Its
 /// thread needs nothing that a hung engine could hold.
 class StepWatchdog {
  public:
