@@ -52,11 +52,11 @@ void AddListeners(CLI::App& app, CoordinatorOptions& o) {
 
 void AddLimits(CLI::App& app, CoordinatorOptions& o) {
   const char* group = "Limits";
-  app.add_option("--queue-requests-max", o.queue_requests_max, "Requests that wait for a group; more are 503")
+  app.add_option("--queue-requests-max", o.queue_requests_max, "Requests of a model that wait for a group; more are 503")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000000))
       ->group(group);
-  app.add_option("--queue-tokens-max", o.queue_tokens_max, "Prompt and answer tokens of waiting requests")
+  app.add_option("--queue-tokens-max", o.queue_tokens_max, "Prompt and answer tokens of those")
       ->capture_default_str()
       ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 40))
       ->group(group);

@@ -28,7 +28,7 @@
 namespace quicksilver {
 
 struct DispatcherOptions {
-  uint32_t queue_requests_max = 1024;                    ///< Requests of which no choice has been on a group.
+  uint32_t queue_requests_max = 1024;                    ///< Of one model, of which no choice has been on a group.
   uint64_t queue_tokens_max = 4 << 20;                   ///< Prompt and answer tokens of those.
   absl::Duration queue_time_max = absl::Seconds(60);     ///< Until the first sequence is placed.
   absl::Duration request_time_max = absl::Seconds(600);  ///< From acceptance to the end.
@@ -105,7 +105,8 @@ struct SequenceOwner {
 /// CompleteRequest, or by Cancel(). `now` counts from any start and never goes back.
 ///
 /// Admission checks, in this order: draining (503), deadline (504), the tenant's limits (429), a ready group (503), the
-/// bounds of the queue and the estimated wait (503). A full queue sheds the youngest request of the lowest class below
+/// bounds of the model's queue and the estimated wait (503). Each model has a queue of its own, so that none can close
+/// another's. A full queue sheds the youngest request of the lowest class below
 /// the new one's to make room, or else one of its own class, of a tenant with far more waiting for its weight. What has
 /// been on a group is never shed.
 ///
@@ -213,20 +214,23 @@ class Dispatcher {
     bool progressed = false;
     bool suspect = false;
   };
+  struct Queued {
+    size_t requests = 0;
+    uint64_t tokens = 0;
+  };
   // What waits for a model, besides the choices in its pools.
   struct ModelQueue {
     explicit ModelQueue(absl::Duration ageing) : fresh(ageing) {}
     FairQueue fresh;
     ServiceTimes times;
     bool dirty = false;
+    Queued queued;  // In `fresh`: requests that have not started.
+    std::array<Queued, kPriorities> by_class = {};
+    std::array<std::set<std::pair<uint64_t, RequestId>>, kPriorities> by_age;  // By order.
   };
   struct Breaker {
     CircuitBreaker breaker;
     absl::Duration timer = absl::InfiniteDuration();
-  };
-  struct Queued {
-    size_t requests = 0;
-    uint64_t tokens = 0;
   };
   enum class TimerKind { kLease, kBreaker, kPool, kRequest };
   using TimerKey = std::pair<TimerKind, uint64_t>;
@@ -235,7 +239,7 @@ class Dispatcher {
   std::optional<FailRequest> Refusal(const Admission& admission, TenantId tenant, absl::Duration now);
   std::optional<FailRequest> QueueRefusal(const Admission& admission, TenantId tenant, absl::Duration now) const;
   bool FitsNow(const Admission& admission) const;
-  bool FitsIntoQueue(Queued without, const Admission& admission) const;
+  bool FitsIntoQueue(const ModelQueue& queue, Queued without, const Admission& admission) const;
   void MakeRoom(const Admission& admission, TenantId tenant, absl::Duration now, Actions& actions);
   absl::Duration TimeMax(const Admission& admission) const;
   absl::Duration EstimatedWait(const Admission& admission, TenantId tenant) const;
@@ -296,9 +300,7 @@ class Dispatcher {
   std::deque<ModelQueue> queues_;  // By GroupModel::number.
   std::vector<size_t> dirty_;      // Queues in which something may be placed now.
   std::map<GroupId, Breaker> breakers_;
-  Queued queued_;  // Requests that have not started.
-  std::array<Queued, kPriorities> queued_by_class_ = {};
-  std::array<std::set<std::pair<uint64_t, RequestId>>, kPriorities> by_age_;  // Those, by order.
+  Queued queued_;  // In all queues.
   double moves_left_ = 1;
   absl::Duration moves_at_;
   absl::btree_set<std::pair<absl::Duration, TimerKey>> timers_;

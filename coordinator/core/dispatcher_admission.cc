@@ -40,24 +40,23 @@ std::optional<FailRequest> Dispatcher::QueueRefusal(const Admission& admission, 
                                                     absl::Duration now) const {
   const RequestId id = admission.id;
   const absl::Duration wait = EstimatedWait(admission, tenant);
+  const ModelQueue& queue = QueueOf(*placement_.FindModel(admission.model));
   Queued lower;
   for (size_t c = static_cast<size_t>(admission.priority) + 1; c < kPriorities; ++c) {
-    lower.requests += queued_by_class_[c].requests;
-    lower.tokens += queued_by_class_[c].tokens;
+    lower.requests += queue.by_class[c].requests;
+    lower.tokens += queue.by_class[c].tokens;
   }
-  if (!FitsIntoQueue(lower, admission)) {
-    const auto overdrawn =
-        QueueOf(*placement_.FindModel(admission.model)).fresh.Overdrawn(QueuedOf(admission, tenant, now));
-    if (overdrawn) {
+  if (!FitsIntoQueue(queue, lower, admission)) {
+    if (const auto overdrawn = queue.fresh.Overdrawn(QueuedOf(admission, tenant, now))) {
       ++lower.requests;
       lower.tokens += TokensOf(requests_.at(*overdrawn).admission);
     }
   }
-  if (!FitsIntoQueue(lower, admission)) {
+  if (!FitsIntoQueue(queue, lower, admission)) {
     return FailRequest{id,
                        OverloadedFor(id, wait,
-                                     absl::StrCat("The queue is full: ", queued_.requests, " requests of at most ",
-                                                  options_.queue_requests_max, " wait, with ", queued_.tokens,
+                                     absl::StrCat("The queue is full: ", queue.queued.requests, " requests of at most ",
+                                                  options_.queue_requests_max, " wait, with ", queue.queued.tokens,
                                                   " tokens of at most ", options_.queue_tokens_max, ".")),
                        Rejection::kQueueFull};
   }
@@ -71,9 +70,9 @@ std::optional<FailRequest> Dispatcher::QueueRefusal(const Admission& admission, 
 }
 
 // True when the request finds room in the queue once those in `without` have left it.
-bool Dispatcher::FitsIntoQueue(Queued without, const Admission& admission) const {
-  return queued_.requests - without.requests < options_.queue_requests_max &&
-         queued_.tokens - without.tokens + TokensOf(admission) <= options_.queue_tokens_max;
+bool Dispatcher::FitsIntoQueue(const ModelQueue& queue, Queued without, const Admission& admission) const {
+  return queue.queued.requests - without.requests < options_.queue_requests_max &&
+         queue.queued.tokens - without.tokens + TokensOf(admission) <= options_.queue_tokens_max;
 }
 
 void Dispatcher::MakeRoom(const Admission& admission, TenantId tenant, absl::Duration now, Actions& actions) {
@@ -82,14 +81,14 @@ void Dispatcher::MakeRoom(const Admission& admission, TenantId tenant, absl::Dur
     const absl::Duration wait = EstimatedWait(request.admission, request.tenant);
     FailNow(id, OverloadedFor(id, wait, std::move(message)), Rejection::kShed, now, actions);
   };
+  ModelQueue& queue = QueueOf(*placement_.FindModel(admission.model));
   for (size_t c = kPriorities - 1; c > static_cast<size_t>(admission.priority); --c) {
-    while (!by_age_[c].empty() && !FitsIntoQueue({}, admission)) {
-      shed(by_age_[c].rbegin()->second, "The queue is full of requests of higher priority.");
+    while (!queue.by_age[c].empty() && !FitsIntoQueue(queue, {}, admission)) {
+      shed(queue.by_age[c].rbegin()->second, "The queue is full of requests of higher priority.");
     }
   }
-  if (FitsIntoQueue({}, admission)) return;
-  const auto overdrawn =
-      QueueOf(*placement_.FindModel(admission.model)).fresh.Overdrawn(QueuedOf(admission, tenant, now));
+  if (FitsIntoQueue(queue, {}, admission)) return;
+  const auto overdrawn = queue.fresh.Overdrawn(QueuedOf(admission, tenant, now));
   if (overdrawn) shed(*overdrawn, "The queue is full, and this tenant has most in it for its weight.");
 }
 
@@ -157,8 +156,8 @@ void Dispatcher::Enqueue(const Admission& admission, TenantId tenant, absl::Dura
   const auto c = static_cast<size_t>(admission.priority);
   const uint64_t tokens = TokensOf(admission);
   queue.fresh.Push(QueuedOf(admission, tenant, now));
-  by_age_[c].emplace(request.order, admission.id);
-  for (Queued* queued : {&queued_, &queued_by_class_[c]}) {
+  queue.by_age[c].emplace(request.order, admission.id);
+  for (Queued* queued : {&queued_, &queue.queued, &queue.by_class[c]}) {
     ++queued->requests;
     queued->tokens += tokens;
   }
@@ -175,8 +174,8 @@ void Dispatcher::LeaveQueue(Request& request, bool served) {
   } else {
     queue.fresh.Remove(admission.id);
   }
-  CHECK(by_age_[c].erase({request.order, admission.id}) == 1);
-  for (Queued* queued : {&queued_, &queued_by_class_[c]}) {
+  CHECK(queue.by_age[c].erase({request.order, admission.id}) == 1);
+  for (Queued* queued : {&queued_, &queue.queued, &queue.by_class[c]}) {
     --queued->requests;
     queued->tokens -= TokensOf(admission);
   }

@@ -7,6 +7,7 @@ void Dispatcher::CheckInvariants() const {
   placement_.CheckInvariants();
   CHECK(dirty_.empty());
   Queued queued;
+  std::vector<Queued> by_model(queues_.size());
   std::map<GroupId, uint64_t> positions;
   std::map<GroupId, uint32_t> suspects;
   uint64_t waiting = 0, running = 0;
@@ -36,12 +37,19 @@ void Dispatcher::CheckInvariants() const {
     reserved.input += request.reserved.input;
     reserved.output += request.reserved.output;
     if (request.started) continue;
-    ++queued.requests;
-    queued.tokens += request.admission.positions() * request.admission.choices;
+    for (Queued* each : {&queued, &by_model[request.model->number]}) {
+      ++each->requests;
+      each->tokens += request.admission.positions() * request.admission.choices;
+    }
   }
   CHECK(running == sequences_.size());
   CHECK(queued.requests == queued_.requests && queued.tokens == queued_.tokens);
-  CHECK(queued.requests <= options_.queue_requests_max);
+  for (size_t i = 0; i < queues_.size(); ++i) {
+    const Queued& each = queues_[i].queued;
+    CHECK(each.requests == by_model[i].requests && each.tokens == by_model[i].tokens);
+    CHECK(each.requests == queues_[i].fresh.size() && each.requests <= options_.queue_requests_max);
+    CHECK(each.tokens <= options_.queue_tokens_max);
+  }
   for (const auto& [id, group] : placement_.groups()) {
     CHECK(group.positions == positions[id] && group.suspects == suspects[id]);
   }

@@ -18,9 +18,9 @@ void Dispatcher::Settle(absl::Duration now, Actions& actions) {
     GroupModel& model = placement_.model(dirty_[i]);
     QueueOf(model).dirty = false;
     Place(model, now, actions);
+    CHECK(QueueOf(model).queued.requests <= options_.queue_requests_max);
   }
   dirty_.clear();
-  CHECK(queued_.requests <= options_.queue_requests_max);
 }
 
 void Dispatcher::Place(GroupModel& model, absl::Duration now, Actions& actions) {

@@ -329,5 +329,26 @@ TEST(DispatcherOverloadTest, PlacesOnTrippedGroupsDoNotOpenAFullQueue) {
   dispatcher.CheckInvariants();
 }
 
+TEST(DispatcherOverloadTest, AFloodOfOneModelNeitherClosesNorShedsTheQueueOfAnother) {
+  Dispatcher dispatcher({.queue_requests_max = 2});
+  Join(dispatcher, kA, 1);
+  GroupFacts facts = Facts(1);
+  facts.model = "n";
+  dispatcher.OnGroupJoined(kB, facts, kStart);
+  Beat(dispatcher, kB);
+  const auto submit = [&](uint64_t id, const std::string& model, Priority priority) {
+    Admission admission = AskAs(RequestId{id}, priority);
+    admission.model = model;
+    return dispatcher.Submit(admission, kStart);
+  };
+  for (uint64_t id = 1; id <= 3; ++id) submit(id, "m", kDefault);
+  EXPECT_THAT(Codes(submit(4, "m", kDefault)), ElementsAre("server_is_overloaded"));
+  EXPECT_THAT(Placed(submit(11, "n", kBatch)), SizeIs(1));
+  EXPECT_THAT(submit(12, "n", kBatch), IsEmpty());
+  EXPECT_THAT(Failed(submit(5, "m", kInteractive)), ElementsAre(kThird)) << "not the batch request of the other model";
+  EXPECT_EQ(dispatcher.waiting(), 3u);
+  dispatcher.CheckInvariants();
+}
+
 }  // namespace
 }  // namespace quicksilver
