@@ -1,5 +1,7 @@
 #include "worker/engine/fair_shares.h"
 
+#include <string>
+
 #include "gtest/gtest.h"
 
 namespace quicksilver {
@@ -61,6 +63,30 @@ TEST(FairSharesTest, TenantsThatAreGoneAndOweNothingAreForgotten) {
   for (int i = 0; i < 100; ++i) shares.Leave(shares.Join(std::to_string(i)));
   EXPECT_LE(shares.shares_max(), 2);
   EXPECT_EQ(shares.tenants(), 0);
+}
+
+// One waits and is never served, so nobody's debt ends.
+TEST(FairSharesTest, OfManyThatAreGoneThoseWithTheMostRowsAreRemembered) {
+  FairShares shares, same;
+  for (FairShares* const each : {&shares, &same}) {
+    const int32_t starved = each->Join("starved");
+    const auto come_and_go = [&](const std::string& tenant, int32_t rows) {
+      const int32_t share = each->Join(tenant);
+      each->Charge(share, rows);
+      each->Miss(starved);
+      each->Settle();
+      each->Leave(share);
+    };
+    come_and_go("greedy", 5000);
+    for (int i = 0; i < 3000; ++i) come_and_go(std::to_string(i), 10 + i % 7);
+  }
+  EXPECT_EQ(shares.shares_max(), FairShares::kGoneMax + 2) << "those, the one that waits, and one that comes";
+  EXPECT_EQ(shares.lead(shares.Join("greedy")), 5000u);
+  for (int i = 0; i < 3000; ++i) {
+    const int32_t share = shares.Join(std::to_string(i));
+    ASSERT_EQ(same.Join(std::to_string(i)), share) << "equal calls";
+    ASSERT_TRUE(shares.lead(share) == 0 || shares.lead(share) == 16) << i << ": " << shares.lead(share);
+  }
 }
 
 }  // namespace

@@ -236,6 +236,32 @@ TEST(SchedulerTest, TenantsGetEqualRowsHoweverManySequencesTheyHave) {
   for (const int of_tenant : forwards) EXPECT_NEAR(of_tenant, (forwards[0] + forwards[1] + forwards[2]) / 3, 60);
 }
 
+// A batch tenant that gets nothing gives newcomers of a better class no claim to what the others of that class had.
+TEST(SchedulerTest, AStarvedClassLeavesTheSharesOfABetterOneAlone) {
+  for (const int starved : {0, 4}) {
+    SchedulerStory story({.sequences_max = 40, .step_rows_max = 8 * kBlock, .pages = 8000, .page_size = 8});
+    const auto step = [&] {
+      const std::vector<PlannedSegment> plan = story.Plan();
+      Finish(story.scheduler, plan);
+      story.now += absl::Milliseconds(10);
+      return Ids(plan);
+    };
+    for (int i = 0; i < 16; ++i) story.Add(BlockCausal(0, 1000), {.priority = 0, .tenant = "a"});
+    for (int i = 0; i < starved; ++i) story.Add(BlockCausal(0, 1000), {.priority = 2, .tenant = "z"});
+    for (int i = 0; i < 500; ++i) step();
+    const uint64_t first = story.last_id + 1;
+    for (int i = 0; i < 16; ++i) story.Add(BlockCausal(0, 1000), {.priority = 0, .tenant = "c"});
+    int turns_of_a = 0, turns_of_c = 0;
+    for (int i = 0; i < 400; ++i) {
+      for (const uint64_t id : step()) ++(id >= first ? turns_of_c : turns_of_a);
+    }
+    EXPECT_NEAR(turns_of_a, turns_of_c, 400 / 10) << "beside " << starved << " that wait";
+    for (int i = 0; i < starved; ++i) {
+      EXPECT_EQ(story.scheduler.Find(17 + static_cast<uint64_t>(i))->sequence.forwards(), 0);
+    }
+  }
+}
+
 TEST(SchedulerTest, AFreePlaceGoesToTheTenantThatHadLess) {
   SchedulerStory story({.sequences_max = 2, .step_rows_max = 64, .pages = 100, .page_size = 8});
   for (int i = 0; i < 20; ++i) story.Add(BlockCausal(4, 8), {.tenant = "flood"});

@@ -22,6 +22,7 @@ int32_t FairShares::Join(const std::string& tenant) {
   Share& share = At(place->second);
   if (share.sequences++ == 0) {
     ++tenants_;
+    if (!inserted) --gone_;
     share.time = std::max(share.time, now_);
   }
   return place->second;
@@ -32,19 +33,32 @@ void FairShares::Leave(int32_t index) {
   CHECK(share.sequences > 0);
   if (--share.sequences > 0) return;
   share.missed = false;
+  if (++gone_ > kGoneMax) ForgetTheLeastGone();
   if (--tenants_ > 0) return;
   for (const Share& other : shares_) now_ = std::max(now_, other.time);
 }
 
+void FairShares::Forget(Share& share) {
+  by_tenant_.erase(share.tenant);
+  share = Share();
+  unused_.push_back(static_cast<int32_t>(&share - shares_.data()));
+  --gone_;
+}
+
 // Who leaves with more than the others have had, and comes back at once, has still had it.
 void FairShares::ForgetTheGone() {
-  for (size_t i = 0; i < shares_.size(); ++i) {
-    Share& share = shares_[i];
-    if (!share.known || share.sequences > 0 || share.time > now_) continue;
-    by_tenant_.erase(share.tenant);
-    share = Share();
-    unused_.push_back(static_cast<int32_t>(i));
+  for (Share& share : shares_) {
+    if (share.known && share.sequences == 0 && share.time <= now_) Forget(share);
   }
+}
+
+void FairShares::ForgetTheLeastGone() {
+  Share* least = nullptr;
+  for (Share& share : shares_) {
+    if (!share.known || share.sequences > 0) continue;
+    if (least == nullptr || share.time < least->time) least = &share;
+  }
+  Forget(*least);
 }
 
 // A step in which everybody got what he wanted is nobody's debt.

@@ -12,8 +12,14 @@ namespace quicksilver {
 /// How many rows each tenant was granted while others wanted some, as virtual time (start-time fair queueing with equal
 /// weights): who has the least goes first. One that wants less than its share gathers no claim, and one that comes
 /// later starts level with the others. Pure and deterministic.
+///
+/// Only for tenants that compete: one that must wait for all others, whatever it had, would hold the virtual time back,
+/// and whoever comes would have a claim to all that was ever granted.
 class FairShares {
  public:
+  /// So many that left with more than the others had are remembered, those that had most.
+  static constexpr int32_t kGoneMax = 256;
+
   /// One more sequence of `tenant`. The returned share stays the tenant's as long as it has sequences.
   int32_t Join(const std::string& tenant);
   /// One sequence less.
@@ -44,12 +50,15 @@ class FairShares {
 
   Share& At(int32_t share) { return shares_[static_cast<size_t>(share)]; }
   const Share& At(int32_t share) const { return shares_[static_cast<size_t>(share)]; }
+  void Forget(Share& share);
   void ForgetTheGone();
+  void ForgetTheLeastGone();
 
   std::vector<Share> shares_;
   std::vector<int32_t> unused_;
   absl::flat_hash_map<std::string, int32_t> by_tenant_;  // Also those that left with more than the others had.
   int32_t tenants_ = 0;
+  int32_t gone_ = 0;  // Known ones without sequences.
   uint64_t now_ = 0;  // Where one begins that has no past. No tenant's time is less.
 };
 

@@ -67,7 +67,7 @@ void Scheduler::Add(uint64_t id, Sequence sequence, SchedulingTerms terms, absl:
   record.progress_micros = now_micros_;
   record.deadline_micros = absl::ToInt64Microseconds(terms.deadline);
   record.priority = terms.priority;
-  record.share = shares_.Join(terms.tenant);
+  record.share = SharesOf(record).Join(terms.tenant);
   record.live = std::make_unique<Live>(Live{.running = {id, std::move(sequence)}, .cache_salt = terms.cache_salt});
   records_.push_back(std::move(record));
 }
@@ -88,7 +88,7 @@ bool Scheduler::Remove(uint64_t id, bool sound) {
     --counts_.preempted;
   }
   if (favoured_ == id) favoured_ = 0;
-  shares_.Leave(record->share);
+  SharesOf(*record).Leave(record->share);
   records_.erase(records_.begin() + (record - records_.data()));
   return true;
 }
@@ -237,18 +237,21 @@ void Scheduler::Order() {
     key.high = HighKey(OrderLevel(record), deadline / 1000);
     key.low |= record.live->running.last_step << kIndexBits;
   }
-  if (shares_.tenants() > 1) OrderByShares();
+  const auto shared = [](const FairShares& shares) { return shares.tenants() > 1; };
+  if (std::any_of(shares_.begin(), shares_.end(), shared)) OrderByShares();
 }
 
 // Each sequence goes where its tenant will be when those of the tenant that go before it had their rows.
 void Scheduler::OrderByShares() {
   std::sort(order_.begin(), order_.end());
-  leads_.assign(static_cast<size_t>(shares_.shares_max()), 0);
+  for (size_t i = 0; i < shares_.size(); ++i) {
+    leads_[i].assign(static_cast<size_t>(shares_[i].shares_max()), 0);
+  }
   for (size_t i = 0; i < order_.size(); ++i) {
     OrderKey& key = order_[i];
     const Record& record = RecordOf(key);
-    uint64_t& ahead = leads_[static_cast<size_t>(record.share)];
-    key.high = HighKey(OrderLevel(record), shares_.lead(record.share) + ahead);
+    uint64_t& ahead = leads_[static_cast<size_t>(record.priority)][static_cast<size_t>(record.share)];
+    key.high = HighKey(OrderLevel(record), SharesOf(record).lead(record.share) + ahead);
     key.low = i << kIndexBits | (key.low & kIndexMask);
     ahead += static_cast<uint64_t>(std::min(record.demand.whole, limits_.step_rows_max / kPrefillShare));
   }
@@ -347,12 +350,13 @@ void Scheduler::BuildPlan() {
 }
 
 void Scheduler::SettleShares() {
-  if (shares_.tenants() < 2) return;
   for (const Record& record : records_) {
-    shares_.Charge(record.share, record.demand.granted);
-    if (!record.runs || record.demand.granted < record.demand.whole) shares_.Miss(record.share);
+    FairShares& shares = SharesOf(record);
+    if (shares.tenants() < 2) continue;
+    shares.Charge(record.share, record.demand.granted);
+    if (!record.runs || record.demand.granted < record.demand.whole) shares.Miss(record.share);
   }
-  shares_.Settle();
+  for (FairShares& shares : shares_) shares.Settle();
 }
 
 }  // namespace quicksilver

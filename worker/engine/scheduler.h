@@ -76,10 +76,10 @@ struct SchedulerStatistics {
 /// pages, and none loses them to one that is less urgent or younger.
 ///
 /// Who goes first where places, rows or pages are short: the better class; in a class the tenant with the fewest rows
-/// so far (FairShares); of a tenant the earliest deadline, then who was served least recently, then the older one. Who
-/// has not denoised for some time counts as one class better for each kAgeing, so everybody's turn comes; who waited
-/// beyond the best class, one at a time, keeps its pages until it has finished a block, which no preemption takes away
-/// again.
+/// of that class so far (FairShares); of a tenant the earliest deadline, then who was served least recently, then the
+/// older one. Who has not denoised for some time counts as one class better for each kAgeing, so everybody's turn
+/// comes; who waited beyond the best class, one at a time, keeps its pages until it has finished a block, which no
+/// preemption takes away again.
 ///
 /// Prefixes are shared page by page, once they are computed: who needs one that another is computing waits for it, for
 /// a time.
@@ -143,7 +143,7 @@ class Scheduler {
     int64_t deadline_micros = 0;
     int32_t priority = 0;
     int32_t level = 0;  // Its class in this step, ageing considered.
-    int32_t share = 0;  // Of shares_.
+    int32_t share = 0;  // Of its class's shares.
     bool runs = false;
     uint64_t tried_step = 0;  // When it was last about to start.
     uint64_t awaited = 0;     // Who computes pages that it can share; 0: nobody.
@@ -157,6 +157,7 @@ class Scheduler {
   };
 
   Record* FindRecord(uint64_t id);
+  FairShares& SharesOf(const Record& record) { return shares_[static_cast<size_t>(record.priority)]; }
   void Age();
   void Favour(Record& record);
   void CollectDemands();
@@ -201,8 +202,8 @@ class Scheduler {
   const SchedulerLimits limits_;
   PagePool pool_;
   PrefixCache cache_;
-  FairShares shares_;
-  std::vector<Record> records_;  // Ascending ids.
+  std::array<FairShares, 3> shares_;  // By class: a starved class holds no other back.
+  std::vector<Record> records_;       // Ascending ids.
   int32_t running_ = 0;
   uint64_t step_ = 0;
   int64_t now_micros_ = 0;
@@ -212,13 +213,13 @@ class Scheduler {
   SchedulerStatistics counts_;
 
   // The step that is planned.
-  std::array<int32_t, 3> promised_ = {};  // By class: pages that its running equals and betters will want soon.
-  uint64_t promised_step_ = 0;            // When that was counted.
+  std::array<int32_t, 3> promised_ = {};        // By class: pages that its running equals and betters will want soon.
+  uint64_t promised_step_ = 0;                  // When that was counted.
+  std::array<std::vector<uint64_t>, 3> leads_;  // By class and share.
   std::vector<OrderKey> order_;
-  size_t ordered_ = 0;           // Leading ones that are in order.
-  std::vector<uint64_t> leads_;  // By share.
-  bool short_of_rows_ = false;   // Blocks that are ready to be denoised do not fit, or just so.
-  int32_t fewest_rows_ = 0;      // That anybody can do something with.
+  size_t ordered_ = 0;          // Leading ones that are in order.
+  bool short_of_rows_ = false;  // Blocks that are ready to be denoised do not fit, or just so.
+  int32_t fewest_rows_ = 0;     // That anybody can do something with.
   int32_t rows_left_ = 0;
   int32_t prefill_left_ = 0;
   int32_t prefill_share_left_ = 0;  // Of prefill that is not more urgent than every block that is ready.

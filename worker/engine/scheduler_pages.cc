@@ -51,7 +51,7 @@ Scheduler::Record* Scheduler::NextToStart() {
   }
   Record* next = nullptr;
   const auto rank = [this](const Record& record) {
-    return std::make_tuple(record.level, shares_.lead(record.share), record.deadline_micros);
+    return std::make_tuple(record.level, SharesOf(record).lead(record.share), record.deadline_micros);
   };
   for (Record& record : records_) {
     if (record.runs || record.tried_step == step_ || record.priority >= priorities) continue;
