@@ -40,7 +40,7 @@ class Clocks(unittest.TestCase):
         jump, environment = self.clock()
         theirs, other = self.clock()  # The second group lives ten minutes ahead of everybody.
         theirs(600)
-        with Fleet(groups=[{"environment": environment}, {"environment": other}], coordinators=[{"environment": environment}]) as fleet:
+        with Fleet(groups=[{"environment": environment, "ranks": 2}, {"environment": other}], coordinators=[{"environment": environment}]) as fleet:
             bodies = fleet.named(mixed_bodies(16))
             fleet.reference(bodies)
             before = fleet.readings()

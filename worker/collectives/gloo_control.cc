@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/status_macros.h"
 #include "worker/collectives/gloo_mesh.h"
 
@@ -44,19 +44,19 @@ class GlooControlChannel final : public ControlChannel {
  private:
   struct Unanswered {
     uint64_t count = 0;
-    absl::Time since;  // When the last answer came, or the first unanswered message went.
+    absl::Duration since;  // When the last answer came, or the first unanswered message went.
   };
 
   absl::Status SendToFollowers(const std::string& message, absl::Duration timeout) {
     if (message.size() > kControlMessageBytesMax) {
-      return absl::InternalError(absl::StrCat("control channel: a message of ", message.size(),
-                                                     " bytes, at most ", kControlMessageBytesMax, " are allowed"));
+      return absl::InternalError(absl::StrCat("control channel: a message of ", message.size(), " bytes, at most ",
+                                              kControlMessageBytesMax, " are allowed"));
     }
     for (int peer = 1; peer < mesh_->size(); ++peer) {
       RETURN_IF_ERROR(TakeAnswers(peer, timeout));
       RETURN_IF_ERROR(SendMessage(peer, message));
       Unanswered& unanswered = unanswered_[peer];
-      if (unanswered.count++ == 0) unanswered.since = absl::Now();
+      if (unanswered.count++ == 0) unanswered.since = MonotonicNow();
     }
     return absl::OkStatus();
   }
@@ -67,13 +67,13 @@ class GlooControlChannel final : public ControlChannel {
       RETURN_IF_ERROR(mesh_->Receive(peer, 0, timeout).status());
       CHECK(unanswered.count > 0);
       --unanswered.count;
-      unanswered.since = absl::Now();
+      unanswered.since = MonotonicNow();
     }
     const absl::Duration bound = std::max(timeout - kBeat, timeout / 2);
-    if (unanswered.count > 0 && absl::Now() - unanswered.since >= bound) {
+    if (unanswered.count > 0 && MonotonicNow() - unanswered.since >= bound) {
       mesh_->Abort();
       return absl::UnavailableError(absl::StrCat("control channel: rank ", peer, " has not answered for ",
-                                                 absl::FormatDuration(absl::Now() - unanswered.since)));
+                                                 absl::FormatDuration(MonotonicNow() - unanswered.since)));
     }
     return absl::OkStatus();
   }

@@ -19,8 +19,8 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/status_macros.h"
 
 namespace quicksilver {
@@ -224,15 +224,15 @@ bool GlooMesh::Readable(int peer) const {
 
 absl::Status GlooMesh::WaitReadable(int peer, absl::Duration timeout) {
   if (Readable(peer)) return absl::OkStatus();
-  const absl::Time start = absl::Now();
+  const absl::Duration start = MonotonicNow();
   if (spin_) {
-    while (absl::Now() - start < kSpinTime) {
+    while (MonotonicNow() - start < kSpinTime) {
       if (Readable(peer)) return absl::OkStatus();
       sched_yield();  // The scheduler may have put the peer on this very core.
     }
   }
   while (true) {
-    const absl::Duration left = timeout - (absl::Now() - start);
+    const absl::Duration left = timeout - (MonotonicNow() - start);
     if (left <= absl::ZeroDuration()) return Fail(peer, absl::StrCat("silent for ", absl::FormatDuration(timeout)));
     pollfd descriptor = {peers_[peer]->socket, POLLIN, 0};
     const int ready = poll(&descriptor, 1, static_cast<int>(absl::ToInt64Milliseconds(left)) + 1);

@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "common/clock.h"
 
 namespace quicksilver {
 
@@ -24,7 +24,7 @@ absl::Status MemoryRendezvous::Put(const std::string& key, const std::string& va
 
 absl::StatusOr<std::vector<std::string>> MemoryRendezvous::Get(const std::vector<std::string>& keys,
                                                                absl::Duration timeout) {
-  const absl::Time deadline = absl::Now() + timeout;
+  const absl::Duration deadline = MonotonicNow() + timeout;
   std::vector<std::string> values;
   MutexLock lock(mutex_);
   while (values.size() < keys.size()) {
@@ -33,7 +33,7 @@ absl::StatusOr<std::vector<std::string>> MemoryRendezvous::Get(const std::vector
       values.push_back(found->second);
       continue;
     }
-    const absl::Duration left = deadline - absl::Now();
+    const absl::Duration left = deadline - MonotonicNow();
     if (left <= absl::ZeroDuration()) {
       return absl::DeadlineExceededError(absl::StrCat("rendezvous: '", keys[values.size()], "' is missing"));
     }
