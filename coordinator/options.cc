@@ -52,7 +52,8 @@ void AddListeners(CLI::App& app, CoordinatorOptions& o) {
 
 void AddLimits(CLI::App& app, CoordinatorOptions& o) {
   const char* group = "Limits";
-  app.add_option("--queue-requests-max", o.queue_requests_max, "Requests of a model that wait for a group; more are 503")
+  app.add_option("--queue-requests-max", o.queue_requests_max,
+                 "Requests of a model that wait for a group; more are 503")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000000))
       ->group(group);

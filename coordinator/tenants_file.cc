@@ -14,6 +14,8 @@ namespace quicksilver {
 namespace {
 
 constexpr size_t kTenantsMax = 100000;
+// Where tenants are told apart, going before the others is for those to whom it is granted.
+constexpr Priority kPriorityMax = Priority::kDefault;
 
 class Reader {
  public:
@@ -21,6 +23,7 @@ class Reader {
 
   absl::StatusOr<TenantsOptions> Read(const YAML::Node& root) const {
     TenantsOptions options;
+    options.unknown.priority_max = kPriorityMax;
     if (root.IsNull()) return options;
     if (!root.IsMap()) return Wrong(root, "expected a map with `tenants` and `unknown`");
     for (const auto& entry : root) {
@@ -56,7 +59,9 @@ class Reader {
       if (options.tenants.size() >= kTenantsMax) {
         return Wrong(entry.first, absl::StrCat("tenants: more than ", kTenantsMax));
       }
-      RETURN_IF_ERROR(ReadLimits("tenants." + name, entry.second, options.tenants[name]));
+      TenantLimits& limits = options.tenants[name];
+      limits.priority_max = kPriorityMax;
+      RETURN_IF_ERROR(ReadLimits("tenants." + name, entry.second, limits));
     }
     return absl::OkStatus();
   }
@@ -82,12 +87,29 @@ class Reader {
         RETURN_IF_ERROR(ReadCount(field, value, limits.output_tokens_per_minute));
       } else if (key == "tokens_per_day") {
         RETURN_IF_ERROR(ReadCount(field, value, limits.tokens_per_day));
+      } else if (key == "priority_max") {
+        RETURN_IF_ERROR(ReadPriority(field, value, limits.priority_max));
       } else {
-        return Wrong(entry.first,
-                     absl::StrCat(where, ": unknown limit '", key,
-                                  "'; there are weight, concurrent_requests_max, queue_share_max, requests_per_minute, "
-                                  "input_tokens_per_minute, output_tokens_per_minute and tokens_per_day"));
+        return Wrong(
+            entry.first,
+            absl::StrCat(where, ": unknown limit '", key,
+                         "'; there are weight, concurrent_requests_max, queue_share_max, requests_per_minute, "
+                         "input_tokens_per_minute, output_tokens_per_minute, tokens_per_day and priority_max"));
       }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadPriority(const std::string& field, const YAML::Node& node, Priority& out) const {
+    const std::string text = Text(node);
+    if (text == "interactive") {
+      out = Priority::kInteractive;
+    } else if (text == "default") {
+      out = Priority::kDefault;
+    } else if (text == "batch") {
+      out = Priority::kBatch;
+    } else {
+      return Wrong(node, absl::StrCat(field, ": '", text, "' is none of interactive, default and batch"));
     }
     return absl::OkStatus();
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -10,6 +11,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/time/time.h"
 #include "coordinator/core/api_error.h"
+#include "coordinator/core/generate.h"
 #include "coordinator/core/rates.h"
 
 namespace quicksilver {
@@ -22,7 +24,8 @@ struct TenantLimits {
   std::optional<uint64_t> requests_per_minute;
   std::optional<uint64_t> input_tokens_per_minute;
   std::optional<uint64_t> output_tokens_per_minute;
-  std::optional<uint64_t> tokens_per_day;  ///< Input and output.
+  std::optional<uint64_t> tokens_per_day;          ///< Input and output.
+  Priority priority_max = Priority::kInteractive;  ///< The highest class it may use; it gets that for a higher one.
 };
 
 struct TenantsOptions {
@@ -30,6 +33,12 @@ struct TenantsOptions {
   TenantLimits unknown;        ///< Of each tenant that is not configured.
   size_t unknown_max = 10000;  ///< Of those, followed one by one; further ones share one tenant.
   absl::Duration midnight;     ///< When some day began, on the clock of `now`: daily quotas begin anew then.
+
+  /// The class in which such a request is served.
+  Priority PriorityOf(const std::string& tenant, Priority asked) const {
+    const auto it = tenants.find(tenant);
+    return std::max(asked, (it == tenants.end() ? unknown : it->second).priority_max);  // Lower classes are greater.
+  }
 };
 
 /// A rate of `per_minute` with a burst of one minute's worth, by the generic cell rate algorithm: all of its state is

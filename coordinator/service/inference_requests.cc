@@ -43,6 +43,7 @@ class CallHandle : public Call {
 }  // namespace
 
 std::unique_ptr<Call> InferenceServiceImpl::Start(GenerateRequest request, std::shared_ptr<ResponseSink> sink) {
+  request.priority = options_.dispatcher.tenants.PriorityOf(request.tenant, request.priority);
   const size_t bytes = BytesOf(request);
   LivePtr live;
   {

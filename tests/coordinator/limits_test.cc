@@ -86,5 +86,19 @@ TEST_F(LimitsTest, ATenantOverItsLimitIsToldSoAndOthersAreServed) {
   EXPECT_FALSE(other->started_[0].rates.requests.has_value());
 }
 
+TEST_F(LimitsTest, TheWorkerHearsTheClassThatTheTenantMayUse) {
+  options_.dispatcher.tenants.tenants["acme"].priority_max = Priority::kDefault;
+  StartBoth();
+  for (const auto& [tenant, served] : {std::pair{"acme", v1::PRIORITY_DEFAULT}, {"other", v1::PRIORITY_INTERACTIVE}}) {
+    GenerateRequest request = Ask();
+    request.tenant = tenant;
+    request.priority = Priority::kInteractive;
+    const std::unique_ptr<Call> call = service_->Start(std::move(request), std::make_shared<RecordingSink>());
+    const std::optional<v1::Submit> submit = group_->NextSubmit();
+    ASSERT_TRUE(submit.has_value());
+    EXPECT_EQ(submit->priority(), served) << tenant;
+  }
+}
+
 }  // namespace
 }  // namespace quicksilver

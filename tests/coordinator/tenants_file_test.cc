@@ -37,6 +37,7 @@ tenants:
     input_tokens_per_minute: 100000
     output_tokens_per_minute: 50000
     tokens_per_day: 10000000
+    priority_max: interactive
   free:
 )");
   ASSERT_TRUE(options.ok()) << options.status();
@@ -55,6 +56,27 @@ tenants:
   EXPECT_TRUE(Read("").ok());
 }
 
+TEST_F(TenantsFileTest, WithAFileOnlyThoseToWhomItIsGrantedGoBeforeTheDefaultClass) {
+  const absl::StatusOr<TenantsOptions> options = Read(R"(
+tenants:
+  urgent:
+    priority_max: interactive
+  slow:
+    priority_max: batch
+  plain:
+    weight: 2
+)");
+  ASSERT_TRUE(options.ok()) << options.status();
+  const auto served = [&](const char* tenant) { return options->PriorityOf(tenant, Priority::kInteractive); };
+  EXPECT_EQ(served("urgent"), Priority::kInteractive);
+  EXPECT_EQ(served("slow"), Priority::kBatch);
+  EXPECT_EQ(served("plain"), Priority::kDefault);
+  EXPECT_EQ(served("nobody"), Priority::kDefault);
+  EXPECT_EQ(options->PriorityOf("urgent", Priority::kBatch), Priority::kBatch) << "nobody is raised";
+  EXPECT_EQ(Read("")->PriorityOf("nobody", Priority::kInteractive), Priority::kDefault);
+  EXPECT_EQ(TenantsOptions{}.PriorityOf("nobody", Priority::kInteractive), Priority::kInteractive);
+}
+
 TEST_F(TenantsFileTest, ErrorsNameFileLineFieldAndValue) {
   EXPECT_THAT(ErrorOf("tenants:\n  acme:\n    weight: heavy\n"),
               AllOf(HasSubstr(path_ + ":3:"), HasSubstr("tenants.acme.weight"), HasSubstr("'heavy'")));
@@ -65,6 +87,8 @@ TEST_F(TenantsFileTest, ErrorsNameFileLineFieldAndValue) {
   EXPECT_THAT(ErrorOf("unknown:\n  requests_per_minute: -1\n"), HasSubstr("'-1' is not a whole number from 1"));
   EXPECT_THAT(ErrorOf("unknown:\n  requests_per_minute: [1]\n"), HasSubstr("unknown.requests_per_minute"));
   EXPECT_THAT(ErrorOf("unknown:\n  requests_per_hour: 1\n"), HasSubstr("unknown limit 'requests_per_hour'"));
+  EXPECT_THAT(ErrorOf("unknown:\n  priority_max: first\n"),
+              AllOf(HasSubstr(":2:"), HasSubstr("unknown.priority_max"), HasSubstr("'first' is none of")));
   EXPECT_THAT(ErrorOf("tenant:\n  a: {}\n"), AllOf(HasSubstr(":1:"), HasSubstr("unknown field 'tenant'")));
   EXPECT_THAT(ErrorOf("tenants:\n  a: {}\n  a: {}\n"), AllOf(HasSubstr(":3:"), HasSubstr("given twice")));
   EXPECT_THAT(ErrorOf("tenants: 5\n"), HasSubstr("expected a map"));
