@@ -1,15 +1,21 @@
 #include "common/log.h"
 
+#include <fcntl.h>
 #include <poll.h>
-#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/sinks/base_sink.h>
 #include <spdlog/spdlog.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cerrno>
+#include <climits>
 #include <cmath>
 #include <cstdio>
 #include <memory>
-#include <utility>
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -19,21 +25,64 @@
 namespace quicksilver {
 namespace {
 
+// Where neither a flag of the write nor a descriptor of our own keeps it from waiting (a kernel before 6.4 and a pipe
+// that another user made): what is ready takes PIPE_BUF bytes, unless another process is quicker.
+ssize_t WriteIfReady(std::string_view text) {
+  pollfd descriptor = {STDERR_FILENO, POLLOUT, 0};
+  if (poll(&descriptor, 1, 0) != 1 || (descriptor.revents & POLLOUT) == 0) return -1;
+  return write(STDERR_FILENO, text.data(), std::min<size_t>(text.size(), PIPE_BUF));
+}
+
+// What stderr takes of `text` without waiting for whoever reads it; -1: nothing. Other processes write to the same
+// pipe, so that no look beforehand would do, and have the same file description, so that its flags are not ours to
+// change.
+ssize_t WriteNow(std::string_view text) {
+  struct stat status;
+  if (fstat(STDERR_FILENO, &status) != 0) return -1;
+  if (S_ISREG(status.st_mode)) return write(STDERR_FILENO, text.data(), text.size());
+  if (S_ISSOCK(status.st_mode)) return send(STDERR_FILENO, text.data(), text.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  const iovec piece = {const_cast<char*>(text.data()), text.size()};
+  const ssize_t written = pwritev2(STDERR_FILENO, &piece, 1, -1, RWF_NOWAIT);
+  if (written >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL)) return written;
+  const int own = open("/proc/self/fd/2", O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  if (own < 0) return WriteIfReady(text);
+  const ssize_t of_own = write(own, text.data(), text.size());
+  close(own);
+  return of_own;
+}
+
+class StderrSink : public spdlog::sinks::base_sink<spdlog::details::null_mutex> {
+ public:
+  uint64_t dropped() const { return dropped_; }
+
+ protected:
+  void sink_it_(const spdlog::details::log_msg& message) override {
+    std::string line = torn_ ? "\n" : "";
+    line.append(message.payload.data(), message.payload.size()).append("\n");
+    const ssize_t written = WriteNow(line);
+    if (written > 0) torn_ = line[static_cast<size_t>(written) - 1] != '\n';
+    if (written != static_cast<ssize_t>(line.size())) ++dropped_;
+  }
+  void flush_() override {}
+
+ private:
+  bool torn_ = false;  // Only a part of the last line was taken.
+  std::atomic<uint64_t> dropped_ = 0;
+};
+
 struct State {
+  std::shared_ptr<StderrSink> sink = std::make_shared<StderrSink>();
   std::shared_ptr<spdlog::logger> logger;
   std::string component = "quicksilver";
-  Mutex write_mutex;  // Held from the look at stderr to the end of the write.
+  Mutex write_mutex;
   uint64_t told GUARDED_BY(write_mutex) = 0;
-  std::atomic<uint64_t> dropped = 0;
 };
 
 State& GlobalState() {
   static State* const state = [] {
     auto* s = new State;  // Lives as long as the process: threads may log while statics are torn down.
-    s->logger = std::make_shared<spdlog::logger>("quicksilver", std::make_shared<spdlog::sinks::stderr_sink_st>());
-    s->logger->set_pattern("%v");
+    s->logger = std::make_shared<spdlog::logger>("quicksilver", s->sink);
     s->logger->set_level(spdlog::level::info);
-    s->logger->flush_on(spdlog::level::debug);
     return s;
   }();
   return *state;
@@ -65,12 +114,6 @@ const char* LevelName(LogLevel level) {
       return "error";
   }
   return "info";
-}
-
-// Whether a line can be written without waiting: a pipe takes PIPE_BUF bytes then, a file always does.
-bool StderrTakes() {
-  pollfd descriptor = {STDERR_FILENO, POLLOUT, 0};
-  return poll(&descriptor, 1, 0) == 1 && (descriptor.revents & POLLOUT) != 0;
 }
 
 }  // namespace
@@ -130,17 +173,12 @@ void Log(LogLevel level, std::string_view message, LogFields fields) {
                      ",\"msg\":" + JsonQuoted(message);
   for (const LogField& field : fields) line += "," + JsonQuoted(field.key) + ":" + field.value;
   MutexLock lock(state.write_mutex);
-  if (!StderrTakes()) {
-    ++state.dropped;
-    return;
-  }
-  const uint64_t dropped = state.dropped;
-  if (dropped != state.told)
-    line += ",\"lines_dropped\":" + std::to_string(dropped - std::exchange(state.told, dropped));
-  line += "}";
-  state.logger->log(ToSpdlog(level), "{}", line);
+  const uint64_t dropped = state.sink->dropped();
+  if (dropped != state.told) line += ",\"lines_dropped\":" + std::to_string(dropped - state.told);
+  state.logger->log(ToSpdlog(level), line + "}");
+  if (state.sink->dropped() == dropped) state.told = dropped;
 }
 
-uint64_t LogLinesDropped() { return GlobalState().dropped; }
+uint64_t LogLinesDropped() { return GlobalState().sink->dropped(); }
 
 }  // namespace quicksilver

@@ -32,7 +32,7 @@ enum class LogLevel { kDebug, kInfo, kWarning, kError };
 /// warning or error. Returns false for another word.
 bool InitLog(std::string_view component, std::string_view level);
 
-/// Thread-safe. Before InitLog everything from info up is written.
+/// Thread-safe. Before InitLog everything from info up is written. Waits for no reader of a pipe, socket or terminal.
 void Log(LogLevel level, std::string_view message, LogFields fields = {});
 
 inline void LogDebug(std::string_view message, LogFields fields = {}) { Log(LogLevel::kDebug, message, fields); }
@@ -40,8 +40,8 @@ inline void LogInfo(std::string_view message, LogFields fields = {}) { Log(LogLe
 inline void LogWarning(std::string_view message, LogFields fields = {}) { Log(LogLevel::kWarning, message, fields); }
 inline void LogError(std::string_view message, LogFields fields = {}) { Log(LogLevel::kError, message, fields); }
 
-/// Lines that were not written: nobody takes what is on stderr, which must not stop the service. The next line that is
-/// written says how many were lost before it.
+/// Lines that were not written, or not to their end: nobody takes what is on stderr, which must not stop the service.
+/// The next line that is written begins on a line of its own and says how many were lost before it.
 uint64_t LogLinesDropped();
 
 /// `text` as a JSON string, quotes included. Bytes that are not UTF-8 become U+FFFD.
