@@ -20,6 +20,7 @@ void FairQueue::Push(const QueuedRequest& request) {
   queue.by_order.emplace(order, request.id);
   Backlog& backlog = queue.tenants[request.tenant];
   if (backlog.requests.empty()) {
+    queue.finishes.erase({backlog.finish, request.tenant});
     backlog.start = std::max(queue.virtual_time, backlog.finish);
     queue.starts.emplace(backlog.start, request.tenant);
   }
@@ -63,9 +64,24 @@ void FairQueue::Take(RequestId id, bool served) {
   }
   if (!backlog.requests.empty()) {
     queue.starts.emplace(backlog.start, request.tenant);
-  } else if (backlog.finish <= queue.virtual_time) {
-    queue.tenants.erase(request.tenant);
+  } else {
+    queue.finishes.emplace(backlog.finish, request.tenant);
   }
+  ForgetSettled(queue);
+}
+
+// A tenant whose time has passed would begin as a new one does.
+void FairQueue::ForgetSettled(Class& queue) {
+  while (!queue.finishes.empty() && queue.finishes.begin()->first <= queue.virtual_time) {
+    queue.tenants.erase(queue.finishes.begin()->second);
+    queue.finishes.erase(queue.finishes.begin());
+  }
+}
+
+size_t FairQueue::tenants() const {
+  size_t tenants = 0;
+  for (const Class& queue : classes_) tenants += queue.tenants.size();
+  return tenants;
 }
 
 double FairQueue::Ahead(const QueuedRequest& request) const {

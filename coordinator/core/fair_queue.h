@@ -56,6 +56,7 @@ class FairQueue {
 
   bool empty() const { return requests_.empty(); }
   size_t size() const { return requests_.size(); }
+  size_t tenants() const;  ///< That wait or were given more than their share until now, counted in each class.
   /// In order of arrival within their classes, the highest class first.
   std::vector<RequestId> Requests() const;
 
@@ -70,7 +71,8 @@ class FairQueue {
   struct Class {
     double virtual_time = 0;  // The start of the last one served.
     absl::flat_hash_map<TenantId, Backlog> tenants;
-    std::set<std::pair<double, TenantId>> starts;  // Of the tenants with a backlog.
+    std::set<std::pair<double, TenantId>> starts;    // Of the tenants with a backlog.
+    std::set<std::pair<double, TenantId>> finishes;  // Of those without one, while it matters.
     std::map<uint64_t, RequestId> by_order;
     std::set<std::pair<double, TenantId>> by_backlog;  // By sequences for each weight; those with a backlog.
     uint64_t sequences = 0;
@@ -83,6 +85,7 @@ class FairQueue {
 
   absl::Duration Age(size_t priority) const;  // When its oldest request would have come, were it of the highest class.
   void Take(RequestId id, bool served);
+  static void ForgetSettled(Class& queue);
   static void Resize(Class& queue, TenantId tenant, Backlog& backlog, int64_t sequences);
   static double Share(const Backlog& backlog) { return static_cast<double>(backlog.sequences) / backlog.weight; }
 

@@ -84,6 +84,18 @@ TEST_F(FairQueueTest, ATenantWithOneRequestAtATimeGetsItsTurnAndNotMore) {
   EXPECT_EQ(b, 5);
 }
 
+TEST_F(FairQueueTest, ForgetsATenantOnceTheOthersHaveCaughtUp) {
+  for (uint64_t id = 1; id <= 20; ++id) Push(id, kA);
+  for (uint64_t i = 0; i < 5; ++i) {
+    Push(100 + i, TenantId{10 + i}, /*cost=*/3);
+    while (Serve() < 100) {
+    }
+    EXPECT_EQ(queue_.tenants(), 2u) << "it still owes";
+    for (int k = 0; k < 3; ++k) Serve();
+    EXPECT_EQ(queue_.tenants(), 1u) << "no more";
+  }
+}
+
 TEST_F(FairQueueTest, HigherClassesGoFirst) {
   Push(1, kA, 1, 1, Priority::kBatch);
   Push(2, kA, 1, 1, Priority::kDefault);
