@@ -50,21 +50,31 @@ Tenants::Tenants(const TenantsOptions& options, uint32_t queue_requests_max)
     : options_(options), queue_requests_max_(queue_requests_max) {
   for (const auto& [name, limits] : options_.tenants) {
     CHECK(limits.weight > 0);
-    names_[name] = TenantId{static_cast<uint32_t>(tenants_.size())};
-    tenants_.push_back(Make(name, limits));
+    names_[name] = Append(name, limits);
   }
   CHECK(options_.unknown.weight > 0);
-  shared_ = TenantId{static_cast<uint32_t>(tenants_.size())};
-  tenants_.push_back(Make("", options_.unknown));
+  shared_ = Append("", options_.unknown);
   next_recycled_ = tenants_.size();
 }
 
-Tenants::Tenant Tenants::Make(std::string name, const TenantLimits& limits) {
+const Tenants::Tenant& Tenants::Get(TenantId id) const {
+  const Tenant& tenant = tenants_[PlaceOf(id)];
+  CHECK(tenant.id == id);
+  return tenant;
+}
+
+TenantId Tenants::Append(const std::string& name, const TenantLimits& limits) {
+  tenants_.push_back(Make(TenantId{tenants_.size()}, name, limits));
+  return tenants_.back().id;
+}
+
+Tenants::Tenant Tenants::Make(TenantId id, std::string name, const TenantLimits& limits) {
   const auto rate = [](const std::optional<uint64_t>& limit) -> std::optional<RateLimit> {
     if (!limit) return std::nullopt;
     return RateLimit(*limit);
   };
-  return {.name = std::move(name),
+  return {.id = id,
+          .name = std::move(name),
           .limits = limits,
           .requests = rate(limits.requests_per_minute),
           .input = rate(limits.input_tokens_per_minute),
@@ -74,34 +84,33 @@ Tenants::Tenant Tenants::Make(std::string name, const TenantLimits& limits) {
           .used_today = 0};
 }
 
-TenantId Tenants::Find(const std::string& name) {
+TenantId Tenants::Find(const std::string& name, absl::Duration now) {
   if (const auto it = names_.find(name); it != names_.end()) return it->second;
   const size_t unknown_from = options_.tenants.size() + 1;
-  TenantId id{static_cast<uint32_t>(tenants_.size())};
   if (tenants_.size() < unknown_from + options_.unknown_max) {
-    tenants_.push_back(Make(name, options_.unknown));
-  } else if (const std::optional<TenantId> free = Recycle()) {
-    id = *free;
-    names_.erase(tenants_[static_cast<size_t>(id)].name);
-    tenants_[static_cast<size_t>(id)] = Make(name, options_.unknown);
-  } else {
-    return shared_;
+    return names_[name] = Append(name, options_.unknown);
   }
-  names_[name] = id;
-  return id;
+  const std::optional<size_t> place = Recycle(now);
+  if (!place) return shared_;
+  Tenant& tenant = tenants_[*place];
+  names_.erase(tenant.name);
+  tenant = Make(TenantId{static_cast<uint64_t>(tenant.id) + kPlaces}, name, options_.unknown);
+  return names_[name] = tenant.id;
 }
 
-// A tenant that is forgotten must not win by it: it has nothing under way, and its limits are those of a new one.
-std::optional<TenantId> Tenants::Recycle() {
+// A tenant that is forgotten must not win by it: a new one has no more left of any limit.
+bool Tenants::IsIdle(const Tenant& tenant, absl::Duration now) const {
+  if (tenant.usage.requests > 0) return false;
+  if (tenant.limits.tokens_per_day && tenant.used_today > 0 && tenant.day == Day(now)) return false;
+  const std::array<const std::optional<RateLimit>*, 3> rates = {&tenant.requests, &tenant.input, &tenant.output};
+  return std::all_of(rates.begin(), rates.end(), [&](const auto* rate) { return !*rate || (*rate)->Unused(now); });
+}
+
+std::optional<size_t> Tenants::Recycle(absl::Duration now) {
   const size_t unknown_from = options_.tenants.size() + 1;
-  const TenantLimits& limits = options_.unknown;
-  if (limits.requests_per_minute || limits.input_tokens_per_minute || limits.output_tokens_per_minute ||
-      limits.tokens_per_day) {
-    return std::nullopt;
-  }
   for (size_t i = 0; i < std::min(kRecycleTries, options_.unknown_max); ++i) {
     if (++next_recycled_ >= tenants_.size()) next_recycled_ = unknown_from;
-    if (tenants_[next_recycled_].usage.requests == 0) return TenantId{static_cast<uint32_t>(next_recycled_)};
+    if (IsIdle(tenants_[next_recycled_], now)) return next_recycled_;
   }
   return std::nullopt;
 }
@@ -124,7 +133,7 @@ std::optional<ApiError> Tenants::OverQuota(const Tenant& tenant, TokenCounts tok
 }
 
 std::optional<ApiError> Tenants::Refusal(TenantId id, TokenCounts tokens, absl::Duration now) const {
-  const Tenant& tenant = tenants_[static_cast<size_t>(id)];
+  const Tenant& tenant = Get(id);
   if (std::optional<ApiError> error = OverQuota(tenant, tokens, now)) return error;
   if (const auto& limit = tenant.limits.concurrent_requests_max; limit && tenant.usage.requests >= *limit) {
     return RateLimited(absl::StrCat(tenant.usage.requests, " requests are under way, the limit is ", *limit, "."), 1);
@@ -161,7 +170,7 @@ std::optional<ApiError> Tenants::Refusal(TenantId id, TokenCounts tokens, absl::
 }
 
 void Tenants::Admit(TenantId id, TokenCounts tokens, absl::Duration now) {
-  Tenant& tenant = tenants_[static_cast<size_t>(id)];
+  Tenant& tenant = Get(id);
   ++tenant.usage.requests;
   tenant.usage.reserved.input += tokens.input;
   tenant.usage.reserved.output += tokens.output;
@@ -171,7 +180,7 @@ void Tenants::Admit(TenantId id, TokenCounts tokens, absl::Duration now) {
 }
 
 void Tenants::End(TenantId id, TokenCounts reserved, TokenCounts used, bool turned_away, absl::Duration now) {
-  Tenant& tenant = tenants_[static_cast<size_t>(id)];
+  Tenant& tenant = Get(id);
   TenantUsage& usage = tenant.usage;
   CHECK(usage.requests > 0 && usage.reserved.input >= reserved.input && usage.reserved.output >= reserved.output);
   --usage.requests;
@@ -187,21 +196,21 @@ void Tenants::End(TenantId id, TokenCounts reserved, TokenCounts used, bool turn
   if (tenant.output) tenant.output->GiveBack(reserved.output, used.output);
 }
 
-void Tenants::EnterQueue(TenantId id) { ++tenants_[static_cast<size_t>(id)].usage.queued; }
+void Tenants::EnterQueue(TenantId id) { ++Get(id).usage.queued; }
 
 void Tenants::LeaveQueue(TenantId id) {
-  CHECK(tenants_[static_cast<size_t>(id)].usage.queued > 0);
-  --tenants_[static_cast<size_t>(id)].usage.queued;
+  CHECK(Get(id).usage.queued > 0);
+  --Get(id).usage.queued;
 }
 
 const Tenants::Tenant* Tenants::Followed(const std::string& name) const {
   const auto it = names_.find(name);
-  return it == names_.end() ? nullptr : &tenants_[static_cast<size_t>(it->second)];
+  return it == names_.end() ? nullptr : &Get(it->second);
 }
 
 TenantRates Tenants::Rates(const std::string& name, absl::Duration now) const {
   const Tenant* followed = Followed(name);
-  const Tenant tenant = followed == nullptr ? Make(name, options_.unknown) : *followed;
+  const Tenant& tenant = followed == nullptr ? Get(shared_) : *followed;
   TenantRates rates;
   if (tenant.requests) rates.requests = tenant.requests->Status(now);
   if (tenant.input) rates.tokens = tenant.input->Status(now);

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -52,6 +53,7 @@ class RateLimit {
   void Take(uint64_t amount, absl::Duration now);
   void GiveBack(uint64_t taken, uint64_t used) { unused_at_ -= Cost(taken) - Cost(used); }
   RateStatus Status(absl::Duration now) const;
+  bool Unused(absl::Duration now) const { return unused_at_ <= now; }
 
  private:
   absl::Duration Cost(uint64_t amount) const;
@@ -60,8 +62,8 @@ class RateLimit {
   absl::Duration unused_at_ = -absl::InfiniteDuration();
 };
 
-/// A tenant's place among those that are followed.
-enum class TenantId : uint32_t {};
+/// A tenant that is followed. Never given to another one.
+enum class TenantId : uint64_t {};
 
 struct TokenCounts {
   uint64_t input = 0;
@@ -82,8 +84,9 @@ class Tenants {
  public:
   Tenants(const TenantsOptions& options, uint32_t queue_requests_max);
 
-  /// The tenant of that name, followed from now on.
-  TenantId Find(const std::string& name);
+  /// The tenant of that name, followed from now on. Forgets one that has nothing under way and owes nothing, if it
+  /// must.
+  TenantId Find(const std::string& name, absl::Duration now);
   /// Why a request that may use `tokens` must not be admitted: 429.
   std::optional<ApiError> Refusal(TenantId id, TokenCounts tokens, absl::Duration now) const;
   void Admit(TenantId id, TokenCounts tokens, absl::Duration now);
@@ -92,7 +95,7 @@ class Tenants {
   void EnterQueue(TenantId id);
   void LeaveQueue(TenantId id);
 
-  double weight(TenantId id) const { return tenants_[static_cast<size_t>(id)].limits.weight; }
+  double weight(TenantId id) const { return Get(id).limits.weight; }
   TenantRates Rates(const std::string& name, absl::Duration now) const;
   TenantUsage Usage(const std::string& name) const;
   /// Sums of all tenants: `used` only of those still followed.
@@ -101,6 +104,7 @@ class Tenants {
 
  private:
   struct Tenant {
+    TenantId id{};
     std::string name;
     TenantLimits limits;
     std::optional<RateLimit> requests, input, output;
@@ -109,11 +113,19 @@ class Tenants {
     uint64_t used_today = 0;
   };
 
-  static Tenant Make(std::string name, const TenantLimits& limits);
+  static size_t PlaceOf(TenantId id) { return static_cast<size_t>(id) % kPlaces; }
+  const Tenant& Get(TenantId id) const;
+  Tenant& Get(TenantId id) { return const_cast<Tenant&>(std::as_const(*this).Get(id)); }
+  static Tenant Make(TenantId id, std::string name, const TenantLimits& limits);
+  TenantId Append(const std::string& name, const TenantLimits& limits);
   int64_t Day(absl::Duration now) const;
-  std::optional<TenantId> Recycle();
+  bool IsIdle(const Tenant& tenant, absl::Duration now) const;
+  std::optional<size_t> Recycle(absl::Duration now);
   std::optional<ApiError> OverQuota(const Tenant& tenant, TokenCounts tokens, absl::Duration now) const;
   const Tenant* Followed(const std::string& name) const;
+
+  // An id is a place in `tenants_`, and this much more for each tenant that was there before.
+  static constexpr uint64_t kPlaces = uint64_t{1} << 32;
 
   const TenantsOptions options_;
   const uint32_t queue_requests_max_;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <random>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 
@@ -58,7 +59,7 @@ TEST(RateLimitTest, WhatIsGivenBackCanBeTakenAgainAndNoMore) {
 
 TEST(TenantsTest, AnUnknownTenantIsNotLimited) {
   Tenants tenants({}, 100);
-  const TenantId id = tenants.Find("anybody");
+  const TenantId id = tenants.Find("anybody", kNow);
   for (int i = 0; i < 1000; ++i) {
     ASSERT_FALSE(tenants.Refusal(id, {.input = 1 << 20, .output = 1 << 20}, kNow).has_value());
     tenants.Admit(id, {.input = 1 << 20, .output = 1 << 20}, kNow);
@@ -69,7 +70,7 @@ TEST(TenantsTest, AnUnknownTenantIsNotLimited) {
 
 TEST(TenantsTest, RefusesBeyondTheRequestsUnderWay) {
   Tenants tenants(Options({.concurrent_requests_max = 2}), 100);
-  const TenantId id = tenants.Find("a");
+  const TenantId id = tenants.Find("a", kNow);
   tenants.Admit(id, kSmall, kNow);
   EXPECT_FALSE(tenants.Refusal(id, kSmall, kNow).has_value());
   tenants.Admit(id, kSmall, kNow);
@@ -80,7 +81,7 @@ TEST(TenantsTest, RefusesBeyondTheRequestsUnderWay) {
 
 TEST(TenantsTest, RefusesBeyondItsShareOfTheQueue) {
   Tenants tenants(Options({.queue_share_max = 0.02}), 100);
-  const TenantId id = tenants.Find("a");
+  const TenantId id = tenants.Find("a", kNow);
   tenants.EnterQueue(id);
   EXPECT_FALSE(tenants.Refusal(id, kSmall, kNow).has_value());
   tenants.EnterQueue(id);
@@ -91,7 +92,7 @@ TEST(TenantsTest, RefusesBeyondItsShareOfTheQueue) {
 
 TEST(TenantsTest, SaysWhenToComeBackToTheSecond) {
   Tenants tenants(Options({.requests_per_minute = 60, .output_tokens_per_minute = 600}), 100);
-  const TenantId id = tenants.Find("a");
+  const TenantId id = tenants.Find("a", kNow);
   tenants.Admit(id, {.input = 1, .output = 600}, kNow);
   const auto error = tenants.Refusal(id, {.input = 1, .output = 105}, kNow);
   ASSERT_TRUE(error.has_value());
@@ -103,7 +104,7 @@ TEST(TenantsTest, SaysWhenToComeBackToTheSecond) {
 
 TEST(TenantsTest, ARequestAboveAWholeMinutesLimitNeedNotBeTriedAgain) {
   Tenants tenants(Options({.input_tokens_per_minute = 100}), 100);
-  const auto error = tenants.Refusal(tenants.Find("a"), {.input = 101, .output = 0}, kNow);
+  const auto error = tenants.Refusal(tenants.Find("a", kNow), {.input = 101, .output = 0}, kNow);
   ASSERT_TRUE(error.has_value());
   EXPECT_TRUE(error->should_not_retry);
 }
@@ -112,7 +113,7 @@ TEST(TenantsTest, TheDailyQuotaCountsWhatIsReservedAndBeginsAnewAtMidnight) {
   TenantsOptions options = Options({.tokens_per_day = 100});
   options.midnight = absl::Hours(3);  // So days begin at 3, 27, 51, 75, 99 hours.
   Tenants tenants(options, 100);
-  const TenantId id = tenants.Find("a");
+  const TenantId id = tenants.Find("a", kNow);
   tenants.Admit(id, {.input = 40, .output = 40}, kNow);
   const auto error = tenants.Refusal(id, {.input = 10, .output = 11}, kNow);
   ASSERT_TRUE(error.has_value());
@@ -129,7 +130,7 @@ TEST(TenantsTest, TheDailyQuotaCountsWhatIsReservedAndBeginsAnewAtMidnight) {
 
 TEST(TenantsTest, ARequestThatWasTurnedAwayDoesNotCountAtAll) {
   Tenants tenants(Options({.requests_per_minute = 1, .input_tokens_per_minute = 10}), 100);
-  const TenantId id = tenants.Find("a");
+  const TenantId id = tenants.Find("a", kNow);
   tenants.Admit(id, kSmall, kNow);
   tenants.End(id, kSmall, {}, /*turned_away=*/true, kNow);
   EXPECT_EQ(tenants.Rates("a", kNow).requests->remaining, 1u);
@@ -144,7 +145,7 @@ TEST(TenantsTest, ARequestThatWasTurnedAwayDoesNotCountAtAll) {
 // the end is what was used.
 TEST(TenantsTest, ReservationsNeverOvershootAndRefundsAreExact) {
   Tenants tenants(Options({.output_tokens_per_minute = 1000, .tokens_per_day = 100000}), 1000);
-  const TenantId id = tenants.Find("a");
+  const TenantId id = tenants.Find("a", kNow);
   std::mt19937_64 random(1);
   std::vector<TokenCounts> live;
   uint64_t output_used = 0, reserved = 0;
@@ -177,31 +178,63 @@ TEST(TenantsTest, UnknownTenantsAreBoundedAndAnIdleOneMakesRoom) {
   TenantsOptions options;
   options.unknown_max = 10;
   Tenants tenants(options, 100);
-  for (int i = 0; i < 10; ++i) tenants.Admit(tenants.Find(absl::StrCat("busy ", i)), kSmall, kNow);
-  const TenantId shared = tenants.Find("one more");
-  EXPECT_EQ(tenants.Find("and another"), shared) << "they share one";
+  for (int i = 0; i < 10; ++i) tenants.Admit(tenants.Find(absl::StrCat("busy ", i), kNow), kSmall, kNow);
+  const TenantId shared = tenants.Find("one more", kNow);
+  EXPECT_EQ(tenants.Find("and another", kNow), shared) << "they share one";
   EXPECT_EQ(tenants.followed(), 11u);
 
-  tenants.End(tenants.Find("busy 4"), kSmall, kSmall, false, kNow);
+  tenants.End(tenants.Find("busy 4", kNow), kSmall, kSmall, false, kNow);
   TenantId found = shared;
-  for (int i = 0; i < 2 && found == shared; ++i) found = tenants.Find("one more");
+  for (int i = 0; i < 2 && found == shared; ++i) found = tenants.Find("one more", kNow);
   EXPECT_NE(found, shared);
   EXPECT_EQ(tenants.followed(), 11u);
   EXPECT_EQ(tenants.Usage("busy 5").requests, 1u);
 }
 
 // Else a tenant could shed its debts by bringing in many other names.
-TEST(TenantsTest, WhereUnknownTenantsAreLimitedNoneIsForgotten) {
+TEST(TenantsTest, ATenantIsForgottenWhenItOwesNothingAndNotBefore) {
   TenantsOptions options;
   options.unknown_max = 2;
   options.unknown.requests_per_minute = 1;
+  options.unknown.tokens_per_day = 100;
   Tenants tenants(options, 100);
-  const TenantId first = tenants.Find("first");
-  tenants.Admit(first, kSmall, kNow);
-  tenants.End(first, kSmall, kSmall, false, kNow);
-  for (int i = 0; i < 100; ++i) tenants.Find(absl::StrCat("other ", i));
-  EXPECT_EQ(tenants.Find("first"), first);
+  const auto serve = [&](const std::string& name, absl::Duration now) {
+    const TenantId id = tenants.Find(name, now);
+    tenants.Admit(id, kSmall, now);
+    tenants.End(id, kSmall, kSmall, false, now);
+    return id;
+  };
+  const auto bring_others = [&](absl::Duration now) {
+    for (int i = 0; i < 10; ++i) tenants.Find(absl::StrCat("other ", i), now);
+  };
+  const TenantId first = serve("first", kNow);
+  bring_others(kNow);
+  EXPECT_EQ(tenants.Find("first", kNow), first);
   EXPECT_TRUE(tenants.Refusal(first, kSmall, kNow).has_value());
+  const absl::Duration rate_back = kNow + absl::Minutes(2);
+  bring_others(rate_back);
+  EXPECT_EQ(tenants.Find("first", rate_back), first) << "it has used some of its day's tokens";
+  const absl::Duration tomorrow = kNow + absl::Hours(24);
+  bring_others(tomorrow);
+  EXPECT_NE(tenants.Find("first", tomorrow), first);
+}
+
+TEST(TenantsTest, AnIdIsNeverThatOfAnotherTenant) {
+  TenantsOptions options;
+  options.unknown_max = 2;
+  Tenants tenants(options, 100);
+  std::set<TenantId> ids;
+  for (int i = 0; i < 100; ++i) EXPECT_TRUE(ids.insert(tenants.Find(absl::StrCat("tenant ", i), kNow)).second) << i;
+  EXPECT_EQ(tenants.followed(), 3u);
+}
+
+TEST(TenantsTest, WhoSharesALimitIsToldWhatIsLeftOfIt) {
+  TenantsOptions options;
+  options.unknown_max = 0;
+  options.unknown.requests_per_minute = 5;
+  Tenants tenants(options, 100);
+  tenants.Admit(tenants.Find("one", kNow), kSmall, kNow);
+  EXPECT_EQ(tenants.Rates("another", kNow).requests->remaining, 4u);
 }
 
 }  // namespace
