@@ -1,10 +1,10 @@
 // What a request asks for besides its answer: deadlines, targets and a place among others.
 #include <algorithm>
+#include <latch>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_ops.h"
@@ -82,10 +82,12 @@ TEST(EngineTermsTest, ADeadlineAlsoEndsWhatHasNotStarted) {
   EXPECT_EQ(something->end.reason(), v1::SequenceEnd::REASON_DEADLINE);
   EXPECT_EQ(something->end.completion_tokens(), 2u) << "what the checkpoint has before its first mask";
   EXPECT_EQ(something->end.forwards(), 2u);
-  EXPECT_FALSE(group->Look(1).ended) << "the others go on";
+  const absl::StatusOr<Transcript> other = group->Await(1);
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_EQ(other->end.reason(), v1::SequenceEnd::REASON_LENGTH) << "the others go on";
 }
 
-// Whatever the machine, an eighth of the time that one token a step takes leaves no time for that.
+// Whatever the machine, a hundredth of the time that one token a step takes leaves no time for that.
 class EnginePaceTest : public testing::TestWithParam<int32_t> {};
 
 TEST_P(EnginePaceTest, ATargetIsMetWithMoreTokensAStep) {
@@ -99,12 +101,12 @@ TEST_P(EnginePaceTest, ATargetIsMetWithMoreTokensAStep) {
   EXPECT_GE(forwards, kTokens);
   EXPECT_EQ((*plain)[0].end.paced_steps(), 0u);
   v1::Submit submit = Slow(2, kTokens);
-  const double seconds = (*plain)[0].end.decode_seconds() / 8;
+  const double seconds = (*plain)[0].end.decode_seconds() / 100;
   submit.set_target_micros(static_cast<uint64_t>(seconds * 1e6));
   const absl::StatusOr<std::vector<Transcript>> paced = group->RunAll({submit});
   ASSERT_TRUE(paced.ok()) << paced.status();
   const v1::SequenceEnd& end = (*paced)[0].end;
-  EXPECT_LT(end.forwards(), forwards / 2);
+  EXPECT_LT(end.forwards(), forwards);
   EXPECT_GT(end.paced_steps(), 0u);
   EXPECT_LE(end.paced_steps(), end.forwards());
   if (end.reason() == v1::SequenceEnd::REASON_LENGTH) {
@@ -132,11 +134,14 @@ TEST(EngineTermsTest, OneCoordinatorCannotFillTheWaitingRoom) {
   EngineGroup::Options options = DemoOptions(1);
   options.engine.sequences_max = 1;
   options.engine.waiting_max = 6;
+  std::latch runs(1), go_on(1);
+  options.on_report = [&](const v1::StepResult&) {
+    if (!runs.try_wait()) runs.count_down();
+    go_on.wait();
+  };
   const std::unique_ptr<EngineGroup> group = Start(options);
   ASSERT_TRUE(group->Submit(Slow(1, 480), /*stream=*/7, /*streams=*/2).ok());
-  while (group->leader().Load().running == 0 || group->leader().Load().waiting > 0) {
-    absl::SleepFor(absl::Milliseconds(1));
-  }
+  runs.wait();
   for (uint64_t id = 2; id <= 4; ++id) EXPECT_TRUE(group->Submit(Slow(id, 4), 7, 2).ok());
   EXPECT_EQ(group->Submit(Slow(5, 4), 7, 2),
             absl::ResourceExhaustedError("sequences waiting (3) are at most 3, its part of 6"));
@@ -144,6 +149,7 @@ TEST(EngineTermsTest, OneCoordinatorCannotFillTheWaitingRoom) {
   EXPECT_TRUE(absl::IsResourceExhausted(group->Submit(Slow(4, 4), 8, 2)));
   EXPECT_EQ(group->leader().Load().waiting, 6u);
   group->leader().CancelStream(7);
+  go_on.count_down();
   for (uint64_t id = 1; id <= 3; ++id) EXPECT_TRUE(group->Await(id, 8).ok());
   EXPECT_TRUE(group->Submit(Slow(5, 4), 8, 1).ok()) << "what has started or ended counts no more";
   EXPECT_TRUE(group->Await(5, 8).ok());

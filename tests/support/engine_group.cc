@@ -32,7 +32,7 @@ std::vector<TokenId> Answer(const Transcript& transcript) {
 absl::StatusOr<std::unique_ptr<EngineGroup>> EngineGroup::Start(const Options& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.directory));
   ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(*checkpoint, {.block_length = options.block_length}));
-  std::unique_ptr<EngineGroup> group(new EngineGroup(options.ranks));
+  std::unique_ptr<EngineGroup> group(new EngineGroup(options));
   for (int rank = 0; rank < options.ranks; ++rank) {
     Member& member = group->members_[static_cast<size_t>(rank)];
     member.ops = options.make_ops();
@@ -92,6 +92,7 @@ void EngineGroup::Break() {
 }
 
 void EngineGroup::Note(uint64_t stream, const v1::StepResult& result) {
+  if (on_report_) on_report_(result);
   MutexLock lock(mutex_);
   for (const v1::SequenceUpdate& update : result.updates()) {
     Transcript& transcript = transcripts_[{stream, update.sequence_id()}];

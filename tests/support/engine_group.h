@@ -39,6 +39,8 @@ class EngineGroup {
     MakeOps make_ops;
     /// May change what one rank's engine is told, to make ranks differ.
     std::function<void(int rank, EngineOptions& engine)> vary;
+    /// Called on the leader's thread with each result before it is noted; the group stands still meanwhile.
+    std::function<void(const v1::StepResult& result)> on_report;
   };
 
   static absl::StatusOr<std::unique_ptr<EngineGroup>> Start(const Options& options);
@@ -77,13 +79,18 @@ class EngineGroup {
     absl::Status status;
   };
 
-  explicit EngineGroup(int ranks) : group_(ranks), control_(ranks), members_(static_cast<size_t>(ranks)) {}
+  explicit EngineGroup(const Options& options)
+      : group_(options.ranks),
+        control_(options.ranks),
+        members_(static_cast<size_t>(options.ranks)),
+        on_report_(options.on_report) {}
   void Note(uint64_t stream, const v1::StepResult& result);
   void NoteFailure();
 
   ThreadedGroup group_;
   ThreadedControlGroup control_;
   std::vector<Member> members_;
+  const std::function<void(const v1::StepResult& result)> on_report_;
   std::vector<std::thread> threads_;
 
   Mutex mutex_;
