@@ -1,8 +1,10 @@
 // Same request, same bytes: whatever shares the batch or the cache, whatever is preempted, and wherever it was resumed.
 #include <algorithm>
+#include <latch>
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -39,12 +41,26 @@ std::unique_ptr<EngineGroup> Start(const EngineGroup::Options& options) {
   return *std::move(group);
 }
 
-class InvarianceTest : public testing::TestWithParam<const char*> {
+struct Setting {
+  std::string model;
+  int32_t steps_per_launch_max = 1;
+};
+
+std::string NameOf(const testing::TestParamInfo<Setting>& of) {
+  return of.param.model + (of.param.steps_per_launch_max == 1 ? "" : "SeveralStepsALaunch");
+}
+
+class InvarianceTest : public testing::TestWithParam<Setting> {
  protected:
-  std::string model() const { return GetParam(); }
+  std::string model() const { return GetParam().model; }
+  EngineGroup::Options OptionsOf(int ranks) const {
+    EngineGroup::Options options = OptionsFor(model(), ranks);
+    options.engine.steps_per_launch_max = GetParam().steps_per_launch_max;
+    return options;
+  }
   bool bidirectional() const { return model() == "llada"; }
 
-  /// What each of `submits` gives when nothing else runs.
+  /// What each of `submits` gives when nothing else runs, one step a launch.
   std::vector<Transcript> Alone(const std::vector<v1::Submit>& submits, int ranks = 1) const {
     EngineGroup::Options options = OptionsFor(model(), ranks);
     options.engine.share_prefixes = false;
@@ -69,6 +85,9 @@ class InvarianceTest : public testing::TestWithParam<const char*> {
   }
 };
 
+/// Of the families that prefill, and take pages as they go.
+class BlockCausalInvarianceTest : public InvarianceTest {};
+
 /// The same with other ids, salted.
 std::vector<v1::Submit> Copies(const std::vector<v1::Submit>& submits, uint64_t first_id, const std::string& salt) {
   std::vector<v1::Submit> copies = submits;
@@ -82,7 +101,7 @@ std::vector<v1::Submit> Copies(const std::vector<v1::Submit>& submits, uint64_t 
 TEST_P(InvarianceTest, BatchesOfTwoToSixtyFourGiveTheBytesOfEachAlone) {
   const std::vector<v1::Submit> submits = VariedSubmits(bidirectional());
   const std::vector<Transcript> expected = Alone(submits);
-  const std::unique_ptr<EngineGroup> group = Start(OptionsFor(model(), 1));
+  const std::unique_ptr<EngineGroup> group = Start(OptionsOf(1));
   uint64_t id = 1;
   for (const size_t batch : {size_t{2}, size_t{5}, size_t{16}, size_t{64}}) {
     SCOPED_TRACE(absl::StrCat("batch of ", batch));
@@ -99,19 +118,19 @@ TEST_P(InvarianceTest, BatchesOfTwoToSixtyFourGiveTheBytesOfEachAlone) {
 }
 
 // The pool holds the largest sequence and little more, so that the others lose their pages again and again.
-TEST_P(InvarianceTest, PreemptedSequencesGiveTheirBytes) {
+TEST_P(BlockCausalInvarianceTest, PreemptedSequencesGiveTheirBytes) {
   std::vector<v1::Submit> submits = VariedSubmits(bidirectional());
-  for (v1::Submit& submit : submits) submit.set_max_tokens(submit.max_tokens() + (bidirectional() ? 0 : 30));
+  for (v1::Submit& submit : submits) submit.set_max_tokens(submit.max_tokens() + 30);
   const std::vector<Transcript> expected = Alone(submits);
   for (const bool share : {false, true}) {
     SCOPED_TRACE(share ? "sharing prefixes" : "sharing nothing");
-    EngineGroup::Options options = OptionsFor(model(), 1);
-    options.pages = bidirectional() ? 10 : 8;
+    EngineGroup::Options options = OptionsOf(1);
+    options.pages = 8;
     options.engine.share_prefixes = share;
     const std::unique_ptr<EngineGroup> group = Start(options);
     ExpectSame(*group, Copies(submits, 1, "salt"), expected);
     const EngineLoad load = group->leader().Load();
-    EXPECT_TRUE(load.preemptions > 0 || bidirectional()) << "the test has lost its point";
+    EXPECT_GT(load.preemptions, 0u) << "the test has lost its point";
     EXPECT_EQ(load.pages_free, load.pages_total);
     EXPECT_EQ(load.preempted, 0u);
   }
@@ -127,7 +146,7 @@ TEST_P(InvarianceTest, SharedPrefixesChangeNoByteHitOrMiss) {
     submit.mutable_prompt_ids()->Add(own.begin(), own.end());
   }
   const std::vector<Transcript> expected = Alone(submits);
-  const std::unique_ptr<EngineGroup> group = Start(OptionsFor(model(), 1));
+  const std::unique_ptr<EngineGroup> group = Start(OptionsOf(1));
   ExpectSame(*group, Copies(submits, 100, "one"), expected);
   const uint64_t cold = group->leader().Load().prefix_hit_tokens;
   ExpectSame(*group, Copies(submits, 200, "one"), expected);
@@ -148,15 +167,34 @@ TEST_P(InvarianceTest, SharedPrefixesChangeNoByteHitOrMiss) {
   EXPECT_EQ(stranger->end.cached_tokens(), 0u) << "without a salt nothing is shared";
 }
 
-TEST_P(InvarianceTest, HowPrefillIsCutChangesNoByte) {
-  std::vector<v1::Submit> submits = VariedSubmits(bidirectional());
+// The long prompt comes when the other sequence has made its first step, and is cut beside it.
+TEST_P(BlockCausalInvarianceTest, HowPrefillIsCutChangesNoByte) {
+  std::vector<v1::Submit> submits = {MakeSubmit(1, {1, 2, 3}, 40), MakeSubmit(2, std::vector<TokenId>(150, 7), 40)};
+  for (v1::Submit& submit : submits) submit.mutable_decoding()->set_policy(v1::POLICY_SEQUENTIAL);
   const std::vector<Transcript> expected = Alone(submits);
+  std::vector<uint64_t> steps;
   for (const absl::Duration target : {absl::Microseconds(1), absl::InfiniteDuration()}) {
-    EngineGroup::Options options = OptionsFor(model(), 1);
+    EngineGroup::Options options = OptionsOf(1);
     options.engine.step_time_target = target;
+    EngineGroup* running = nullptr;
+    std::latch started(1);
+    options.on_report = [&, first = true](const v1::StepResult&) mutable {
+      started.wait();
+      if (!std::exchange(first, false)) return;
+      EXPECT_TRUE(running->Submit(submits[1]).ok());
+    };
     const std::unique_ptr<EngineGroup> group = Start(options);
-    ExpectSame(*group, submits, expected);
+    running = group.get();
+    started.count_down();
+    ASSERT_TRUE(group->Submit(submits[0]).ok());
+    for (size_t i = 0; i < submits.size(); ++i) {
+      const absl::StatusOr<Transcript> found = group->Await(submits[i].sequence_id());
+      ASSERT_TRUE(found.ok()) << found.status();
+      EXPECT_EQ(Bytes(*found), Bytes(expected[i]));
+    }
+    steps.push_back(group->leader().Load().steps);
   }
+  EXPECT_GT(steps[0], steps[1] + 10) << "the test has lost its point";
 }
 
 /// What a coordinator that has seen the first `count` updates knows.
@@ -192,7 +230,7 @@ TEST_P(InvarianceTest, ASequenceResumedAfterAnyUpdateGivesTheBytesThatWereToCome
   for (const int ranks : {1, 2}) {
     SCOPED_TRACE(absl::StrCat("tp = ", ranks));
     const std::vector<Transcript> whole = Alone(submits, ranks);
-    const std::unique_ptr<EngineGroup> group = Start(OptionsFor(model(), ranks));
+    const std::unique_ptr<EngineGroup> group = Start(OptionsOf(ranks));
     std::vector<v1::Submit> resumed;
     std::vector<Transcript> expected;
     for (size_t i = 0; i < submits.size(); ++i) {
@@ -214,8 +252,11 @@ TEST_P(InvarianceTest, ASequenceResumedAfterAnyUpdateGivesTheBytesThatWereToCome
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, InvarianceTest, testing::Values("sdar", "llada", "demo"),
-                         [](const testing::TestParamInfo<const char*>& of) { return std::string(of.param); });
+INSTANTIATE_TEST_SUITE_P(Families, InvarianceTest,
+                         testing::Values(Setting{"sdar"}, Setting{"sdar", 8}, Setting{"llada"}, Setting{"demo"}),
+                         NameOf);
+INSTANTIATE_TEST_SUITE_P(Families, BlockCausalInvarianceTest,
+                         testing::Values(Setting{"sdar"}, Setting{"sdar", 8}, Setting{"demo"}), NameOf);
 
 }  // namespace
 }  // namespace quicksilver
