@@ -92,8 +92,7 @@ void Dispatcher::SequenceIsOver(SequenceId id, uint32_t output_tokens, bool tell
   const auto it = sequences_.find(id);
   if (it == sequences_.end()) return;
   const Sequence sequence = it->second;
-  Request& request = requests_.at(sequence.owner.request);
-  Choice& choice = request.choices[sequence.owner.choice];
+  const Request& request = requests_.at(sequence.owner.request);
   if (tell_worker) actions.emplace_back(CancelSequence{sequence.on, id});
   if (sequence.cause == SubmitCause::kNew) {
     const Admission& admission = request.admission;
@@ -105,11 +104,37 @@ void Dispatcher::SequenceIsOver(SequenceId id, uint32_t output_tokens, bool tell
     RefreshBreaker(group, now);
   }
   ReleaseSequence(id, now);
+  EndChoice(sequence.owner, output_tokens, now, actions);
+}
+
+void Dispatcher::EndChoice(SequenceOwner owner, uint32_t output_tokens, absl::Duration now, Actions& actions) {
+  Request& request = requests_.at(owner.request);
+  Choice& choice = request.choices[owner.choice];
   choice.state = Choice::State::kEnded;
   choice.output_tokens = std::max(choice.output_tokens, output_tokens);
   if (++request.ended < request.admission.choices) return;
-  actions.emplace_back(CompleteRequest{sequence.owner.request});
-  Forget(sequence.owner.request, /*turned_away=*/false, now, actions);
+  actions.emplace_back(CompleteRequest{owner.request});
+  Forget(owner.request, /*turned_away=*/false, now, actions);
+}
+
+Actions Dispatcher::OnLateUpdate(SequenceOwner owner, bool ended, uint32_t output_tokens, absl::Duration now) {
+  Actions actions;
+  const auto it = requests_.find(owner.request);
+  if (it == requests_.end()) return actions;
+  Request& request = it->second;
+  Choice& choice = request.choices[owner.choice];
+  if (choice.state == Choice::State::kEnded) return actions;
+  choice.output_tokens = std::max(choice.output_tokens, output_tokens);
+  choice.progressed = true;
+  if (request.pool == nullptr && request.left != nullptr) Bind(request, request.left);
+  if (ended && choice.state == Choice::State::kRunning) {
+    SequenceIsOver(choice.sequence, output_tokens, /*tell_worker=*/true, now, actions);
+  } else if (ended) {
+    if (choice.state == Choice::State::kWaiting) StopWaiting(request, owner.choice);
+    EndChoice(owner, output_tokens, now, actions);
+  }
+  Settle(now, actions);
+  return actions;
 }
 
 Actions Dispatcher::OnSequenceReturned(SequenceId id, absl::Duration now) {

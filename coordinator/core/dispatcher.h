@@ -156,6 +156,11 @@ class Dispatcher {
   /// The group gave it back unfinished and healthy (it drains, its queue is full): it goes on elsewhere.
   Actions OnSequenceReturned(SequenceId sequence, absl::Duration now);
 
+  bool IsAlive(SequenceId sequence) const { return sequences_.contains(sequence); }
+  /// OnProgress(), or with `ended` OnSequenceEnded(), of a sequence that was given up while the update was being taken
+  /// in: its client has seen it, so that it counts for the choice wherever that is now.
+  Actions OnLateUpdate(SequenceOwner owner, bool ended, uint32_t output_tokens, absl::Duration now);
+
   /// Leases and deadlines. To be called at NextTick() at the latest.
   Actions Tick(absl::Duration now);
   absl::Duration NextTick() const;
@@ -196,6 +201,7 @@ class Dispatcher {
     uint64_t order = 0;  // Of admission.
     GroupModel* model = nullptr;
     GroupPool* pool = nullptr;  // Whose fingerprint it is bound to: one request is never split over two.
+    GroupPool* left = nullptr;  // The last one it was freed from.
     std::vector<Choice> choices;
     uint32_t ended = 0;
     bool started = false;  // A choice has been on a group.
@@ -280,6 +286,7 @@ class Dispatcher {
 
   // dispatcher.cc
   void SequenceIsOver(SequenceId id, uint32_t output_tokens, bool tell_worker, absl::Duration now, Actions& actions);
+  void EndChoice(SequenceOwner owner, uint32_t output_tokens, absl::Duration now, Actions& actions);
   void Forget(RequestId id, bool turned_away, absl::Duration now, Actions& actions);
   void FailNow(RequestId id, ApiError error, Rejection rejection, absl::Duration now, Actions& actions);
   void OnRequestTimer(RequestId id, absl::Duration now, Actions& actions);

@@ -147,7 +147,9 @@ void Dispatcher::UnbindIfFree(Request& request) {
   const auto binds = [](const Choice& choice) {
     return choice.progressed || choice.state == Choice::State::kRunning || choice.state == Choice::State::kEnded;
   };
-  if (std::none_of(request.choices.begin(), request.choices.end(), binds)) Bind(request, nullptr);
+  if (std::any_of(request.choices.begin(), request.choices.end(), binds)) return;
+  if (request.pool != nullptr) request.left = request.pool;
+  Bind(request, nullptr);
 }
 
 // While no group of the pool is usable, those who wait for one do not wait for ever.

@@ -141,8 +141,14 @@ void InferenceServiceImpl::OnStepResult(Connection connection, const v1::StepRes
 void InferenceServiceImpl::Settle(const Target& target, absl::Duration now, Effects& effects) {
   const SequenceId sequence{target.update->sequence_id()};
   const LiveRequest::Applied& applied = target.applied;
+  const bool ended =
+      applied.outcome == LiveRequest::Outcome::kEndedByWorker || applied.outcome == LiveRequest::Outcome::kStoppedHere;
   throughput_.AddOutput(applied.new_tokens, applied.new_forwards);
   if (applied.finished) throughput_.AddEnd(target.live->prompt_tokens(), applied.finished->cached_tokens);
+  if ((ended || applied.outcome == LiveRequest::Outcome::kGoesOn) && !dispatcher_.IsAlive(sequence)) {
+    const SequenceOwner owner{target.live->id(), target.choice};
+    return Execute(dispatcher_.OnLateUpdate(owner, ended, applied.output_tokens, now), now, effects);
+  }
   switch (applied.outcome) {
     case LiveRequest::Outcome::kNothing:
       return;

@@ -38,10 +38,10 @@ InferenceServiceImpl::~InferenceServiceImpl() {
 }
 
 void InferenceServiceImpl::Execute(const Actions& actions, absl::Duration now, Effects& effects) {
-  std::vector<SequenceId> over;  // Told of behind the rest: what follows from it comes behind these actions.
+  std::vector<SubmitSequence> unsent;  // Told of behind the rest: what follows from it comes behind these actions.
   for (const Action& action : actions) {
     if (const auto* submit = std::get_if<SubmitSequence>(&action)) {
-      if (!ExecuteSubmit(*submit, now, effects)) over.push_back(submit->sequence);
+      if (!ExecuteSubmit(*submit, now, effects)) unsent.push_back(*submit);
     } else if (const auto* cancel = std::get_if<CancelSequence>(&action)) {
       auto message = std::make_unique<v1::CoordinatorMessage>();
       message->mutable_cancel()->set_sequence_id(static_cast<uint64_t>(cancel->sequence));
@@ -58,7 +58,15 @@ void InferenceServiceImpl::Execute(const Actions& actions, absl::Duration now, E
       ExecuteDrop(std::get<DropGroup>(action), now, effects);
     }
   }
-  for (const SequenceId sequence : over) Execute(dispatcher_.OnSequenceEnded(sequence, 0, now), now, effects);
+  for (const SubmitSequence& submit : unsent) {
+    const auto it = live_.find(submit.request);
+    if (it == live_.end()) continue;
+    const LiveRequest& live = *it->second;
+    Execute(live.HasEnded(submit.choice)
+                ? dispatcher_.OnSequenceEnded(submit.sequence, live.completion_tokens(submit.choice), now)
+                : dispatcher_.Fail(submit.request, WorkerLost(), now),
+            now, effects);
+  }
   metrics_.requests_waiting.Set(static_cast<double>(dispatcher_.waiting()));
   metrics_.requests_running.Set(static_cast<double>(dispatcher_.running()));
 }

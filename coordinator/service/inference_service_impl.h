@@ -87,7 +87,8 @@ class InferenceServiceImpl : public InferenceService, private GroupListener {
   void Refuse(const LivePtr& live, ApiError error);
   void EndPreparing();
   void Execute(const Actions& actions, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);
-  // False when the choice is over: its last update came in while its group was being given up.
+  // False when nothing was sent: an update that came in while its group was being given up ended the choice, or began
+  // it on another fingerprint.
   bool ExecuteSubmit(const SubmitSequence& submit, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);
   void ExecuteFail(const FailRequest& failed, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);
   void ExecuteDrop(const DropGroup& drop, absl::Duration now, Effects& effects) REQUIRES_LOCK(mu_);

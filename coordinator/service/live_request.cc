@@ -75,7 +75,7 @@ std::unique_ptr<v1::CoordinatorMessage> LiveRequest::OnPlaced(const Placement& p
   MutexLock lock(mu_);
   Choice& choice = choices_[placement.choice];
   choice.sequence = placement.sequence;
-  if (choice.stream->finished()) return nullptr;
+  if (choice.stream->finished() || (started_ && placement.fingerprint != fingerprint_)) return nullptr;
   ++choice.placements;
   choice.place = {placement.group, now};
   choice.stream->OnPlaced(now);
@@ -91,6 +91,16 @@ std::unique_ptr<v1::CoordinatorMessage> LiveRequest::OnPlaced(const Placement& p
   v1::Checkpoint record = choice.stream->Record();
   if (record.step() > 0) *submit.mutable_checkpoint() = std::move(record);
   return message;
+}
+
+bool LiveRequest::HasEnded(uint32_t choice) const {
+  MutexLock lock(mu_);
+  return choices_[choice].stream->finished();
+}
+
+uint32_t LiveRequest::completion_tokens(uint32_t choice) const {
+  MutexLock lock(mu_);
+  return choices_[choice].stream->completion_tokens();
 }
 
 LiveRequest::LastPlace LiveRequest::last_place(uint32_t choice) const {

@@ -63,8 +63,11 @@ class LiveRequest {
                 absl::Duration canvas_interval, absl::Duration deadline);
   /// What the rate headers are to say.
   void SetRates(TenantRates rates);
-  /// A choice goes to a group, from where it stands now: the message to send. Null when it has ended meanwhile.
+  /// A choice goes to a group, from where it stands now: the message to send. Null when nothing is to be sent: it has
+  /// ended meanwhile, or it has begun on another fingerprint, which the dispatcher had not heard of.
   std::unique_ptr<v1::CoordinatorMessage> OnPlaced(const Placement& placement, absl::Duration now);
+  bool HasEnded(uint32_t choice) const;
+  uint32_t completion_tokens(uint32_t choice) const;
   /// Where OnPlaced() put the choice last, and when. Requires: it did.
   LastPlace last_place(uint32_t choice) const;
   /// Queues the events that follow from an update of the group's incarnation `epoch`; Deliver() sends them.

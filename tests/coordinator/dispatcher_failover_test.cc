@@ -52,6 +52,34 @@ TEST(DispatcherFailoverTest, ARequestWithoutProgressBeginsAnew) {
   EXPECT_FALSE(after.resume);
 }
 
+TEST(DispatcherFailoverTest, ProgressThatIsNotedBehindTheLossBindsToTheFingerprint) {
+  Dispatcher dispatcher({});
+  Join(dispatcher, kA, 4, "old");
+  const SubmitSequence before = OnlySubmit(dispatcher.Submit(Ask(kFirst), kStart));
+  dispatcher.OnGroupLost(kA, kStart);
+  EXPECT_FALSE(dispatcher.IsAlive(before.sequence));
+  EXPECT_THAT(dispatcher.OnLateUpdate({kFirst, 0}, /*ended=*/false, 10, kStart), IsEmpty());
+  EXPECT_THAT(Join(dispatcher, kB, 4, "new"), IsEmpty());
+  const SubmitSequence after = OnlySubmit(Join(dispatcher, Again(kA), 4, "old"));
+  EXPECT_EQ(after.to, Again(kA));
+  EXPECT_TRUE(after.resume);
+  dispatcher.CheckInvariants();
+}
+
+TEST(DispatcherFailoverTest, AnEndThatIsNotedBehindTheLossEndsTheChoice) {
+  Dispatcher dispatcher({});
+  Join(dispatcher, kA, 4);
+  dispatcher.Submit(Ask(kFirst, /*choices=*/2), kStart);
+  dispatcher.OnGroupLost(kA, kStart);
+  EXPECT_THAT(dispatcher.OnLateUpdate({kFirst, 0}, /*ended=*/true, 10, kStart), IsEmpty());
+  EXPECT_THAT(dispatcher.OnLateUpdate({kFirst, 0}, /*ended=*/true, 10, kStart), IsEmpty()) << "it had ended";
+  dispatcher.CheckInvariants();
+  EXPECT_EQ(OnlySubmit(Join(dispatcher, kB, 4)).choice, 1u);
+  EXPECT_THAT(Of<CompleteRequest>(dispatcher.OnLateUpdate({kFirst, 1}, /*ended=*/true, 10, kStart)), SizeIs(1));
+  EXPECT_EQ(dispatcher.requests(), 0u);
+  EXPECT_EQ(dispatcher.sequences(), 0u);
+}
+
 // Losing a group must not cost its requests their place in the queue.
 TEST(DispatcherFailoverTest, RequestsOfALostGroupRunBeforeThoseThatHaveNotBegun) {
   Dispatcher dispatcher({});

@@ -29,8 +29,8 @@ class LiveRequestTest : public testing::Test {
   }
 
   std::unique_ptr<v1::CoordinatorMessage> Place(uint64_t sequence, SubmitCause cause, absl::Duration now) {
-    return live_->OnPlaced({.sequence = SequenceId{sequence}, .fingerprint = "f", .cause = cause, .left_at = left_at_},
-                           now);
+    return live_->OnPlaced(
+        {.sequence = SequenceId{sequence}, .fingerprint = fingerprint_, .cause = cause, .left_at = left_at_}, now);
   }
   v1::SequenceUpdate Whole(uint64_t sequence) {
     v1::Submit submit;
@@ -43,6 +43,7 @@ class LiveRequestTest : public testing::Test {
   std::shared_ptr<RecordingSink> sink_ = std::make_shared<RecordingSink>();
   std::unique_ptr<LiveRequest> live_;
   absl::Duration left_at_;
+  std::string fingerprint_ = "f";
 };
 
 TEST_F(LiveRequestTest, AnOldSequencesLateEndDoesNotEndTheChoice) {
@@ -57,6 +58,21 @@ TEST_F(LiveRequestTest, AChoiceThatEndedWhileItsGroupWasGivenUpIsNotSentAgain) {
   EXPECT_EQ(live_->Apply(0, Whole(1), 1, absl::Seconds(1)).outcome, Outcome::kEndedByWorker);
   EXPECT_EQ(Place(2, SubmitCause::kLost, absl::Seconds(2)), nullptr);
   EXPECT_EQ(live_->Apply(0, Whole(2), 1, absl::Seconds(3)).outcome, Outcome::kNothing);
+}
+
+TEST_F(LiveRequestTest, WhatHasBegunGoesToNoOtherFingerprint) {
+  Place(1, SubmitCause::kNew, absl::ZeroDuration());
+  fingerprint_ = "g";
+  EXPECT_NE(Place(2, SubmitCause::kLost, absl::Seconds(1)), nullptr) << "nothing was seen yet";
+  v1::SequenceUpdate first;
+  first.set_sequence_id(2);
+  first.set_step(1);
+  EXPECT_EQ(live_->Apply(0, first, 1, absl::Seconds(2)).outcome, Outcome::kGoesOn);
+  fingerprint_ = "f";
+  EXPECT_EQ(Place(3, SubmitCause::kLost, absl::Seconds(3)), nullptr);
+  EXPECT_FALSE(live_->HasEnded(0));
+  fingerprint_ = "g";
+  EXPECT_NE(Place(4, SubmitCause::kLost, absl::Seconds(4)), nullptr);
 }
 
 TEST_F(LiveRequestTest, TheTimeToGoOnCountsFromTheFirstOfSeveralLosses) {
