@@ -161,6 +161,9 @@ class Dispatcher {
   /// in: its client has seen it, so that it counts for the choice wherever that is now.
   Actions OnLateUpdate(SequenceOwner owner, bool ended, uint32_t output_tokens, absl::Duration now);
 
+  /// The caller itself was stopped for a while: no group is blamed for what was not heard then. To be called before the
+  /// Tick() that is late.
+  void ForgiveSilence(absl::Duration now);
   /// Leases and deadlines. To be called at NextTick() at the latest.
   Actions Tick(absl::Duration now);
   absl::Duration NextTick() const;

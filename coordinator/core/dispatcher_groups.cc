@@ -124,6 +124,10 @@ bool Dispatcher::GoesOn(const Choice& choice) const {
   return choice.losses < kLossesMax && choice.resumes <= kResumesMax;
 }
 
+void Dispatcher::ForgiveSilence(absl::Duration now) {
+  for (const auto& [id, group] : placement_.groups()) placement_.Find(id)->last_heard = now;
+}
+
 void Dispatcher::OnLeaseTimer(GroupId id, absl::Duration now, Actions& actions) {
   GroupState& group = *placement_.Find(id);
   const absl::Duration silent_at = group.last_heard + kSilentPart * options_.lease;

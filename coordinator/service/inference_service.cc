@@ -12,6 +12,9 @@ namespace {
 // The longest that a deadline or a lease is noticed late.
 constexpr absl::Duration kTickInterval = absl::Milliseconds(25);
 
+// So late the loop wakes when all of the process was stopped (a paused machine, SIGSTOP) or starved of processors.
+constexpr absl::Duration kStopped = absl::Seconds(1);
+
 }  // namespace
 
 InferenceServiceImpl::InferenceServiceImpl(InferenceOptions options, std::shared_ptr<const TextModel> text,
@@ -208,11 +211,12 @@ void InferenceServiceImpl::TickLoop() {
     {
       MutexLock lock(mu_);
       const absl::Duration now = MonotonicNow();
-      if (dispatcher_.NextTick() > now && !stopping_) {
-        changed_.WaitFor(mu_, std::min(dispatcher_.NextTick() - now, kTickInterval));
-      }
+      const absl::Duration wake = std::min(dispatcher_.NextTick(), now + kTickInterval);
+      if (wake > now && !stopping_) changed_.WaitFor(mu_, wake - now);
       if (stopping_) return;
       const absl::Duration later = MonotonicNow();
+      // What groups said meanwhile is still to be read.
+      if (later - wake > kStopped) dispatcher_.ForgiveSilence(later);
       LogThroughput(later);
       if (dispatcher_.NextTick() > later) continue;
       Execute(dispatcher_.Tick(later), later, effects);

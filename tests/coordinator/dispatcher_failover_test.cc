@@ -80,6 +80,16 @@ TEST(DispatcherFailoverTest, AnEndThatIsNotedBehindTheLossEndsTheChoice) {
   EXPECT_EQ(dispatcher.sequences(), 0u);
 }
 
+TEST(DispatcherFailoverTest, TheCallersOwnSilenceIsNotTheGroups) {
+  Dispatcher dispatcher({});
+  Join(dispatcher, kA, 4);
+  dispatcher.Submit(Ask(kFirst), kStart);
+  const absl::Duration late = kStart + absl::Seconds(20);
+  dispatcher.ForgiveSilence(late);
+  EXPECT_THAT(dispatcher.Tick(late), IsEmpty());
+  EXPECT_THAT(Of<DropGroup>(dispatcher.Tick(late + DispatcherOptions().lease)), SizeIs(1)) << "this silence is its own";
+}
+
 // Losing a group must not cost its requests their place in the queue.
 TEST(DispatcherFailoverTest, RequestsOfALostGroupRunBeforeThoseThatHaveNotBegun) {
   Dispatcher dispatcher({});
