@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <ctime>
 
 #include "absl/strings/str_cat.h"
@@ -87,6 +88,9 @@ absl::Status InferenceServiceImpl::OnGroupInfo(Connection connection, const v1::
 }
 
 void InferenceServiceImpl::OnHeartbeat(Connection connection, const v1::Heartbeat& heartbeat) {
+  // Means are taken of it: one NaN would stay in them.
+  const double step_seconds =
+      std::isfinite(heartbeat.step_seconds()) ? std::clamp(heartbeat.step_seconds(), 0.0, 3600.0) : 0;
   Effects effects;
   {
     MutexLock lock(mu_);
@@ -97,7 +101,7 @@ void InferenceServiceImpl::OnHeartbeat(Connection connection, const v1::Heartbea
                    .draining = heartbeat.draining(),
                    .sequences_running = heartbeat.sequences_running(),
                    .sequences_waiting = heartbeat.sequences_waiting(),
-                   .step_time = absl::Seconds(std::clamp(heartbeat.step_seconds(), 0.0, 3600.0))};
+                   .step_time = absl::Seconds(step_seconds)};
     if (place->pages > 0) {
       const uint64_t free = std::min(heartbeat.pages_free(), place->pages);
       beat.positions_free = free * place->page_size;
