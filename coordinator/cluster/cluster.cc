@@ -63,7 +63,10 @@ class ClusterImpl : public Cluster {
     discovery_ = Discovery::Start(options.discovery, [this](const auto& addresses) { SetMembers(addresses); });
   }
 
-  ~ClusterImpl() override {
+  ~ClusterImpl() override { Stop(); }
+
+  void Stop() override {
+    if (!dialler_.joinable()) return;
     discovery_.reset();
     std::vector<std::shared_ptr<ServeCall>> calls;
     {

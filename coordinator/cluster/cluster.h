@@ -44,8 +44,11 @@ class Cluster {
  public:
   /// Returns at once. `listener` outlives the cluster.
   static std::unique_ptr<Cluster> Start(const ClusterOptions& options, GroupListener& listener);
-  /// Breaks all streams. The listener is not called afterwards.
+  /// Stops.
   virtual ~Cluster() = default;
+  /// Breaks all streams and waits for the listener, which may use this all the while; it is not called afterwards, and
+  /// nothing is sent. The second call does nothing.
+  virtual void Stop() = 0;
 
   /// Appends to what goes out on this connection; drops it when the connection is an old one. Only takes a lock: may be
   /// called under the caller's own one, which keeps the order of messages that of decisions.

@@ -35,9 +35,9 @@ InferenceServiceImpl::~InferenceServiceImpl() {
     changed_.NotifyAll();
   }
   ticker_.join();
-  pool_.reset();
-  // The listener may be running: it needs the rest of this object until the cluster is gone.
-  cluster_.reset();
+  // Sinks may be running on the threads of both, and use both. Those of the cluster give work to the pool.
+  cluster_->Stop();
+  pool_->Stop();
 }
 
 void InferenceServiceImpl::Execute(const Actions& actions, absl::Duration now, Effects& effects) {

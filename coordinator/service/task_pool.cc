@@ -8,13 +8,17 @@ TaskPool::TaskPool(int threads, size_t tasks_max, size_t bytes_max) : tasks_max_
   for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
 }
 
-TaskPool::~TaskPool() {
+TaskPool::~TaskPool() { Stop(); }
+
+void TaskPool::Stop() {
   {
     MutexLock lock(mu_);
     stopping_ = true;
     wake_.NotifyAll();
   }
-  for (std::thread& thread : threads_) thread.join();
+  for (std::thread& thread : threads_) {
+    if (thread.joinable()) thread.join();
+  }
 }
 
 bool TaskPool::Add(Task task, size_t bytes) {

@@ -17,8 +17,10 @@ class TaskPool {
 
   /// `bytes_max` bounds the sum of what the callers say that their waiting tasks hold.
   TaskPool(int threads, size_t tasks_max, size_t bytes_max);
-  /// Runs what waits, then ends.
+  /// Stops.
   ~TaskPool();
+  /// Runs what waits, and what that adds, then ends the threads.
+  void Stop();
 
   /// False when the queue is full.
   bool Add(Task task, size_t bytes);

@@ -211,11 +211,38 @@ TEST_F(InferenceServiceTest, AGroupWithAnotherTokenizerIsRefused) {
   port_ = group_->port();
   testing::internal::CaptureStderr();
   StartService();
-  absl::SleepFor(absl::Milliseconds(500));
+  ASSERT_TRUE(Eventually([&] { return group_->streams() > 1; })) << "it is asked again once it was refused";
   EXPECT_EQ(service_->NotReady()->code, "no_ready_worker");
   service_.reset();
   const std::string log = testing::internal::GetCapturedStderr();
   EXPECT_THAT(log, AllOf(HasSubstr("group refused"), HasSubstr("feed"), HasSubstr(text_->digest())));
+}
+
+// The sink of the last update runs on a thread of the cluster's, which the end of the service waits for.
+TEST_F(InferenceServiceTest, ASinkMayCancelWhileTheServiceEnds) {
+  class Slow : public RecordingSink {
+   public:
+    void OnDelta(const DeltaEvent& event) override {
+      RecordingSink::OnDelta(event);
+      EXPECT_TRUE(Eventually([&] { return !group->connected(); })) << "the service is ending";
+      calls.clear();
+    }
+    ScriptedGroup* group = nullptr;
+    std::vector<std::unique_ptr<Call>> calls;
+  };
+  StartBoth();
+  const auto sink = std::make_shared<Slow>();
+  sink->group = group_.get();
+  sink->calls.push_back(service_->Start(Ask(), std::make_shared<RecordingSink>()));
+  ASSERT_TRUE(group_->NextSubmit().has_value());
+  sink->calls.push_back(service_->Start(Ask(), sink));
+  const std::optional<v1::Submit> submit = group_->NextSubmit();
+  ASSERT_TRUE(submit.has_value());
+  group_->Send(FinalTokens(*submit, Ids("a"), static_cast<uint32_t>(submit->prompt_ids_size()), 1));
+  ASSERT_TRUE(sink->WaitFor([](const RecordingSink& s) { return s.texts_[0] == "a"; }));
+  service_.reset();
+  EXPECT_THAT(sink->errors_, IsEmpty());
+  EXPECT_THAT(sink->calls, IsEmpty());
 }
 
 TEST_F(InferenceServiceTest, WhatTheWorkerSaysOfAFailureReachesTheClient) {

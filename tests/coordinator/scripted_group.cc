@@ -40,6 +40,7 @@ grpc::Status ScriptedGroup::Serve(grpc::ServerContext* context, Stream* stream) 
     MutexLock lock(mu_);
     stream_ = stream;
     context_ = context;
+    ++streams_;
     v1::WorkerMessage info;
     *info.mutable_info() = info_;
     stream->Write(info);
@@ -97,6 +98,16 @@ std::optional<T> ScriptedGroup::Next(std::deque<T> ScriptedGroup::*member) {
 
 std::optional<v1::Submit> ScriptedGroup::NextSubmit() { return Next(&ScriptedGroup::submits_); }
 std::optional<uint64_t> ScriptedGroup::NextCancel() { return Next(&ScriptedGroup::cancels_); }
+
+int ScriptedGroup::streams() {
+  MutexLock lock(mu_);
+  return streams_;
+}
+
+bool ScriptedGroup::connected() {
+  MutexLock lock(mu_);
+  return stream_ != nullptr;
+}
 
 bool ScriptedGroup::NothingCame() {
   MutexLock lock(mu_);

@@ -29,6 +29,9 @@ class ScriptedGroup : private v1::Worker::Service {
   /// The next one that came in, or nothing after ten seconds.
   std::optional<v1::Submit> NextSubmit();
   std::optional<uint64_t> NextCancel();
+  /// Streams that began since the group was made. And whether one is there now.
+  int streams();
+  bool connected();
   /// Whether no Submit and no Cancel waits to be taken.
   bool NothingCame();
   /// Sends one update on the current stream, under the group's epoch unless another is given.
@@ -58,6 +61,7 @@ class ScriptedGroup : private v1::Worker::Service {
   std::deque<v1::Submit> submits_ GUARDED_BY(mu_);
   std::deque<uint64_t> cancels_ GUARDED_BY(mu_);
   std::function<void(const v1::Submit&)> on_submit_ GUARDED_BY(mu_);
+  int streams_ GUARDED_BY(mu_) = 0;
   bool ready_ GUARDED_BY(mu_) = true;
   bool draining_ GUARDED_BY(mu_) = false;
   bool silent_ GUARDED_BY(mu_) = false;
