@@ -122,7 +122,8 @@ std::optional<LiveRequest::Applied> LiveRequest::Refused(const v1::SequenceEnd& 
     case v1::SequenceEnd::REASON_LENGTH:
       return std::nullopt;
     case v1::SequenceEnd::REASON_DEADLINE:
-      if (target() != absl::InfiniteDuration()) return std::nullopt;
+      // It worked up to the earlier of the two; only the target asks for a part of the answer.
+      if (target() <= deadline_) return std::nullopt;
       return Applied{.outcome = Outcome::kFailed, .error = DeadlineExceeded()};
     case v1::SequenceEnd::REASON_CANCELLED:  // Not by us: nobody reads what we cancelled.
       return Applied{.outcome = Outcome::kReturned};

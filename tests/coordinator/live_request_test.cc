@@ -14,8 +14,9 @@ using Outcome = LiveRequest::Outcome;
 // What races would need luck to show: the words of two groups about one choice, in every order.
 class LiveRequestTest : public testing::Test {
  protected:
-  void SetUp() override {
-    GenerateRequest request;
+  void SetUp() override { Make({}); }
+
+  void Make(GenerateRequest request) {
     request.input = std::string("def f");
     const ModelFacts model{.name = "demo",
                            .max_model_len = 100,
@@ -88,6 +89,20 @@ TEST_F(LiveRequestTest, TheTimeToGoOnCountsFromTheFirstOfSeveralLosses) {
 TEST_F(LiveRequestTest, TimesThatHavePassedAreTheShortestNotNone) {
   const std::unique_ptr<v1::CoordinatorMessage> late = Place(1, SubmitCause::kNew, absl::Seconds(70));
   EXPECT_EQ(late->submit().deadline_micros(), 1u);
+}
+
+TEST_F(LiveRequestTest, TheBestSoFarIsAnAnswerOnlyWhenItWasTheTargetThatPassed) {
+  const auto outcome = [&](double target_seconds) {
+    GenerateRequest request;
+    request.latency_target_seconds = target_seconds;
+    Make(request);
+    Place(1, SubmitCause::kNew, absl::ZeroDuration());
+    v1::SequenceUpdate update = Whole(1);
+    update.mutable_end()->set_reason(v1::SequenceEnd::REASON_DEADLINE);
+    return live_->Apply(0, update, 1, absl::Seconds(1)).outcome;
+  };
+  EXPECT_EQ(outcome(10), Outcome::kEndedByWorker);
+  EXPECT_EQ(outcome(100), Outcome::kFailed) << "the deadline is at 60 s";
 }
 
 TEST_F(LiveRequestTest, WhatRefusalsMean) {
