@@ -148,7 +148,7 @@ Actions Dispatcher::OnSequenceReturned(SequenceId id, absl::Duration now) {
   Request& request = requests_.at(owner.request);
   Choice& choice = request.choices[owner.choice];
   choice.state = Choice::State::kQueued;
-  choice.cause = SubmitCause::kLost;
+  choice.cause = SubmitCause::kReturned;
   // What its client has seen a part of is not turned away for want of room: it waits, up to its deadline.
   const bool seen = std::any_of(request.choices.begin(), request.choices.end(), [](const Choice& each) {
     return each.progressed || each.state == Choice::State::kEnded;

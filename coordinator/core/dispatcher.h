@@ -62,7 +62,7 @@ struct Admission {
 /// Why a request was turned away before any work.
 enum class Rejection { kNone, kQueueFull, kDeadline, kDraining, kNoWorker, kTenantLimit, kShed };
 
-enum class SubmitCause { kNew, kLost, kMoved };
+enum class SubmitCause { kNew, kLost, kMoved, kReturned };
 
 struct SubmitSequence {
   Connection to;

@@ -148,7 +148,7 @@ void ChoiceStream::Finish(const v1::SequenceUpdate& update, absl::Duration now, 
                          .completion_tokens = completion_tokens(),
                          .forwards = update.has_end() ? end.forwards() : step_,
                          .cached_tokens = end.cached_tokens(),
-                         .resumes = placements_ > 0 ? placements_ - 1 : 0,
+                         .resumes = resumes_,
                          .preemptions = end.preemptions(),
                          .paced_steps = end.paced_steps(),
                          .deadline_reached = end.reason() == v1::SequenceEnd::REASON_DEADLINE};

@@ -49,10 +49,11 @@ class ChoiceStream {
   bool stopped_here() const { return stopped_here_; }
   absl::Duration first_commit() const { return first_commit_; }
   uint32_t completion_tokens() const { return static_cast<uint32_t>(starts_.size()); }
-  /// A worker was given it at `now`: the first one, or one that goes on where another ended.
-  void OnPlaced(absl::Duration now) {
+  /// A worker was given it at `now`. `resumes`: it goes on where another one was lost or was given too much; otherwise
+  /// it is the first one, or the ones before refused it.
+  void OnPlaced(bool resumes, absl::Duration now) {
     placed_ = std::min(placed_, now);
-    ++placements_;
+    resumes_ += resumes ? 1 : 0;
     replace_next_ = true;
   }
 
@@ -89,7 +90,7 @@ class ChoiceStream {
   bool stopped_here_ = false;
   bool finished_ = false;
   absl::Duration placed_ = absl::InfiniteDuration();
-  uint32_t placements_ = 0;
+  uint32_t resumes_ = 0;
   absl::Duration first_commit_ = absl::InfiniteDuration();
   // What the frames so far have told.
   absl::Duration last_frame_ = -absl::InfiniteDuration();

@@ -78,8 +78,9 @@ std::unique_ptr<v1::CoordinatorMessage> LiveRequest::OnPlaced(const Placement& p
   if (choice.stream->finished() || (started_ && placement.fingerprint != fingerprint_)) return nullptr;
   ++choice.placements;
   choice.place = {placement.group, now};
-  choice.stream->OnPlaced(now);
-  if (placement.cause != SubmitCause::kNew && !choice.left_at) choice.left_at = placement.left_at;
+  const bool resumes = placement.cause == SubmitCause::kLost || placement.cause == SubmitCause::kMoved;
+  choice.stream->OnPlaced(resumes, now);
+  if (resumes && !choice.left_at) choice.left_at = placement.left_at;
   fingerprint_ = placement.fingerprint;
   auto message = std::make_unique<v1::CoordinatorMessage>();
   v1::Submit& submit = *message->mutable_submit();

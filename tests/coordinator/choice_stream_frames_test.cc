@@ -99,7 +99,7 @@ class FramesTest : public testing::Test {
     ClientCanvas prompt_client, slow_client;
     std::string deltas;
     for (absl::Duration now; !stream.finished(); now += absl::Seconds(1)) {
-      if (random() % 10 == 0) stream.OnPlaced(now);
+      if (random() % 10 == 0) stream.OnPlaced(/*resumes=*/true, now);
       std::vector<ChoiceEvent> events;
       ASSERT_TRUE(stream.Apply(worker.Step(), 1, now, events).ok());
       bool framed = false;

@@ -192,7 +192,7 @@ TEST_F(ChoiceStreamTest, TheFirstFrameOfAnotherGroupReplaces) {
   settings_.canvases = true;
   ChoiceStream stream(*text_, settings_);
   const std::vector<int32_t> ids = Ids("def add(a, b):");
-  stream.OnPlaced(now_);
+  stream.OnPlaced(/*resumes=*/false, now_);
   const auto open = [&](uint32_t at) {
     v1::SequenceUpdate update = FinalTokens(Prompt(), {ids[at]}, kPrompt + at, at + 1);
     update.set_final_before(kPrompt);
@@ -200,7 +200,7 @@ TEST_F(ChoiceStreamTest, TheFirstFrameOfAnotherGroupReplaces) {
   };
   Apply(stream, open(1));
   EXPECT_EQ(std::get<FrameEvent>(Apply(stream, open(3)).at(0)).spans.at(0).op, SpanOp::kCommit);
-  stream.OnPlaced(now_);
+  stream.OnPlaced(/*resumes=*/true, now_);
   const FrameEvent frame = std::get<FrameEvent>(Apply(stream, open(0)).at(0));
   ASSERT_THAT(frame.spans, SizeIs(2));
   EXPECT_THAT(frame.spans[0], IsSpan(SpanOp::kReplace, 0, 2, TextOf({ids[0], ids[1]})));

@@ -206,7 +206,8 @@ class Schedule {
     asked.fingerprint = group.fingerprint;
     group.running.emplace(submit.sequence, submit);
     EXPECT_LE(group.running.size(), group.sequences_max);
-    ++seen[submit.cause == SubmitCause::kNew ? "new" : submit.cause == SubmitCause::kLost ? "lost" : "moved"];
+    static constexpr const char* kCauses[] = {"new", "lost", "moved", "returned"};
+    ++seen[kCauses[static_cast<int>(submit.cause)]];
   }
 
   void Carry(const CancelSequence& cancel) {

@@ -216,6 +216,8 @@ TEST_F(ResumeTest, WhatAGroupDoesNotWantGoesElsewhere) {
   second_->Send(WholeAnswer(*again, Ids("whole")));
   ASSERT_TRUE(sink->WaitUntilOver());
   EXPECT_EQ(sink->texts_[0], "whole");
+  EXPECT_EQ(sink->finished_[0].resumes, 0u) << "it had not run there";
+  EXPECT_EQ(metrics_->requests_resumed.lost->Value(), 0);
 }
 
 TEST_F(ResumeTest, ACancelledRequestDoesNotGoOn) {

@@ -71,7 +71,7 @@ void SimCoordinator::Carry(const SubmitSequence& submit) {
          choice.progressed ? "begins anew although there are results" : "resumes from nothing");
   const bool first = choice.current == SequenceId{};
   Expect(first == (submit.cause == SubmitCause::kNew), number, "placement", "a cause that does not fit");
-  Expect(first || choice.waits == (submit.cause == SubmitCause::kLost), number, "placement",
+  Expect(first || choice.waits == (submit.cause != SubmitCause::kMoved), number, "placement",
          choice.waits ? "goes on as if it had been moved" : "goes on although its group is not lost");
   choice.waits = false;
   history_.counters().lost += submit.cause == SubmitCause::kLost;
