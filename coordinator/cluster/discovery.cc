@@ -27,9 +27,23 @@ std::string Joined(const std::string& host, uint16_t port) {
 struct Name {
   HostPort at;
   std::set<std::string> addresses;
-  int failures = 0;  // In a row.
-  absl::Duration next = absl::ZeroDuration();
-  std::string last_reason;  // Logged once, not at every attempt.
+  int failures = 0;                            // In a row.
+  absl::Duration next = absl::ZeroDuration();  // Infinite while it is looked up.
+  std::string last_reason;                     // Logged once, not at every attempt.
+};
+
+using Found = absl::StatusOr<std::vector<std::string>>;
+
+// Look-ups at a time.
+constexpr int kLookUpsMax = 16;
+
+// Shared with the threads of look-ups, which may outlast the rest: getaddrinfo() cannot be broken off.
+struct LookUps {
+  Mutex mu;
+  CondVar wake;
+  std::vector<std::pair<size_t, Found>> answers GUARDED_BY(mu);  // By the name's place.
+  int running GUARDED_BY(mu) = 0;
+  bool stopping GUARDED_BY(mu) = false;
 };
 
 class DiscoveryImpl : public Discovery {
@@ -48,9 +62,9 @@ class DiscoveryImpl : public Discovery {
 
   ~DiscoveryImpl() override {
     {
-      MutexLock lock(mu_);
-      stopping_ = true;
-      wake_.NotifyAll();
+      MutexLock lock(look_ups_->mu);
+      look_ups_->stopping = true;
+      look_ups_->wake.NotifyAll();
     }
     thread_.join();
   }
@@ -60,10 +74,16 @@ class DiscoveryImpl : public Discovery {
     std::set<std::string> told = fixed_;
     on_members_(told);
     while (!names_.empty() && WaitForNext()) {
-      const absl::Duration now = MonotonicNow();
-      for (Name& name : names_) {
-        if (name.next <= now) LookUp(name);
+      std::vector<std::pair<size_t, Found>> answers;
+      {
+        MutexLock lock(look_ups_->mu);
+        answers.swap(look_ups_->answers);
+        const absl::Duration now = MonotonicNow();
+        for (size_t i = 0; i < names_.size() && look_ups_->running < kLookUpsMax; ++i) {
+          if (names_[i].next <= now) LookUp(i);
+        }
       }
+      for (auto& [index, found] : answers) Take(std::move(found), names_[index]);
       std::set<std::string> members = fixed_;
       for (const Name& name : names_) members.insert(name.addresses.begin(), name.addresses.end());
       if (members == told) continue;
@@ -74,17 +94,32 @@ class DiscoveryImpl : public Discovery {
 
   // False when it is time to end.
   bool WaitForNext() {
-    MutexLock lock(mu_);
-    absl::Duration next = absl::InfiniteDuration();
-    for (const Name& name : names_) next = std::min(next, name.next);
-    for (absl::Duration now = MonotonicNow(); next > now && !stopping_; now = MonotonicNow()) {
-      wake_.WaitFor(mu_, next - now);
+    LookUps& shared = *look_ups_;
+    MutexLock lock(shared.mu);
+    while (!shared.stopping && shared.answers.empty()) {
+      absl::Duration next = absl::InfiniteDuration();
+      for (const Name& name : names_) next = std::min(next, name.next);
+      const absl::Duration now = MonotonicNow();
+      if (next <= now && shared.running < kLookUpsMax) return true;
+      shared.wake.WaitFor(shared.mu, next <= now ? absl::Seconds(60) : std::min(next - now, absl::Seconds(60)));
     }
-    return !stopping_;
+    return !shared.stopping;
   }
 
-  void LookUp(Name& name) {
-    absl::StatusOr<std::vector<std::string>> found = options_.resolver(name.at);
+  // On a thread of its own, so that a name server that does not answer holds up neither the other names nor the end.
+  void LookUp(size_t index) REQUIRES_LOCK(look_ups_->mu) {
+    names_[index].next = absl::InfiniteDuration();
+    ++look_ups_->running;
+    std::thread([shared = look_ups_, resolver = options_.resolver, at = names_[index].at, index] {
+      Found found = resolver(at);
+      MutexLock lock(shared->mu);
+      --shared->running;
+      shared->answers.emplace_back(index, std::move(found));
+      shared->wake.NotifyAll();
+    }).detach();
+  }
+
+  void Take(Found found, Name& name) {
     if (found.ok() && found->empty()) found = absl::NotFoundError(absl::StrCat(name.at.host, " has no address"));
     if (found.ok()) {
       name.addresses = {found->begin(), found->end()};
@@ -112,9 +147,7 @@ class DiscoveryImpl : public Discovery {
   std::set<std::string> fixed_;
   std::vector<Name> names_;  // The thread's own.
   std::minstd_rand random_{std::random_device{}()};
-  Mutex mu_;
-  CondVar wake_;
-  bool stopping_ GUARDED_BY(mu_) = false;
+  const std::shared_ptr<LookUps> look_ups_ = std::make_shared<LookUps>();
   std::thread thread_;
 };
 

@@ -22,7 +22,7 @@ struct WorkerSource {
 /// "host:port", or "dns:///name:port". InvalidArgument, naming `flag` and the value.
 absl::StatusOr<WorkerSource> ParseWorkerSource(const std::string& flag, const std::string& value);
 
-/// All addresses of `name`, each as host:port. May block for many seconds.
+/// All addresses of `name`, each as host:port. May block for many seconds, and longer than its Discovery lives.
 using Resolver = std::function<absl::StatusOr<std::vector<std::string>>(const HostPort& name)>;
 
 /// Asks the system (hosts file, DNS): every A and AAAA record. Unavailable, naming `name` and the reason; NotFound when
@@ -44,7 +44,7 @@ class Discovery {
   /// on a thread of its own: first with what needs no look-up.
   static std::unique_ptr<Discovery> Start(DiscoveryOptions options,
                                           std::function<void(const std::set<std::string>& addresses)> on_members);
-  /// Waits for a look-up that is under way; no call comes afterwards.
+  /// No call comes afterwards. A look-up that is under way is left to itself.
   virtual ~Discovery() = default;
 };
 

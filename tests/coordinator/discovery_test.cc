@@ -14,7 +14,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 // A name server that says what a test tells it to.
-class Names {
+class Names : public std::enable_shared_from_this<Names> {
  public:
   void Set(std::vector<std::string> addresses) {
     MutexLock lock(mu_);
@@ -32,15 +32,17 @@ class Names {
     return asked_;
   }
   Resolver resolver() {
-    return [this](const HostPort&) -> absl::StatusOr<std::vector<std::string>> {
-      MutexLock lock(mu_);
-      ++asked_;
-      if (!failure_.empty()) return absl::UnavailableError(failure_);
-      return addresses_;
-    };
+    return [self = shared_from_this()](const HostPort&) { return self->Ask(); };
   }
 
  private:
+  absl::StatusOr<std::vector<std::string>> Ask() {
+    MutexLock lock(mu_);
+    ++asked_;
+    if (!failure_.empty()) return absl::UnavailableError(failure_);
+    return addresses_;
+  }
+
   Mutex mu_;
   std::vector<std::string> addresses_ GUARDED_BY(mu_);
   std::string failure_ GUARDED_BY(mu_) = "not yet";
@@ -75,48 +77,47 @@ TEST(ResolveTest, LoopbackHasAddressesAndAnImpossibleNameHasNone) {
 
 class DiscoveryTest : public ServiceTest {
  protected:
-  void TearDown() override { service_.reset(); }  // It asks `names_` until then.
   void StartLookingUp() {
     options_.cluster.discovery = {.sources = {*ParseWorkerSource("", "dns:///groups.test:1")},
                                   .interval = absl::Milliseconds(5),
                                   .backoff_min = absl::Milliseconds(5),
                                   .backoff_max = absl::Milliseconds(10),
-                                  .resolver = names_.resolver()};
+                                  .resolver = names_->resolver()};
     StartService();
   }
   bool SeriesOf(const std::string& address, bool there) {
     return ComesToSay("quicksilver_worker_up{model_name=\"demo\",group=\"" + address + "\"}", there);
   }
   bool AskedAFewTimes() {
-    return Eventually([&] { return names_.asked() > 3; });
+    return Eventually([&] { return names_->asked() > 3; });
   }
 
-  Names names_;
+  const std::shared_ptr<Names> names_ = std::make_shared<Names>();
 };
 
 TEST_F(DiscoveryTest, GroupsComeAndGoWithTheName) {
   StartGroup();
   StartSecondGroup();
   second_->SetReady(true);
-  names_.Set({group_->address()});
+  names_->Set({group_->address()});
   StartLookingUp();
   ASSERT_TRUE(ComesToSay(Up(group_->address(), true)));
   EXPECT_TRUE(SeriesOf(second_->address(), false));
-  names_.Set({group_->address(), second_->address()});
+  names_->Set({group_->address(), second_->address()});
   EXPECT_TRUE(ComesToSay(Up(second_->address(), true)));
 }
 
 TEST_F(DiscoveryTest, AGroupThatLeavesTheNameFinishesWhatItRunsAndIsNotDialledAgain) {
   StartGroup();
   StartSecondGroup();
-  names_.Set({group_->address(), second_->address()});
+  names_->Set({group_->address(), second_->address()});
   StartLookingUp();
   ASSERT_TRUE(BecomesReady(true));
   const auto sink = std::make_shared<RecordingSink>();
   const std::unique_ptr<Call> call = service_->Start(Ask(), sink);
   const std::optional<v1::Submit> submit = group_->NextSubmit();
   ASSERT_TRUE(submit.has_value());
-  names_.Set({second_->address()});
+  names_->Set({second_->address()});
   ASSERT_TRUE(AskedAFewTimes());
   group_->Send(WholeAnswer(*submit, Ids("whole")));
   ASSERT_TRUE(sink->WaitUntilOver());
@@ -125,19 +126,19 @@ TEST_F(DiscoveryTest, AGroupThatLeavesTheNameFinishesWhatItRunsAndIsNotDialledAg
   group_->BreakStream();
   EXPECT_TRUE(SeriesOf(group_->address(), false));
   // Back in the name, it is dialled: it had been left alone until then.
-  names_.Set({group_->address(), second_->address()});
+  names_->Set({group_->address(), second_->address()});
   EXPECT_TRUE(ComesToSay(Up(group_->address(), true)));
 }
 
 TEST_F(DiscoveryTest, ANameServerThatFailsTakesNoGroupAway) {
   StartGroup();
-  names_.Set({group_->address()});
+  names_->Set({group_->address()});
   StartLookingUp();
   ASSERT_TRUE(BecomesReady(true));
   testing::internal::CaptureStderr();
-  names_.Fail("the name server is down");
+  names_->Fail("the name server is down");
   ASSERT_TRUE(AskedAFewTimes());
-  names_.Set({});
+  names_->Set({});
   ASSERT_TRUE(AskedAFewTimes());
   const std::string log = testing::internal::GetCapturedStderr();
   EXPECT_THAT(log, AllOf(HasSubstr("the name server is down"), HasSubstr("groups.test has no address")));
@@ -154,7 +155,7 @@ TEST_F(DiscoveryTest, ANameThatCannotBeLookedUpAtFirstIsLookedUpAgain) {
   StartLookingUp();
   ASSERT_TRUE(AskedAFewTimes());
   EXPECT_TRUE(service_->NotReady().has_value());
-  names_.Set({group_->address()});
+  names_->Set({group_->address()});
   EXPECT_TRUE(BecomesReady(true));
 }
 
@@ -170,24 +171,65 @@ TEST_F(DiscoveryTest, AnotherCoordinatorAndARestartedOneFindTheGroupsAtOnce) {
 }
 
 TEST(DiscoveryOnlyTest, TellsOfFixedAddressesFirstAndOfChangesOnce) {
-  Names names;
-  names.Set({"10.0.0.2:1", "10.0.0.1:1", "10.0.0.2:1"});
+  const auto names = std::make_shared<Names>();
+  names->Set({"10.0.0.2:1", "10.0.0.1:1", "10.0.0.2:1"});
   Mutex mu;
   CondVar changed;
   std::vector<std::set<std::string>> told;
   const auto discovery =
       Discovery::Start({.sources = {*ParseWorkerSource("", "[::1]:5"), *ParseWorkerSource("", "dns:///a:1")},
                         .interval = absl::Milliseconds(1),
-                        .resolver = names.resolver()},
+                        .resolver = names->resolver()},
                        [&](const std::set<std::string>& members) {
                          MutexLock lock(mu);
                          told.push_back(members);
                          changed.NotifyAll();
                        });
   const absl::Time end = absl::Now() + absl::Seconds(10);
-  while (names.asked() < 5 && absl::Now() < end) absl::SleepFor(absl::Milliseconds(1));
+  while (names->asked() < 5 && absl::Now() < end) absl::SleepFor(absl::Milliseconds(1));
   MutexLock lock(mu);
   EXPECT_THAT(told, ElementsAre(ElementsAre("[::1]:5"), ElementsAre("10.0.0.1:1", "10.0.0.2:1", "[::1]:5")));
+}
+
+TEST(DiscoveryOnlyTest, ANameServerThatHangsHoldsUpNeitherOtherNamesNorTheEnd) {
+  struct Gate {
+    Mutex mu;
+    CondVar changed;
+    bool open GUARDED_BY(mu) = false;
+    bool told GUARDED_BY(mu) = false;
+    bool left GUARDED_BY(mu) = false;
+  };
+  const auto gate = std::make_shared<Gate>();
+  const auto wait_for = [&](bool Gate::*flag) {
+    MutexLock lock(gate->mu);
+    const absl::Time end = absl::Now() + absl::Seconds(10);
+    while (!((*gate).*flag) && absl::Now() < end) gate->changed.WaitFor(gate->mu, absl::Milliseconds(50));
+    return (*gate).*flag;
+  };
+  auto discovery =
+      Discovery::Start({.sources = {*ParseWorkerSource("", "dns:///dead:1"), *ParseWorkerSource("", "dns:///sound:1")},
+                        .resolver = [gate](const HostPort& name) -> absl::StatusOr<std::vector<std::string>> {
+                          if (name.host == "sound") return std::vector<std::string>{"10.0.0.1:1"};
+                          MutexLock lock(gate->mu);
+                          while (!gate->open) gate->changed.Wait(gate->mu);
+                          gate->left = true;
+                          gate->changed.NotifyAll();
+                          return absl::UnavailableError("at last");
+                        }},
+                       [&](const std::set<std::string>& members) {
+                         MutexLock lock(gate->mu);
+                         gate->told = gate->told || members.contains("10.0.0.1:1");
+                         gate->changed.NotifyAll();
+                       });
+  EXPECT_TRUE(wait_for(&Gate::told));
+  discovery.reset();
+  {
+    MutexLock lock(gate->mu);
+    EXPECT_FALSE(gate->left);
+    gate->open = true;
+    gate->changed.NotifyAll();
+  }
+  EXPECT_TRUE(wait_for(&Gate::left));
 }
 
 }  // namespace
