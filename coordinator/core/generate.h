@@ -113,11 +113,12 @@ struct FinishedEvent {
   uint32_t completion_tokens = 0;
   uint32_t forwards = 0;
   double time_to_first_token_seconds = 0;
-  double decode_seconds = 0;
-  uint32_t cached_tokens = 0;     ///< Prompt tokens whose KV was shared with an earlier request.
-  uint32_t resumes = 0;           ///< Times that it went on on another group.
-  uint32_t preemptions = 0;       ///< Times that it lost its pages to a more urgent one.
-  uint32_t paced_steps = 0;       ///< Steps that committed more than the policy asked for, to meet the latency target.
+  double decode_seconds = 0;   ///< When it was resumed: from the first placement on, prefills and pauses included.
+  uint32_t cached_tokens = 0;  ///< Prompt tokens whose KV was shared with an earlier request. Resumed: 0, not known.
+  uint32_t resumes = 0;        ///< Times that it went on on another group.
+  uint32_t preemptions = 0;    ///< Times that it lost its pages to a more urgent one. Resumed: 0, not known.
+  /// Steps that committed more than the policy asked for, to meet the latency target. Resumed: 0, not known.
+  uint32_t paced_steps = 0;
   bool deadline_reached = false;  ///< Its time was over: the answer is what was final by then.
 
   double tokens_per_forward() const { return forwards == 0 ? 0.0 : static_cast<double>(completion_tokens) / forwards; }

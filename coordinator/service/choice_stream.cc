@@ -143,20 +143,22 @@ void ChoiceStream::Finish(const v1::SequenceUpdate& update, absl::Duration now, 
   text_over_ = true;
   finished_ = true;
   if (settings_.canvases) AppendFrame(released, events);
+  // The last group counts what it did itself; the others were lost with their counts, or cancelled.
+  const bool whole = resumes_ == 0;
   FinishedEvent finished{.choice = settings_.choice,
                          .reason = reason,
                          .completion_tokens = completion_tokens(),
                          .forwards = update.has_end() ? end.forwards() : step_,
-                         .cached_tokens = end.cached_tokens(),
+                         .cached_tokens = whole ? end.cached_tokens() : 0,
                          .resumes = resumes_,
-                         .preemptions = end.preemptions(),
-                         .paced_steps = end.paced_steps(),
+                         .preemptions = whole ? end.preemptions() : 0,
+                         .paced_steps = whole ? end.paced_steps() : 0,
                          .deadline_reached = end.reason() == v1::SequenceEnd::REASON_DEADLINE};
   if (first_commit_ != absl::InfiniteDuration()) {
     finished.time_to_first_token_seconds = absl::ToDoubleSeconds(first_commit_ - settings_.accepted);
   }
-  // Without the worker's word the prefill is counted in.
-  finished.decode_seconds = update.has_end() ? end.decode_seconds() : absl::ToDoubleSeconds(now - placed_);
+  // Without one worker's word for all of it the prefills, and what passed between groups, are counted in.
+  finished.decode_seconds = update.has_end() && whole ? end.decode_seconds() : absl::ToDoubleSeconds(now - placed_);
   events.emplace_back(finished);
   if (update.has_end()) stopped_here_ = false;  // Nothing is left to be cancelled.
 }

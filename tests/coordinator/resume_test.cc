@@ -44,12 +44,17 @@ class ResumeTest : public ServiceTest {
   void FinishOn(ScriptedGroup& group, const v1::Submit& submit, const Begun& begun) {
     const std::vector<int32_t> rest = Ids("two");
     const auto from = static_cast<uint32_t>(begun.begin + begun.ids.size());
-    group.Send(Ending(FinalTokens(submit, rest, from, 4), begun.ids.size() + rest.size()));
+    v1::SequenceUpdate last = Ending(FinalTokens(submit, rest, from, 4), begun.ids.size() + rest.size());
+    last.mutable_end()->set_cached_tokens(3);
+    last.mutable_end()->set_preemptions(2);
+    group.Send(last);
     ASSERT_TRUE(begun.sink->WaitUntilOver());
     ASSERT_THAT(begun.sink->errors_, IsEmpty());
     EXPECT_THAT(begun.sink->events_, testing::ElementsAre("started", "delta one ", "delta two", "finished"));
     EXPECT_EQ(begun.sink->finished_[0].completion_tokens, begun.ids.size() + rest.size());
     EXPECT_EQ(begun.sink->finished_[0].resumes, 1u);
+    EXPECT_EQ(begun.sink->finished_[0].cached_tokens, 0u) << "what a resume finds cached is not the client's";
+    EXPECT_EQ(begun.sink->finished_[0].preemptions, 0u) << "those of the lost group are not known";
     EXPECT_EQ(begun.sink->after_the_end_, 0);
   }
 };
