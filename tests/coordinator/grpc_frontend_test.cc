@@ -129,17 +129,20 @@ TEST_F(GrpcFrontendTest, CodesFollowTheTable) {
 }
 
 TEST_F(GrpcFrontendTest, ALostGroupAbortsTheStreamBehindItsText) {
-  Answer answer;
-  std::thread client([&] { answer = Generate(Ask()); });
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, Ask());
   const std::optional<v1::Submit> submit = group_->NextSubmit();
   ASSERT_TRUE(submit.has_value());
   group_->Send(FinalTokens(*submit, Ids("half"), static_cast<uint32_t>(submit->prompt_ids_size()), 1));
-  absl::SleepFor(absl::Milliseconds(50));
+  std::string text;
+  v1::GenerateEvent event;
+  while (text.empty() && reader->Read(&event)) text += event.delta().text();
   group_.reset();
-  client.join();
-  EXPECT_EQ(answer.text, "half");
-  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::ABORTED);
-  EXPECT_EQ(DetailsOf(answer.status).info.reason(), "WORKER_LOST");
+  while (reader->Read(&event)) text += event.delta().text();
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(text, "half");
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::ABORTED);
+  EXPECT_EQ(DetailsOf(status).info.reason(), "WORKER_LOST");
 }
 
 TEST_F(GrpcFrontendTest, AClientThatCancelsFreesItsSequence) {
