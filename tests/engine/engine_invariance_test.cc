@@ -11,29 +11,13 @@
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/cpu/cpu_ops.h"
+#include "tests/engine/cpu_engine.h"
 #include "tests/support/engine_group.h"
-#include "tests/support/golden.h"
 
 namespace quicksilver {
 namespace {
 
 using ::testing::Each;
-
-/// "demo" is the model that the repository ships; the families are the recorded checkpoints.
-EngineGroup::Options OptionsFor(const std::string& model, int ranks) {
-  EngineGroup::Options options;
-  if (model == "demo") {
-    options.directory = QUICKSILVER_ROOT "/models/demo";
-  } else {
-    const absl::StatusOr<Golden> golden = Golden::Open();
-    CHECK(golden.ok());
-    options.directory = *golden->CheckpointDirectory(model, "bf16");
-  }
-  options.ranks = ranks;
-  options.make_ops = [] { return MakeCpuOps(DType::kF32, CpuOpsOptions()); };
-  return options;
-}
 
 std::unique_ptr<EngineGroup> Start(const EngineGroup::Options& options) {
   absl::StatusOr<std::unique_ptr<EngineGroup>> group = EngineGroup::Start(options);
@@ -54,7 +38,7 @@ class InvarianceTest : public testing::TestWithParam<Setting> {
  protected:
   std::string model() const { return GetParam().model; }
   EngineGroup::Options OptionsOf(int ranks) const {
-    EngineGroup::Options options = OptionsFor(model(), ranks);
+    EngineGroup::Options options = CpuEngineOptions(model(), ranks);
     options.engine.steps_per_launch_max = GetParam().steps_per_launch_max;
     return options;
   }
@@ -62,7 +46,7 @@ class InvarianceTest : public testing::TestWithParam<Setting> {
 
   /// What each of `submits` gives when nothing else runs, one step a launch.
   std::vector<Transcript> Alone(const std::vector<v1::Submit>& submits, int ranks = 1) const {
-    EngineGroup::Options options = OptionsFor(model(), ranks);
+    EngineGroup::Options options = CpuEngineOptions(model(), ranks);
     options.engine.share_prefixes = false;
     const std::unique_ptr<EngineGroup> group = Start(options);
     std::vector<Transcript> transcripts;

@@ -12,9 +12,8 @@
 #include "common/philox.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/cpu/cpu_ops.h"
+#include "tests/engine/cpu_engine.h"
 #include "tests/support/engine_group.h"
-#include "tests/support/golden.h"
 
 namespace quicksilver {
 namespace {
@@ -22,23 +21,6 @@ namespace {
 using ::testing::Each;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-std::unique_ptr<Ops> MakeOps() { return MakeCpuOps(DType::kF32, CpuOpsOptions()); }
-
-/// "demo" is the model that the repository ships; the families are the recorded checkpoints.
-EngineGroup::Options OptionsFor(const std::string& model, int ranks) {
-  EngineGroup::Options options;
-  if (model == "demo") {
-    options.directory = QUICKSILVER_ROOT "/models/demo";
-  } else {
-    const absl::StatusOr<Golden> golden = Golden::Open();
-    CHECK(golden.ok());
-    options.directory = *golden->CheckpointDirectory(model, "bf16");
-  }
-  options.ranks = ranks;
-  options.make_ops = MakeOps;
-  return options;
-}
 
 std::unique_ptr<EngineGroup> Start(const EngineGroup::Options& options) {
   absl::StatusOr<std::unique_ptr<EngineGroup>> group = EngineGroup::Start(options);
@@ -51,7 +33,7 @@ class EngineFamilyTest : public testing::TestWithParam<const char*> {};
 // Same request, same bytes: whatever shares the batch, whenever it came, however its prompt was cut.
 TEST_P(EngineFamilyTest, SixteenConcurrentSequencesGiveTheBytesThatEachGivesAlone) {
   const std::vector<v1::Submit> submits = VariedSubmits(std::string(GetParam()) == "llada");
-  const std::unique_ptr<EngineGroup> alone = Start(OptionsFor(GetParam(), 1));
+  const std::unique_ptr<EngineGroup> alone = Start(CpuEngineOptions(GetParam(), 1));
   std::vector<std::string> expected;
   size_t tokens = 0;
   for (const v1::Submit& submit : submits) {
@@ -68,7 +50,7 @@ TEST_P(EngineFamilyTest, SixteenConcurrentSequencesGiveTheBytesThatEachGivesAlon
   for (const auto& [rows, sequences, steps] :
        {Bounds{512, 64, 1}, {rows_needed, 16, 1}, {rows_needed + 9, 3, 1}, {512, 64, 8}, {512, 1, 3}}) {
     SCOPED_TRACE(absl::StrCat(rows, " rows, ", sequences, " sequences, ", steps, " steps a launch"));
-    EngineGroup::Options options = OptionsFor(GetParam(), 1);
+    EngineGroup::Options options = CpuEngineOptions(GetParam(), 1);
     options.engine.steps_per_launch_max = steps;
     options.engine.step_rows_max = rows;
     options.engine.sequences_max = sequences;
@@ -91,7 +73,7 @@ TEST_P(EngineFamilyTest, GroupsOfOneTwoAndFourRanksGiveTheSameTokens) {
   std::vector<std::vector<TokenId>> expected;
   for (const int ranks : {1, 2, 4}) {
     SCOPED_TRACE(absl::StrCat("tp = ", ranks));
-    EngineGroup::Options options = OptionsFor(GetParam(), ranks);
+    EngineGroup::Options options = CpuEngineOptions(GetParam(), ranks);
     options.engine.steps_per_launch_max = ranks == 2 ? 6 : 1;
     const std::unique_ptr<EngineGroup> group = Start(options);
     const absl::StatusOr<std::vector<Transcript>> transcripts = group->RunAll(submits);
@@ -115,7 +97,7 @@ TEST_P(EngineFamilyTest, StopTokensAmidMasksEndAnswersAlikeAtAnyNumberOfStepsALa
   std::vector<std::string> expected;
   for (const int32_t steps : {1, 2, 8}) {
     SCOPED_TRACE(absl::StrCat(steps, " steps a launch"));
-    EngineGroup::Options options = OptionsFor(GetParam(), 1);
+    EngineGroup::Options options = CpuEngineOptions(GetParam(), 1);
     options.engine.steps_per_launch_max = steps;
     const std::unique_ptr<EngineGroup> group = Start(options);
     size_t i = 0;
@@ -133,7 +115,7 @@ INSTANTIATE_TEST_SUITE_P(Families, EngineFamilyTest, testing::Values("sdar", "ll
                          [](const testing::TestParamInfo<const char*>& of) { return std::string(of.param); });
 
 TEST(EngineTest, SeedAndChoiceDecideASampledAnswer) {
-  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 1));
+  const std::unique_ptr<EngineGroup> group = Start(CpuEngineOptions("sdar", 1));
   std::vector<v1::Submit> submits;
   for (const auto& [seed, choice] : std::vector<std::pair<uint64_t, uint32_t>>{{1, 0}, {1, 0}, {2, 0}, {1, 1}}) {
     v1::Submit submit = MakeSubmit(submits.size() + 1, {3, 1, 4, 1, 5}, 32);
@@ -150,7 +132,7 @@ TEST(EngineTest, SeedAndChoiceDecideASampledAnswer) {
 }
 
 TEST(EngineTest, WithoutProvisionalOnlyFinalTokensAreReportedAndInOrder) {
-  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 1));
+  const std::unique_ptr<EngineGroup> group = Start(CpuEngineOptions("sdar", 1));
   v1::Submit shown = MakeSubmit(1, {3, 1, 4, 1, 5, 9}, 21);
   v1::Submit quiet = shown;
   quiet.set_sequence_id(2);
@@ -178,7 +160,7 @@ TEST(EngineTest, WithoutProvisionalOnlyFinalTokensAreReportedAndInOrder) {
 }
 
 TEST(EngineTest, CancelEndsASequenceAndFreesItsPages) {
-  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 2));
+  const std::unique_ptr<EngineGroup> group = Start(CpuEngineOptions("sdar", 2));
   ASSERT_TRUE(group->Submit(MakeSubmit(1, {1, 2, 3}, 3000)).ok());
   while (group->Look(1).updates.empty()) absl::SleepFor(absl::Milliseconds(1));
   EXPECT_LT(group->leader().Load().pages_free, group->leader().Load().pages_total);
@@ -196,7 +178,7 @@ TEST(EngineTest, CancelEndsASequenceAndFreesItsPages) {
 }
 
 TEST(EngineTest, ACancelRightBehindItsSubmissionIsNotLost) {
-  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 1));
+  const std::unique_ptr<EngineGroup> group = Start(CpuEngineOptions("sdar", 1));
   for (uint64_t id = 1; id <= 20; ++id) {
     ASSERT_TRUE(group->Submit(MakeSubmit(id, {1, 2, 3}, 3000)).ok());
     group->leader().Cancel(1, id);
@@ -209,7 +191,7 @@ TEST(EngineTest, ACancelRightBehindItsSubmissionIsNotLost) {
 }
 
 TEST(EngineTest, ABrokenStreamLosesItsSequencesAndNoOther) {
-  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 1));
+  const std::unique_ptr<EngineGroup> group = Start(CpuEngineOptions("sdar", 1));
   for (uint64_t id = 1; id <= 3; ++id) ASSERT_TRUE(group->Submit(MakeSubmit(id, {1, 2}, 3000), /*stream=*/7).ok());
   ASSERT_TRUE(group->Submit(MakeSubmit(1, {1, 2}, 60), /*stream=*/8).ok());
   while (group->Look(1, 7).updates.empty()) absl::SleepFor(absl::Milliseconds(1));
@@ -223,7 +205,7 @@ TEST(EngineTest, ABrokenStreamLosesItsSequencesAndNoOther) {
 }
 
 TEST(EngineTest, MoreThanTheWaitingBoundIsRefused) {
-  EngineGroup::Options options = OptionsFor("sdar", 1);
+  EngineGroup::Options options = CpuEngineOptions("sdar", 1);
   options.engine.sequences_max = 1;
   options.engine.waiting_max = 2;
   const std::unique_ptr<EngineGroup> group = Start(options);
@@ -241,7 +223,7 @@ TEST(EngineTest, MoreThanTheWaitingBoundIsRefused) {
 }
 
 TEST(EngineTest, WhatCanNeverRunIsRefusedAtOnce) {
-  EngineGroup::Options options = OptionsFor("llada", 1);
+  EngineGroup::Options options = CpuEngineOptions("llada", 1);
   options.engine.step_rows_max = 64;
   const std::unique_ptr<EngineGroup> group = Start(options);
   EXPECT_EQ(group->Submit(MakeSubmit(1, {1, 2}, 63)),
@@ -253,7 +235,7 @@ TEST(EngineTest, WhatCanNeverRunIsRefusedAtOnce) {
 }
 
 TEST(EngineTest, RanksThatDecideDifferentlyStopTheGroup) {
-  EngineGroup::Options options = OptionsFor("sdar", 2);
+  EngineGroup::Options options = CpuEngineOptions("sdar", 2);
   options.vary = [](int rank, EngineOptions& engine) { engine.step_rows_max = rank == 0 ? 64 : 32; };
   const std::unique_ptr<EngineGroup> group = Start(options);
   ASSERT_TRUE(group->Submit(MakeSubmit(1, std::vector<TokenId>(60, 7), 64)).ok());
@@ -268,7 +250,7 @@ TEST(EngineTest, RanksThatDecideDifferentlyStopTheGroup) {
 }
 
 TEST(EngineTest, ALostRankEndsEveryEngineWithUnavailable) {
-  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 2));
+  const std::unique_ptr<EngineGroup> group = Start(CpuEngineOptions("sdar", 2));
   ASSERT_TRUE(group->Submit(MakeSubmit(1, {1, 2}, 3000)).ok());
   while (group->Look(1).updates.empty()) absl::SleepFor(absl::Milliseconds(1));
   group->Break();
@@ -276,7 +258,7 @@ TEST(EngineTest, ALostRankEndsEveryEngineWithUnavailable) {
 }
 
 TEST(EngineTest, AnIdleGroupBeatsAndStaysAlive) {
-  EngineGroup::Options options = OptionsFor("sdar", 2);
+  EngineGroup::Options options = CpuEngineOptions("sdar", 2);
   options.engine.idle_beat = absl::Milliseconds(50);
   options.engine.peer_timeout = absl::Milliseconds(400);
   const std::unique_ptr<EngineGroup> group = Start(options);
@@ -287,7 +269,7 @@ TEST(EngineTest, AnIdleGroupBeatsAndStaysAlive) {
 }
 
 TEST(EngineTest, AFollowerLeavesASilentLeader) {
-  EngineGroup::Options options = OptionsFor("sdar", 2);
+  EngineGroup::Options options = CpuEngineOptions("sdar", 2);
   options.engine.idle_beat = absl::Seconds(30);
   options.engine.peer_timeout = absl::Milliseconds(200);
   const std::unique_ptr<EngineGroup> group = Start(options);
@@ -299,7 +281,7 @@ TEST(EngineTest, AFollowerLeavesASilentLeader) {
 }
 
 TEST(EngineTest, ShutdownEndsEveryRankAndRefusesWhatComesLater) {
-  const std::unique_ptr<EngineGroup> group = Start(OptionsFor("sdar", 2));
+  const std::unique_ptr<EngineGroup> group = Start(CpuEngineOptions("sdar", 2));
   ASSERT_TRUE(group->Submit(MakeSubmit(1, {1, 2}, 3000)).ok());
   EXPECT_THAT(group->Stop(), Each(absl::OkStatus()));
   EXPECT_TRUE(absl::IsUnavailable(group->Submit(MakeSubmit(2, {1, 2}, 8))));

@@ -200,7 +200,7 @@ void EngineImpl::Remove(uint64_t id, bool sound) {
 }
 
 absl::Status EngineImpl::Step(const v1::LogEntry& entry) {
-  const std::vector<PlannedSegment> plan = scheduler_.Plan(now_, static_cast<int32_t>(entry.prefill_rows()));
+  const std::vector<PlannedSegment>& plan = scheduler_.Plan(now_, static_cast<int32_t>(entry.prefill_rows()));
   if (!plan.empty()) {
     const absl::Duration step = absl::Microseconds(entry.step_micros());
     for (const PlannedSegment& planned : plan) {
