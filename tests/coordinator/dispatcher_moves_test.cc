@@ -133,10 +133,8 @@ TEST(DispatcherMovesTest, NothingMovesToAGroupWithWorkWaitingItself) {
   }
 }
 
-// Five failures in ten minutes: the group gets no work for a minute, then one sequence at a time until one got on.
-TEST(DispatcherMovesTest, AGroupThatFailsAgainAndAgainIsTriedCautiously) {
-  Dispatcher dispatcher({.queue_time_max = absl::Seconds(500), .lease = absl::Hours(1)});
-  Join(dispatcher, kB, 1);
+// Group A, whose circuit breaker has just opened.
+Connection JoinAfterFiveFailures(Dispatcher& dispatcher) {
   Connection a = kA;
   Join(dispatcher, a, 4);
   for (int i = 0; i < 5; ++i) {
@@ -144,6 +142,14 @@ TEST(DispatcherMovesTest, AGroupThatFailsAgainAndAgainIsTriedCautiously) {
     a = Again(a);
     Join(dispatcher, a, 4);
   }
+  return a;
+}
+
+// Five failures in ten minutes: the group gets no work for a minute, then one sequence at a time until one got on.
+TEST(DispatcherMovesTest, AGroupThatFailsAgainAndAgainIsTriedCautiously) {
+  Dispatcher dispatcher({.queue_time_max = absl::Seconds(500), .lease = absl::Hours(1)});
+  Join(dispatcher, kB, 1);
+  Connection a = JoinAfterFiveFailures(dispatcher);
   EXPECT_EQ(OnlySubmit(dispatcher.Submit(Ask(kFirst), kStart)).to, kB);
   EXPECT_THAT(dispatcher.Submit(Ask(kSecond), kStart), IsEmpty()) << "it waits rather than go to the broken one";
   dispatcher.Submit(Ask(kThird), kStart);
@@ -157,13 +163,7 @@ TEST(DispatcherMovesTest, AGroupThatFailsAgainAndAgainIsTriedCautiously) {
 TEST(DispatcherMovesTest, ALostProbeKeepsTheGroupOutForTwiceAsLong) {
   Dispatcher dispatcher({.queue_time_max = absl::Seconds(500), .lease = absl::Hours(1)});
   Join(dispatcher, kB, 1);
-  Connection a = kA;
-  Join(dispatcher, a, 4);
-  for (int i = 0; i < 5; ++i) {
-    dispatcher.OnGroupLost(a, kStart);
-    a = Again(a);
-    Join(dispatcher, a, 4);
-  }
+  Connection a = JoinAfterFiveFailures(dispatcher);
   dispatcher.Submit(Ask(kFirst), kStart);
   dispatcher.Submit(Ask(kSecond), kStart);
   const absl::Duration probed = kStart + absl::Seconds(60);
