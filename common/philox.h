@@ -28,7 +28,7 @@ QS_HOST_DEVICE inline PhiloxWords Philox(uint64_t key, uint32_t c0, uint32_t c1,
 }
 
 /// What a draw is for: part of the counter, so that two uses never share bits. Below 128.
-enum class DrawPurpose : uint32_t { kGumbel = 0, kConfidence = 1 };
+enum class DrawPurpose : uint32_t { kGumbel = 0, kConfidence = 1, kTransfer = 2, kRemask = 3, kNoise = 4 };
 
 /// Where a draw happens. Equal places give equal bits, on any rank, batch, step order or device.
 struct DrawPlace {

@@ -15,6 +15,7 @@ struct VocabularyShard {
   int32_t vocabulary = 0;  ///< Real ids; rows at or above it are padding and count as -inf everywhere.
   int32_t mask_id =
       -1;  ///< Never chosen (nor among the top logits), but its mass stays in log_sum_exp (decoding.md §0.5).
+  float soft_cap = 0.0f;  ///< c: z = c tanh(z / c) before anything else (models.md §8.4). 0: none.
 };
 
 /// What is asked of one row.
@@ -26,7 +27,21 @@ struct CandidateRequest {
   float temperature = 0.0f;    ///< 0: greedy, no sample is drawn (sampled_* repeat best_*).
   int32_t suppressed_id = -1;  ///< Counts as -inf everywhere (LLaDA's logits_eos_inf), or -1.
   DrawPlace place;             ///< Where a sample is drawn.
+  int32_t first_bias = 0;      ///< Into the step's biases: an ascending run, added to z. -inf forbids.
+  int32_t bias_count = 0;
+  int32_t asked_id = -1;      ///< Its z is wanted, too, or -1.
+  int32_t history_slot = -1;  ///< Where this row's z is kept for the next step, or -1.
+  int32_t history_valid = 0;  ///< 1: the slot holds the z of the step before.
 };
+
+/// Added to the logit of one id.
+struct TokenBias {
+  int32_t id = 0;
+  float bias = 0.0f;
+};
+
+/// Most alternatives that are reported of a row.
+inline constexpr int32_t kTopReportedMax = 20;
 
 /// What one rank says about one row. z: its logits in float; all ids are global. Merging is in kernels/policy.
 struct Candidate {
@@ -39,7 +54,11 @@ struct Candidate {
   float sampled_logit = 0.0f;         ///< Its z.
   double tempered_log_sum_exp = 0.0;  ///< ln sum e^(z / T); equals log_sum_exp when T = 0.
   double sampled_score = 0.0;         ///< z / T + Gumbel, for the merge.
-  int32_t finite = 1;                 ///< 0 when some z of a real id is NaN or +inf: the other fields mean nothing.
+  /// sum z' e^(z - log_sum_exp), z' the logits in the row's history slot: KL = mean_logit - log_sum_exp - mean_previous
+  /// + log_sum_exp of the step before. 0 without history.
+  float mean_previous = 0.0f;
+  float asked_logit = 0.0f;  ///< z of asked_id; -inf when it is not in this shard.
+  int32_t finite = 1;        ///< 0 when some z of a real id is NaN or +inf: the other fields mean nothing.
 };
 
 struct TopLogit {

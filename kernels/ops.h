@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/check.h"
 #include "kernels/candidate.h"
 #include "kernels/policy/block_step.h"
 #include "kernels/tensor.h"
@@ -34,8 +35,8 @@ class DeviceBuffer {
   size_t bytes_ = 0;
 };
 
-/// Where a weight stands in the model. An implementation with a reduced precision for layers keeps the head as it is: the
-/// differences between logits decide what is committed.
+/// Where a weight stands in the model. An implementation with a reduced precision for layers keeps the head as it is:
+/// the differences between logits decide what is committed.
 enum class WeightRole : uint8_t { kLayer, kHead };
 
 /// A GEMM weight [out, in] in whatever layout the device likes best. Made once, at load.
@@ -55,7 +56,15 @@ struct AttentionSegment {
   int32_t first_position = 0;  ///< Absolute position of the first row.
   int32_t keys = 0;            ///< Keys that exist: positions [0, keys). At least first_position + rows.
   int32_t first_page = 0;      ///< Index into `page_table` of the page of position 0.
+  /// B of the mask rule: a query at position q sees the keys j with floor(j / B) <= floor(q / B); 1 is causal,
+  /// kBidirectional sees all.
+  int32_t block_length = 0;
+  /// Key that the first row does not see; the next row does not see the next key, and so on. -1: none is hidden.
+  int32_t unseen_key = -1;
 };
+
+/// AttentionSegment::block_length of a bidirectional segment.
+inline constexpr int32_t kBidirectional = 0;
 
 /// The shape of one step. Pointers are device memory; the sums and maxima are for the host side of an implementation.
 /// In a recorded step they are upper bounds: batch rows beyond the segments are padding (position 0, slot -1), whose
@@ -73,18 +82,27 @@ struct StepLayout {
   int32_t keys_max = 0;                 ///< Largest `keys` of a segment.
 };
 
-/// StepLayout::block_length of a bidirectional family.
-inline constexpr int32_t kBidirectional = 0;
-
 /// Keys and values of one layer: [pages * page_size, nkv/tp * hd] each, row = slot.
 struct KvLayer {
   Matrix keys;
   Matrix values;
 };
 
-/// How q and k are rotated (models.md §0.2): always the half-rotation layout, frequencies theta^(-2i/hd).
+/// What a layer's attention does besides the masks of the segments.
+struct AttentionRule {
+  float scale = 0.0f;  ///< Of the scores; 0: 1/sqrt(hd).
+  /// 0: none. Else a causal row at position q sees no key before q - (window - 1), and the rows of a bidirectional
+  /// segment none before first_position - (window - 1) (models.md §8.4).
+  int32_t window = 0;
+};
+
+/// How q and k are rotated (models.md §0.2): always the half-rotation layout. With rotary_size d (0: hd), pairs
+/// (i, i + d/2) for i < d/2 have frequency theta^(-2i/d), and the rest of a head passes through. `proportional`
+/// (models.md §8.4): pairs (i, i + hd/2), of which the first rotary_size/2 have frequency theta^(-2i/hd), the rest 0.
 struct RopeParameters {
   double theta = 10000.0;
+  int32_t rotary_size = 0;
+  bool proportional = false;
   /// True (LLaDA): multiply in float. False (all others): cos and sin are rounded to the activation type first.
   bool full_precision = false;
 };
@@ -94,7 +112,36 @@ struct HeadTransform {
   const float* q_gain = nullptr;  ///< [hd] device: RMSNorm of every query head. Null: none.
   const float* k_gain = nullptr;  ///< [hd] device: the same of every key head.
   float epsilon = 0.0f;
+  bool norm_values = false;  ///< RMSNorm without a gain on every value head before it is stored.
+  bool float_gain = false;   ///< Norms multiply by the gain in float and round once, instead of rounding before it.
   RopeParameters rope;
+};
+
+/// What a router does with its logits (models.md §3.3, §4.4, §4.5, §5.3, §8.4). Ties: the lower expert.
+struct RoutingRule {
+  enum class Score : uint8_t { kSoftmax, kSigmoid };
+  Score score = Score::kSoftmax;
+  int32_t experts = 0;       ///< E
+  int32_t chosen = 0;        ///< k experts a row.
+  int32_t groups = 0;        ///< 0: none. Else experts stand in so many runs, of which …
+  int32_t groups_kept = 0;   ///< … those with the largest sums of their two best biased scores are kept.
+  int32_t pool_block = 0;    ///< 0: none. Else only the pool_experts with the largest biased score over the rows of …
+  int32_t pool_experts = 0;  ///< … one segment in the same absolute block of pool_block positions are admitted.
+  const float* bias = nullptr;          ///< [E] device, added to the scores that experts are chosen by.
+  bool weigh_biased = false;            ///< Weights are the biased scores (LLaDA-MoE).
+  bool normalise = false;               ///< Weights are divided by their sum + 1e-20.
+  float scale = 1.0f;                   ///< Of the weights.
+  const float* expert_scale = nullptr;  ///< [E] device: of each expert's weight, applied last. Null: 1.
+};
+
+/// The activation of a gated MLP.
+enum class Activation : uint8_t { kSilu, kGeluTanh };
+
+/// The experts of one layer that this rank holds, whole or in part, in whatever layout the device likes best.
+class ExpertWeights {
+ public:
+  virtual ~ExpertWeights() = default;
+  virtual size_t bytes() const = 0;  ///< Device memory held.
 };
 
 /// Work that was recorded once, to be enqueued many times with other contents of the same device memory.
@@ -189,6 +236,23 @@ class Ops {
   /// out[n,i] = silu(gate_up[n,i]) * gate_up[n, I + i]. gate_up: [N, 2 I]; out: [N, I].
   virtual void SiluMul(ConstMatrix gate_up, Matrix out) = 0;
 
+  /// Chooses experts. logits: [N, E] f32; of a rule with a pool the rows' blocks follow from `layout`. experts: [N, k]
+  /// device, weights: [N, k] floats, both in descending order of the score that experts are chosen by.
+  virtual void Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
+                     float* weights);
+
+  /// Takes, for experts [first_expert, first_expert + count) of E, row-major HOST matrices as PrepareWeight does: gate
+  /// and up [count * 2 * Im, H] (of each expert its gate rows, then its up rows) and down [count * H, Im]. Im may be
+  /// one rank's share.
+  virtual absl::StatusOr<std::unique_ptr<ExpertWeights>> PrepareExperts(ConstMatrix gate_up, ConstMatrix down,
+                                                                        int32_t first_expert, int32_t count);
+
+  /// out[n, :] = sum over the k experts of row n that `weights` holds, in order, of weight * down(act(gate(x)) up(x)),
+  /// accumulated in float; experts that it does not hold count 0. x, out: [N, H]; experts, expert_weights: [N, k] as
+  /// Route() leaves them.
+  virtual void ExpertMlp(ConstMatrix x, const ExpertWeights& weights, Activation activation, const int32_t* experts,
+                         const float* expert_weights, int32_t k, Matrix out);
+
   /// out[r, :] = x[rows[r], :]. rows: [R] device.
   virtual void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) = 0;
 
@@ -204,6 +268,15 @@ class Ops {
   friend class DeviceBuffer;
   virtual void Free(void* data, size_t bytes) = 0;
 };
+
+inline void Ops::Route(const StepLayout&, ConstMatrix, const RoutingRule&, int32_t*, float*) { CHECK(false); }
+inline absl::StatusOr<std::unique_ptr<ExpertWeights>> Ops::PrepareExperts(ConstMatrix, ConstMatrix, int32_t, int32_t) {
+  return absl::UnimplementedError("experts");
+}
+inline void Ops::ExpertMlp(ConstMatrix, const ExpertWeights&, Activation, const int32_t*, const float*, int32_t,
+                           Matrix) {
+  CHECK(false);
+}
 
 inline DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
   if (this != &other) {

@@ -42,9 +42,13 @@ struct GatheredRow {
 /// The token of one row. When not `finite` the other fields mean nothing.
 struct RowChoice {
   TokenId token = -1;
-  float confidence = 0.0f;       ///< Probability of `token`: raw or processed, see MergeCandidates().
-  float log_probability = 0.0f;  ///< Natural log of its raw probability (before temperature, top-k and top-p).
-  float entropy = 0.0f;          ///< Of the raw distribution, in nats.
+  float confidence = 0.0f;         ///< Probability of `token`: raw or processed, see MergeCandidates().
+  float log_probability = 0.0f;    ///< Natural log of its raw probability (before temperature, top-k and top-p).
+  float margin = 0.0f;             ///< Probability of the best token minus the second's, of the same distribution.
+  float entropy = 0.0f;            ///< In nats, of the same distribution.
+  float asked_probability = 0.0f;  ///< Raw, of CandidateRequest::asked_id.
+  double log_sum_exp = 0.0;        ///< Of the raw logits, all ranks together.
+  float mean_previous = 0.0f;      ///< Candidate::mean_previous of all ranks together.
   bool finite = false;
 };
 

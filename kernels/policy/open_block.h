@@ -14,15 +14,22 @@ namespace quicksilver {
 /// What rows of a block are ranked by.
 enum class Remasking : int32_t { kLowConfidence, kRandom };
 
+/// As v1::Confidence.
+enum class Measure : int32_t { kProbability, kMargin, kEntropy };
+
 /// How the masked rows of an open block are decided. Plain data.
 struct BlockRule {
   SamplingRule sampling;
   bool raw_confidence = false;  ///< Confidence of the raw softmax even when a token was drawn with noise.
   Policy policy = Policy::kStatic;
   Remasking remasking = Remasking::kLowConfidence;
+  Measure measure = Measure::kProbability;  ///< What low-confidence remasking ranks by.
   float threshold = 0.0f;
-  int32_t masks = 0;  ///< The schedule spreads this many tokens …
-  int32_t steps = 1;  ///< … over this many forwards of the block.
+  float low_threshold = 0.0f;  ///< kHierarchical
+  float factor = 1.0f;         ///< kFactor
+  float entropy_bound = 0.0f;  ///< kEntropyBound, kEntropySum: in nats; their ranks are negative entropies.
+  int32_t masks = 0;           ///< The schedule spreads this many tokens …
+  int32_t steps = 1;           ///< … over this many forwards of the block.
   /// A forward commits at least so many rows, or all there are, whatever the policy says: keeps up a pace. 0: off.
   int32_t commits_min = 0;
 };

@@ -11,11 +11,34 @@
 
 namespace quicksilver {
 
+/// As v1::Policy, which says what each one does. The first eight decide on the ranks of a block's masked rows alone,
+/// and may run on a device without the host.
 enum class Policy : int32_t {
-  kStatic,      ///< The scheduled number of the best positions.
-  kDynamic,     ///< All above the threshold if these are at least the scheduled number, else the scheduled number.
-  kSequential,  ///< The scheduled number of positions, left to right.
-  kThreshold,   ///< All at or above the threshold, and always the `count` best ones; without a schedule that is one.
+  kStatic,
+  kDynamic,
+  kSequential,
+  kThreshold,
+  kFactor,
+  kEntropyBound,
+  kEntropySum,
+  kHierarchical,
+  kHost,  ///< In a BlockRule alone: the rows are merged and reported, and the host decides.
+  kCredit,
+  kKlass,
+  kOrigin,
+  kMaskgitPlus,
+  kTopkMargin,
+  kEntropy,
+  kQuotaThreshold,
+  kTokenEdit,
+  kInsertDelete,
+  kWino,
+  kRemdm,
+  kVariableLength,
+  kMultiBlock,
+  kSubBlock,
+  kRenoise,
+  kAutoregressive,
 };
 
 /// Tokens that step `step` writes when `masks` positions are spread over `steps` steps: the sum is `masks`, counts
@@ -60,6 +83,8 @@ QS_HOST_DEVICE inline bool IsSelected(Policy policy, const float* rank, int32_t 
       return i < count;
     case Policy::kThreshold:
       return IsSelectedByThreshold(rank, rows, i, threshold, count);
+    default:
+      return false;
   }
   return false;
 }
