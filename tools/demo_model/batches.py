@@ -1,6 +1,6 @@
-"""Training batches: tasks as token ids, laid out for block diffusion.
+"""Training batches: tasks as token ids, laid out for block diffusion or for next-token prediction.
 
-Each example is laid out in one row sequence: the clean tokens of every block but the last, then two noisy versions of
+Block diffusion: each example is laid out in one row sequence: the clean tokens of every block but the last, then two noisy versions of
 the blocks that hold answer tokens.  A clean row sees clean rows of its own and earlier blocks; a noisy row sees clean
 rows of earlier blocks and the noisy rows of its own block and version.  One forward therefore trains all answer blocks
 under exactly the mask that decoding uses.  The second version masks the complement of the first.
@@ -65,16 +65,22 @@ def encode(tokenizer, task, rng, fim_share, block):
     return Example(prompt, answer, blocks - len(prompt) // block, blocks - 1)
 
 
-def groups(tokenizer, block, rows, seed, fim_share, plain):
-    """Endless lists of examples of like size with at most `rows` rows after padding."""
+def example_rows(example, clean_blocks, block, causal):
+    """Rows of an example beside others of up to `clean_blocks` blocks."""
+    return clean_blocks * block if causal else (clean_blocks + VERSIONS * example.noisy_blocks) * block
+
+
+def groups(tokenizer, block, rows, seed, fim_share, plain, causal=False):
+    """Endless lists of examples of like size with at most `rows` rows after padding. Of next-token prediction blocks
+    have one token."""
     rng, stream = random.Random(seed), training_stream(seed, plain)
     while True:
         pool = [encode(tokenizer, next(stream), rng, fim_share, block) for _ in range(POOL_TASKS)]
-        pool.sort(key=lambda example: (example.noisy_blocks, example.clean_blocks))
+        pool.sort(key=lambda example: (0 if causal else example.noisy_blocks, example.clean_blocks))
         done, current = [], []
         for example in pool:
             clean = max(other.clean_blocks for other in current + [example])
-            if current and (len(current) + 1) * (clean + VERSIONS * example.noisy_blocks) * block > rows:
+            if current and (len(current) + 1) * example_rows(example, clean, block, causal) > rows:
                 done.append(current)
                 current = []
             current.append(example)
@@ -119,6 +125,25 @@ def assemble(group, block, pad, mask_id, rng):
             version[e, at:at + n_noisy] = copy + 1
     tokens = sum(len(e.prompt) + len(e.answer) for e in group)
     return Batch(ids, positions, sight(positions // block, version), torch.tensor(rows), torch.tensor(targets), tokens)
+
+
+def assemble_causal(group, pad):
+    """The tensors of one group for next-token prediction: every row but the prompt's first ones is a target of the row
+    before it; blocks have one token."""
+    size = max(example.clean_blocks for example in group)
+    ids = torch.full((len(group), size), pad)
+    rows, targets = [], []
+    for e, example in enumerate(group):
+        full = example.prompt + example.answer
+        ids[e, :len(full) - 1] = torch.tensor(full[:-1])
+        for i in range(len(example.prompt), len(full)):
+            rows.append(e * size + i - 1)
+            targets.append(full[i])
+    positions = torch.arange(size).expand(len(group), size)
+    later = torch.ones(size, size, dtype=torch.bool).triu(1)
+    mask = torch.zeros(size, size).masked_fill_(later, NO_SIGHT)[None, None]
+    tokens = sum(len(e.prompt) + len(e.answer) for e in group)
+    return Batch(ids, positions, mask, torch.tensor(rows), torch.tensor(targets), tokens)
 
 
 def sight(block, version):

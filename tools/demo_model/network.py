@@ -1,4 +1,4 @@
-"""SDAR dense network (Qwen3-like decoder, block-causal mask) in PyTorch, and its safetensors reader and writer."""
+"""SDAR dense network (Qwen3-like decoder; block-causal, or causal: then it is Qwen3) in PyTorch, and its safetensors reader and writer."""
 import json
 import math
 import struct
@@ -13,8 +13,9 @@ NO_SIGHT = -1e9  # added to the scores of rows that must not see each other
 
 
 def make_config(options, vocab_size, special):
-    """config.json of the checkpoint; options has hidden, layers, heads, kv_heads, head_dim, intermediate and block."""
-    return {"architectures": ["SDARForCausalLM"], "model_type": "sdar", "attention_bias": False,
+    """config.json of the checkpoint; options has hidden, layers, heads, kv_heads, head_dim, intermediate, block and
+    causal."""
+    config = {"architectures": ["SDARForCausalLM"], "model_type": "sdar", "attention_bias": False,
             "attention_dropout": 0.0, "bos_token_id": special["<|endoftext|>"], "eos_token_id": special["<|im_end|>"],
             "pad_token_id": special["<|endoftext|>"], "mask_token_id": special["<|MASK|>"],
             "block_size": options.block, "head_dim": options.head_dim, "hidden_act": "silu",
@@ -24,6 +25,10 @@ def make_config(options, vocab_size, special):
             "num_key_value_heads": options.kv_heads, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 10000,
             "sliding_window": None, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True,
             "use_sliding_window": False, "vocab_size": vocab_size}
+    if options.causal:
+        config.update(architectures=["Qwen3ForCausalLM"], model_type="qwen3")
+        del config["mask_token_id"], config["block_size"]
+    return config
 
 
 def shapes(config):

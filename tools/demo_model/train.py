@@ -1,6 +1,6 @@
-"""Block-diffusion training of the demo model on a CPU.
+"""Training of the demo model, or of its autoregressive twin (--causal), on a CPU.
 
-    python3 train.py --folder OUT --steps 12000 [--resume]
+    python3 train.py --folder OUT --steps 12000 [--resume] [--causal]
 
 OUT holds tokenizer.json and receives config.json, generation_config.json, model.safetensors (the averaged weights, in
 bf16), state.pt (weights and optimizer, for --resume) and log.jsonl.  The learning rate depends on the step alone:
@@ -20,7 +20,7 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from batches import assemble, groups
+from batches import assemble, assemble_causal, groups
 from network import forward, init_weights, make_config, save_safetensors, shapes
 from tokenizer import Tokenizer
 
@@ -178,7 +178,8 @@ def worker(rank, options, config, gradients, updates, shared_total, barrier):
         weights[name].grad = view
     seed = options.seed * 1000000 + optimizer.step * 10 + rank  # a resumed run draws new data
     rng = random.Random(seed)
-    stream = groups(tokenizer, options.block, options.rows, seed, options.fim_share, options.plain_weight)
+    stream = groups(tokenizer, options.block, options.rows, seed, options.fim_share, options.plain_weight,
+                    options.causal)
     meter = Meter(folder / "log.jsonl", options.workers)
     while True:
         if rank == 0:
@@ -187,7 +188,9 @@ def worker(rank, options, config, gradients, updates, shared_total, barrier):
         total = int(shared_total[0])
         if optimizer.step >= total:
             break
-        batch = assemble(next(stream), options.block, config["pad_token_id"], config["mask_token_id"], rng)
+        group = next(stream)
+        batch = (assemble_causal(group, config["pad_token_id"]) if options.causal else
+                 assemble(group, options.block, config["pad_token_id"], config["mask_token_id"], rng))
         logits = forward(config, weights, batch.ids, batch.positions, batch.mask, batch.rows, torch.bfloat16)
         losses = F.cross_entropy(logits, batch.targets, reduction="none")
         gradients[rank].zero_()
@@ -210,6 +213,7 @@ def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", required=True, help="holds tokenizer.json, receives everything else")
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--causal", action="store_true", help="next-token prediction: the autoregressive twin (Qwen3)")
     parser.add_argument("--resume", action="store_true", help="continue from state.pt")
     for name, default in (("hidden", 256), ("layers", 5), ("heads", 8), ("kv-heads", 4), ("head-dim", 32),
                           ("intermediate", 640), ("block", 8), ("warmup", 150), ("seed", 1), ("workers", 2)):
@@ -222,7 +226,9 @@ def parse_options():
     parser.add_argument("--fim-share", type=float, default=0.07)
     parser.add_argument("--plain-weight", type=float, default=1.0,
                         help="weight of the templates without predicates and maps")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.block = 1 if options.causal else options.block
+    return options
 
 
 def main():
