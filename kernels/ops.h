@@ -117,13 +117,14 @@ struct HeadTransform {
   RopeParameters rope;
 };
 
-/// What a router does with its logits (models.md §3.3, §4.4, §4.5, §5.3, §8.4). Ties: the lower expert.
+/// What a router does with its logits (models.md §3.3, §4.4, §4.5, §5.3, §8.4). Ties: the lower expert or group; a NaN
+/// counts as the lowest score.
 struct RoutingRule {
   enum class Score : uint8_t { kSoftmax, kSigmoid };
   Score score = Score::kSoftmax;
-  int32_t experts = 0;       ///< E
-  int32_t chosen = 0;        ///< k experts a row.
-  int32_t groups = 0;        ///< 0: none. Else experts stand in so many runs, of which …
+  int32_t experts = 0;       ///< E, at most kExpertsMax.
+  int32_t chosen = 0;        ///< k experts a row, at most kChosenExpertsMax; so many are always admitted.
+  int32_t groups = 0;        ///< 0: none. Else experts stand in so many equal runs of two or more, of which …
   int32_t groups_kept = 0;   ///< … those with the largest sums of their two best biased scores are kept.
   int32_t pool_block = 0;    ///< 0: none. Else only the pool_experts with the largest biased score over the rows of …
   int32_t pool_experts = 0;  ///< … one segment in the same absolute block of pool_block positions are admitted.
@@ -131,16 +132,34 @@ struct RoutingRule {
   bool weigh_biased = false;            ///< Weights are the biased scores (LLaDA-MoE).
   bool normalise = false;               ///< Weights are divided by their sum + 1e-20.
   float scale = 1.0f;                   ///< Of the weights.
-  const float* expert_scale = nullptr;  ///< [E] device: of each expert's weight, applied last. Null: 1.
+  const float* expert_scale = nullptr;  ///< [E] device: of each expert's weight. Null: 1.
+  bool round_weights = false;           ///< To the activation type, last (LLaDA-MoE, SDAR).
 };
+inline constexpr int32_t kExpertsMax = 1024;
+inline constexpr int32_t kChosenExpertsMax = 32;
+
 
 /// The activation of a gated MLP.
 enum class Activation : uint8_t { kSilu, kGeluTanh };
 
-/// The experts of one layer that this rank holds, whole or in part, in whatever layout the device likes best.
+/// What one rank holds of one layer's experts: a run of them, each whole or a share of its columns.
+struct ExpertShape {
+  int32_t first = 0;   ///< Experts [first, first + count) of E.
+  int32_t count = 0;   ///< 0: none, and every sum is 0.
+  int64_t hidden = 0;  ///< H
+  int64_t mlp = 0;     ///< Im, or Im/tp.
+};
+
+/// Matrices of one expert: [2 Im, H], its gate rows and then its up rows; and [H, Im].
+enum class ExpertMatrix : uint8_t { kGateUp, kDown };
+
+/// The experts of one layer that this rank holds, in whatever layout the device likes best. Its Ops outlives it.
 class ExpertWeights {
  public:
+  virtual const ExpertShape& shape() const = 0;
   virtual ~ExpertWeights() = default;
+  /// Takes a matrix of `expert`, numbered among all E, as PrepareWeight does. Those that were never loaded are 0.
+  virtual absl::Status Load(int32_t expert, ExpertMatrix which, ConstMatrix host) = 0;
   virtual size_t bytes() const = 0;  ///< Device memory held.
 };
 
@@ -236,30 +255,29 @@ class Ops {
   /// out[n,i] = silu(gate_up[n,i]) * gate_up[n, I + i]. gate_up: [N, 2 I]; out: [N, I].
   virtual void SiluMul(ConstMatrix gate_up, Matrix out) = 0;
 
-  /// Chooses experts. logits: [N, E] f32; of a rule with a pool the rows' blocks follow from `layout`. experts: [N, k]
-  /// device, weights: [N, k] floats, both in descending order of the score that experts are chosen by.
+  /// Chooses experts. logits: [N, E], f32 or of the activation type; scores in float. Of a rule with a pool the rows'
+  /// blocks follow from `layout`. experts: [N, k] device, weights: [N, k] floats, both in descending order of the score
+  /// that experts are chosen by. Rows of no segment get experts -1 and weights 0.
   virtual void Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
                      float* weights);
 
-  /// Takes, for experts [first_expert, first_expert + count) of E, row-major HOST matrices as PrepareWeight does: gate
-  /// and up [count * 2 * Im, H] (of each expert its gate rows, then its up rows) and down [count * H, Im]. Im may be
-  /// one rank's share.
-  virtual absl::StatusOr<std::unique_ptr<ExpertWeights>> PrepareExperts(ConstMatrix gate_up, ConstMatrix down,
-                                                                        int32_t first_expert, int32_t count);
+  /// Room for the experts of one layer: all zero until they are loaded.
+  virtual absl::StatusOr<std::unique_ptr<ExpertWeights>> PrepareExperts(const ExpertShape& shape);
 
   /// out[n, :] = sum over the k experts of row n that `weights` holds, in order, of weight * down(act(gate(x)) up(x)),
-  /// accumulated in float; experts that it does not hold count 0. x, out: [N, H]; experts, expert_weights: [N, k] as
-  /// Route() leaves them.
+  /// in float; experts that it does not hold, -1 among them, count 0. gate(x), up(x), their product and each expert's
+  /// output are rounded to the activation type, as is the sum. add: the rounded sum is added to what `out` holds. x,
+  /// out: [N, H], different; experts, expert_weights: [N, k] as Route() leaves them.
   virtual void ExpertMlp(ConstMatrix x, const ExpertWeights& weights, Activation activation, const int32_t* experts,
-                         const float* expert_weights, int32_t k, Matrix out);
+                         const float* expert_weights, int32_t k, bool add, Matrix out);
 
   /// out[r, :] = x[rows[r], :]. rows: [R] device.
   virtual void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) = 0;
 
   /// Runs the LM head on the rows that are asked for, tile by tile, and reduces this rank's logits to a few numbers a
-  /// row (candidate.h). Nothing of size requests x V is kept. hidden: [R, H], final norm applied. weight: [V/tp, H].
-  /// requests, out: [requests_count] device; top: [requests_count, top_count] device, descending logit, ties: smallest
-  /// id first, missing entries {-inf, -1}; top_count in [0, kTopLogitsMax], may be 0 with top = nullptr.
+  /// row (candidate.h). Nothing of size requests x V is kept but the history. hidden: [R, H], final norm applied.
+  /// weight: [V/tp, H]. out: [batch.count] device; top: [batch.count, top_count] device, descending logit, ties:
+  /// smallest id first, missing entries {-inf, -1}; top_count in [0, kTopLogitsMax], may be 0 with top = nullptr.
   virtual void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
                           const CandidateRequest* requests, int32_t requests_count, int32_t top_count, Candidate* out,
                           TopLogit* top) = 0;
@@ -270,10 +288,10 @@ class Ops {
 };
 
 inline void Ops::Route(const StepLayout&, ConstMatrix, const RoutingRule&, int32_t*, float*) { CHECK(false); }
-inline absl::StatusOr<std::unique_ptr<ExpertWeights>> Ops::PrepareExperts(ConstMatrix, ConstMatrix, int32_t, int32_t) {
+inline absl::StatusOr<std::unique_ptr<ExpertWeights>> Ops::PrepareExperts(const ExpertShape&) {
   return absl::UnimplementedError("experts");
 }
-inline void Ops::ExpertMlp(ConstMatrix, const ExpertWeights&, Activation, const int32_t*, const float*, int32_t,
+inline void Ops::ExpertMlp(ConstMatrix, const ExpertWeights&, Activation, const int32_t*, const float*, int32_t, bool,
                            Matrix) {
   CHECK(false);
 }
