@@ -203,6 +203,9 @@ v1::GroupInfo DescribeGroup(const WorkerOptions& options, const GroupPlan& plan,
   info.set_pages_total(static_cast<uint64_t>(plan.pages));
   info.set_page_size(static_cast<uint32_t>(plan.page_size));
   for (const TokenId id : plan.spec.stop_ids) info.add_stop_ids(id);
+  info.set_grid(plan.spec.grid == BlockGrid::kAbsolute      ? v1::GRID_ABSOLUTE
+                : plan.spec.grid == BlockGrid::kAfterPrompt ? v1::GRID_AFTER_PROMPT
+                                                            : v1::GRID_CANVAS);
   return info;
 }
 
