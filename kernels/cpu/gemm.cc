@@ -262,27 +262,36 @@ absl::StatusOr<std::unique_ptr<GemmWeight>> TiledGemm::Prepare(ConstMatrix host)
   return weight;
 }
 
-absl::Status TiledGemm::Multiply(const std::vector<const void*>& tiles, const GemmWeight& weight, Visitor visit) {
-  if (tiles.empty()) return absl::OkStatus();
-  const std::vector<Weight::Panel>& panels = static_cast<const Weight&>(weight).panels();
+absl::Status TiledGemm::Multiply(absl::Span<const Job> jobs, Visitor visit) {
+  panel_ends_.clear();
+  int64_t panels = 0, work = 0;
+  for (const Job& job : jobs) {
+    const int64_t tiles = static_cast<int64_t>(job.tiles.size());
+    panels += tiles == 0 ? 0 : Panels(*job.weight);
+    panel_ends_.push_back(panels);
+    work += tiles * tile_rows_ * job.weight->in_features() * job.weight->out_features();
+  }
   std::atomic<int> failure{dnnl_success};
-  const int64_t work = static_cast<int64_t>(tiles.size()) * tile_rows_ * weight.in_features() * weight.out_features();
-  team_.Run(static_cast<int64_t>(panels.size()), work >= kSharedWorkMin, [&](int64_t item, int32_t thread) {
+  team_.Run(panels, work >= kSharedWorkMin, [&](int64_t item, int32_t thread) {
     omp_set_num_threads(1);
-    const Weight::Panel& panel = panels[item];
+    const size_t j = std::upper_bound(panel_ends_.begin(), panel_ends_.end(), item) - panel_ends_.begin();
+    const int64_t index = item - (j == 0 ? 0 : panel_ends_[j - 1]);
+    const Weight::Panel& panel = static_cast<const Weight&>(*jobs[j].weight).panels()[static_cast<size_t>(index)];
     float* products = products_[thread].Get(static_cast<size_t>(tile_rows_ * panel.cols));
-    for (size_t tile = 0; tile < tiles.size(); ++tile) {
-      const dnnl_status_t status = panel.kernel->Run(thread, tiles[tile], panel.values, products);
+    for (size_t tile = 0; tile < jobs[j].tiles.size(); ++tile) {
+      const dnnl_status_t status = panel.kernel->Run(thread, jobs[j].tiles[tile], panel.values, products);
       if (status != dnnl_success) failure.store(status, std::memory_order_relaxed);
       visit({.tile = static_cast<int64_t>(tile),
              .first_col = panel.first_col,
              .cols = panel.cols,
              .products = products,
-             .panel = item,
-             .thread = thread});
+             .panel = index,
+             .thread = thread,
+             .job = static_cast<int64_t>(j)});
     }
   });
   if (failure.load(std::memory_order_relaxed) == dnnl_success) return absl::OkStatus();
+  const GemmWeight& weight = *jobs.front().weight;
   return absl::InternalError(absl::StrCat("oneDNN failed to multiply by a weight of ", weight.out_features(), " x ",
                                           weight.in_features(), ": status ", failure.load(std::memory_order_relaxed)));
 }

@@ -11,6 +11,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "kernels/cpu/host_memory.h"
 #include "kernels/cpu/thread_team.h"
 #include "kernels/cpu/workspace.h"
@@ -39,6 +40,11 @@ class TiledGemm {
 
   absl::StatusOr<std::unique_ptr<GemmWeight>> Prepare(ConstMatrix host);
 
+  /// One product of several that run together.
+  struct Job {
+    absl::Span<const void* const> tiles;  ///< Each a dense [tile_rows, in] matrix of compute_dtype().
+    const GemmWeight* weight = nullptr;
+  };
   /// products: [tile_rows, cols], dense, of tile `tile` with the output features [first_col, first_col + cols).
   struct Product {
     int64_t tile = 0;
@@ -47,12 +53,17 @@ class TiledGemm {
     const float* products = nullptr;
     int64_t panel = 0;  ///< Which panel of the weight: in [0, Panels(weight)).
     int32_t thread = 0;
+    int64_t job = 0;  ///< Which of the jobs.
   };
   using Visitor = absl::FunctionRef<void(const Product&)>;
 
-  /// Calls `visit` once for every tile and panel, panels in parallel, the tiles of one panel in ascending order.
-  /// tiles[t]: a dense [tile_rows, in] matrix of compute_dtype().
-  absl::Status Multiply(const std::vector<const void*>& tiles, const GemmWeight& weight, Visitor visit);
+  /// Calls `visit` once for every job, tile and panel, panels of all jobs in parallel, the tiles of one panel in
+  /// ascending order.
+  absl::Status Multiply(absl::Span<const Job> jobs, Visitor visit);
+  absl::Status Multiply(absl::Span<const void* const> tiles, const GemmWeight& weight, Visitor visit) {
+    const Job job = {tiles, &weight};
+    return Multiply({&job, 1}, visit);
+  }
 
   static int64_t Panels(const GemmWeight& weight);
 
@@ -71,6 +82,7 @@ class TiledGemm {
   int64_t tile_rows_;
   std::map<std::pair<int64_t, int64_t>, std::unique_ptr<Kernel>> kernels_;  // By in features and columns.
   std::vector<Workspace<float>> products_;                                  // One a thread, [tile_rows, cols].
+  std::vector<int64_t> panel_ends_;                                         // Of the jobs under way.
 };
 
 }  // namespace quicksilver
