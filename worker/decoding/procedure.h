@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -69,6 +70,12 @@ class Procedure {
   /// Decides a step. Writes at least one masked position, or ends by itself: after at most steps_max() forwards of a
   /// block it is clean and not kept open.
   virtual Decision Decide(const CanvasView& view, const StepNumbers& numbers) = 0;
+  /// How a device decides the rows of Ask() as Decide() would, several steps on end and without the host; none: it may
+  /// not. Requires a default Ask() and no state.
+  virtual std::optional<BlockRule> DeviceRule(const CanvasView& view) const {
+    static_cast<void>(view);
+    return std::nullopt;
+  }
   /// Most forwards of a block of `positions` positions.
   virtual int32_t steps_max(int32_t positions) const { return positions + 2; }
 
@@ -79,6 +86,13 @@ class Procedure {
   virtual bool wants_tops() const { return false; }
   virtual bool wants_history() const { return false; }  ///< RowChoice::mean_previous; see decoding.md §9.
   virtual bool wants_shadow() const { return false; }
+  /// The next forward of the block depends on what the last one left on the device (models.md §8, self-conditioning).
+  virtual bool conditioned() const { return false; }
+  /// Of the draws of the next forward, where `requested` is the client's.
+  virtual float Temperature(const CanvasView& view, float requested) const {
+    static_cast<void>(view);
+    return requested;
+  }
   /// The id that the next forward sees at `position`.
   virtual TokenId Input(const CanvasView& view, int32_t position) const {
     return view.tokens[static_cast<size_t>(position)];
