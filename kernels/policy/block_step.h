@@ -92,8 +92,8 @@ QS_HOST_DEVICE inline RowChoice ChooseToken(const BlockStep& step, const OpenBlo
 
 /// True when row i commits; `above`: rows of the block that rank above the rule's threshold.
 QS_HOST_DEVICE inline bool SelectRow(const BlockStep& step, const OpenBlock& block, int32_t i, int32_t above) {
-  return IsSelected(block.rule.policy, step.ranking + block.first_row, block.live, i, block.rule.threshold,
-                    ScheduledNow(block.rule, block.forwards), above);
+  const RankedRows rows = {step.ranking + block.first_row, step.live + block.first_row, block.live};
+  return IsSelected(block.rule, rows, i, ScheduledNow(block.rule, block.forwards), above);
 }
 
 /// Writes row i's token to the canvas when it was selected. True when the host has to look at the token.

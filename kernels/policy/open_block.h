@@ -56,9 +56,37 @@ QS_HOST_DEVICE inline bool Contains(const TokenList& ascending, TokenId id) {
 /// The least number of tokens that the block's forward number `forwards` commits: what the schedule asks for, where
 /// the policy has one, and commits_min; at least 1.
 QS_HOST_DEVICE inline int32_t ScheduledNow(const BlockRule& rule, int32_t forwards) {
-  const int32_t scheduled = rule.policy == Policy::kThreshold ? 1 : ScheduledCount(rule.masks, rule.steps, forwards);
+  const int32_t scheduled = HasSchedule(rule.policy) ? ScheduledCount(rule.masks, rule.steps, forwards) : 1;
   const int32_t count = scheduled > rule.commits_min ? scheduled : rule.commits_min;
   return count > 1 ? count : 1;
+}
+
+/// Whether row i commits. `count`: ScheduledNow(), so many of the best commit in any case; `above`: how many rows rank
+/// above the rule's threshold, needed by kDynamic alone.
+QS_HOST_DEVICE inline bool IsSelected(const BlockRule& rule, const RankedRows& block, int32_t i, int32_t count,
+                                      int32_t above) {
+  switch (rule.policy) {
+    case Policy::kStatic:
+      return IsAmongBest(block.rank, block.rows, i, count);
+    case Policy::kDynamic:
+      return IsSelectedDynamically(block.rank, block.rows, i, rule.threshold, count, above);
+    case Policy::kSequential:
+      return i < count;
+    case Policy::kThreshold:
+      return IsSelectedByThreshold(block.rank, block.rows, i, rule.threshold, count);
+    case Policy::kFactor:
+      return IsSelectedByFactor(block.rank, block.rows, i, rule.factor) ||
+             IsAmongBest(block.rank, block.rows, i, count);
+    case Policy::kEntropyBound:
+    case Policy::kEntropySum:
+      return IsSelectedByEntropy(block.rank, block.rows, i, rule.entropy_bound, rule.policy == Policy::kEntropySum) ||
+             IsAmongBest(block.rank, block.rows, i, count);
+    case Policy::kHierarchical:
+      return IsSelectedHierarchically(block, i, rule.threshold, rule.low_threshold) ||
+             IsAmongBest(block.rank, block.rows, i, count);
+    default:
+      return false;  // Decided by the host.
+  }
 }
 
 /// What a row ranks by. `distrusted`: tokens that rank last.

@@ -48,12 +48,27 @@ QS_HOST_DEVICE inline int32_t ScheduledCount(int32_t masks, int32_t steps, int32
   return masks / steps + (step < masks % steps ? 1 : 0);
 }
 
+/// True for the policies that spread a block's masks over its steps.
+QS_HOST_DEVICE inline bool HasSchedule(Policy policy) {
+  return policy == Policy::kStatic || policy == Policy::kDynamic || policy == Policy::kSequential;
+}
+
+/// The masked rows of one block.
+struct RankedRows {
+  const float* rank = nullptr;      ///< [rows]
+  const int32_t* offset = nullptr;  ///< [rows] ascending: where they stand, from any one position. kHierarchical alone.
+  int32_t rows = 0;
+};
+
+/// True when row j goes before row i.
+QS_HOST_DEVICE inline bool IsBetter(const float* rank, int32_t j, int32_t i) {
+  return rank[j] > rank[i] || (rank[j] == rank[i] && j < i);
+}
+
 /// True when fewer than `count` rows are better than row i.
 QS_HOST_DEVICE inline bool IsAmongBest(const float* rank, int32_t rows, int32_t i, int32_t count) {
   int32_t better = 0;
-  for (int32_t j = 0; j < rows && better < count; ++j) {
-    better += rank[j] > rank[i] || (rank[j] == rank[i] && j < i) ? 1 : 0;
-  }
+  for (int32_t j = 0; j < rows && better < count; ++j) better += IsBetter(rank, j, i) ? 1 : 0;
   return better < count;
 }
 
@@ -65,28 +80,54 @@ QS_HOST_DEVICE inline bool IsSelectedDynamically(const float* rank, int32_t rows
   return rank[i] > threshold;
 }
 
-/// Fast-dLLM's rule, where `count` is 1: the `count` best rows, and every other one at or above `threshold`.
+/// Fast-dLLM's and dInfer's rule, where `count` is 1: the `count` best rows, and every other one at or above
+/// `threshold`. (dInfer's bound, min(threshold, best - 1e-5), also takes rows that tie with the best within 1e-5.)
 QS_HOST_DEVICE inline bool IsSelectedByThreshold(const float* rank, int32_t rows, int32_t i, float threshold,
                                                  int32_t count) {
   return rank[i] >= threshold || IsAmongBest(rank, rows, i, count);
 }
 
-/// Whether row i commits. `count`: ScheduledNow(), at least 1; `above` as above, needed by kDynamic alone.
-QS_HOST_DEVICE inline bool IsSelected(Policy policy, const float* rank, int32_t rows, int32_t i, float threshold,
-                                      int32_t count, int32_t above) {
-  switch (policy) {
-    case Policy::kStatic:
-      return IsAmongBest(rank, rows, i, count);
-    case Policy::kDynamic:
-      return IsSelectedDynamically(rank, rows, i, threshold, count, above);
-    case Policy::kSequential:
-      return i < count;
-    case Policy::kThreshold:
-      return IsSelectedByThreshold(rank, rows, i, threshold, count);
-    default:
-      return false;
+/// Fast-dLLM's factor rule: the longest prefix by rank of which row n, from 1, has c(n) >= 1 - factor / (n + 1); the
+/// first always. Since c falls and the bound rises, a row that fails ends the prefix.
+QS_HOST_DEVICE inline bool IsSelectedByFactor(const float* rank, int32_t rows, int32_t i, float factor) {
+  int32_t place = 1;
+  for (int32_t j = 0; j < rows; ++j) place += IsBetter(rank, j, i) ? 1 : 0;
+  return place == 1 || rank[i] >= 1.0f - factor / static_cast<float>(place + 1);
+}
+
+/// Ranks are negative entropies H. The longest prefix by rank whose sum of H stays within `bound`; the first always.
+/// Of the sum, EB-Sampler leaves out the largest, which is the last (`inclusive` false, sum <= bound); SDAR's rule does
+/// not (true, sum < bound).
+QS_HOST_DEVICE inline bool IsSelectedByEntropy(const float* rank, int32_t rows, int32_t i, float bound,
+                                               bool inclusive) {
+  double before = 0.0;
+  int32_t better = 0;
+  for (int32_t j = 0; j < rows; ++j) {
+    if (!IsBetter(rank, j, i)) continue;
+    ++better;
+    if (rank[j] < 0.0f) before -= rank[j];  // Rounding may have left an entropy below 0.
   }
-  return false;
+  if (better == 0) return true;
+  return inclusive ? before - rank[i] < bound : before <= bound;
+}
+
+/// True when row i is the best of its run of masked rows that stand side by side. Ties: the lowest position.
+QS_HOST_DEVICE inline bool IsBestOfRun(const RankedRows& block, int32_t i) {
+  for (int32_t j = i; j > 0 && block.offset[j - 1] + 1 == block.offset[j]; --j) {
+    if (IsBetter(block.rank, j - 1, i)) return false;
+  }
+  for (int32_t j = i + 1; j < block.rows && block.offset[j - 1] + 1 == block.offset[j]; ++j) {
+    if (IsBetter(block.rank, j, i)) return false;
+  }
+  return true;
+}
+
+/// dInfer's hierarchical rule: every row above `threshold`, the best of each run if it is above `low_threshold`, and
+/// the best of all.
+QS_HOST_DEVICE inline bool IsSelectedHierarchically(const RankedRows& block, int32_t i, float threshold,
+                                                    float low_threshold) {
+  if (block.rank[i] > threshold || IsAmongBest(block.rank, block.rows, i, 1)) return true;
+  return block.rank[i] > low_threshold && IsBestOfRun(block, i);
 }
 
 }  // namespace quicksilver

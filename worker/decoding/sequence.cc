@@ -158,8 +158,8 @@ absl::Span<const TokenId> Sequence::distrusted() const {
 std::vector<uint8_t> Sequence::SelectRows(absl::Span<const RowChoice> choices, bool& paced) const {
   BlockRule block = rule();
   const TokenList last = {distrusted().data(), static_cast<int32_t>(distrusted().size())};
-  const int32_t rows = static_cast<int32_t>(choices.size());
   std::vector<float> rank(choices.size());
+  const RankedRows rows = {rank.data(), masked_.data(), static_cast<int32_t>(choices.size())};
   int32_t above = 0;
   for (size_t i = 0; i < choices.size(); ++i) {
     rank[i] = RankOf(block, choices[i], PlaceOf(masked_[i]), last);
@@ -170,11 +170,11 @@ std::vector<uint8_t> Sequence::SelectRows(absl::Span<const RowChoice> choices, b
   const int32_t unpaced_count = ScheduledNow(block, block_forwards_);
   std::vector<uint8_t> commit(choices.size());
   paced = false;
-  for (int32_t i = 0; i < rows; ++i) {
-    const bool selected = IsSelected(block.policy, rank.data(), rows, i, block.threshold, count, above);
+  for (int32_t i = 0; i < rows.rows; ++i) {
+    const bool selected = IsSelected(block, rows, i, count, above);
     commit[static_cast<size_t>(i)] = selected ? 1 : 0;
     if (!selected || count == unpaced_count) continue;
-    paced = paced || !IsSelected(block.policy, rank.data(), rows, i, block.threshold, unpaced_count, above);
+    paced = paced || !IsSelected(block, rows, i, unpaced_count, above);
   }
   return commit;
 }
