@@ -99,6 +99,7 @@ struct AttentionRule {
 /// How q and k are rotated (models.md §0.2): always the half-rotation layout. With rotary_size d (0: hd), pairs
 /// (i, i + d/2) for i < d/2 have frequency theta^(-2i/d), and the rest of a head passes through. `proportional`
 /// (models.md §8.4): pairs (i, i + hd/2), of which the first rotary_size/2 have frequency theta^(-2i/hd), the rest 0.
+/// A rotary_size below hd is a multiple of 4.
 struct RopeParameters {
   double theta = 10000.0;
   int32_t rotary_size = 0;

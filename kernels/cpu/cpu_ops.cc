@@ -47,10 +47,10 @@ bool SameShape(const ConstMatrix& a, const ConstMatrix& b) {
   return a.rows == b.rows && a.cols == b.cols && a.dtype == b.dtype;
 }
 
-/// Cosine and sine of every pair of a head at positions [0, positions), made when a position is first met.
+/// Cosine and sine of every rotated pair of a head at positions [0, positions), made when a position is first met.
 struct RopeTable {
   int64_t positions = 0;
-  std::vector<float> cosines;  // [positions, hd / 2]
+  std::vector<float> cosines;  // [positions, pairs]
   std::vector<float> sines;
 };
 
@@ -129,7 +129,7 @@ class CpuOps final : public Ops {
   void NormHeads(const float* gain, float epsilon, int32_t heads, Matrix x);
   void Rotate(const StepLayout& layout, const RopeParameters& rope, int32_t heads, Matrix x);
   void WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, const KvLayer& cache);
-  const RopeTable& TableFor(const RopeParameters& rope, int64_t head_size, int64_t positions);
+  const RopeTable& TableFor(const RopeParameters& rope, const RopePairs& pairs, int64_t positions);
   void PackTiles(ConstMatrix x);
 
   DType activation_;
@@ -139,7 +139,8 @@ class CpuOps final : public Ops {
   PagedAttention attention_;
   CandidateReducer candidates_;
   absl::Status status_;
-  std::map<std::tuple<double, int64_t, bool>, RopeTable> rope_tables_;  // By theta, hd, full precision.
+  // By theta, the pairs and their width, full precision.
+  std::map<std::tuple<double, int64_t, int64_t, bool>, RopeTable> rope_tables_;
   Workspace<char> packed_rows_;
   std::vector<const void*> tiles_;
 };
@@ -216,20 +217,20 @@ void CpuOps::AddBias(const float* bias, Matrix x) {
   ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) { AddBiasRows(bias, RowBand(x, first, count)); });
 }
 
-const RopeTable& CpuOps::TableFor(const RopeParameters& rope, int64_t head_size, int64_t positions) {
+const RopeTable& CpuOps::TableFor(const RopeParameters& rope, const RopePairs& pairs, int64_t positions) {
   constexpr int64_t kGrowth = 256;  // Positions, so that a growing sequence seldom extends the table.
-  RopeTable& table = rope_tables_[{rope.theta, head_size, rope.full_precision}];
+  RopeTable& table = rope_tables_[{rope.theta, pairs.pairs, pairs.width, rope.full_precision}];
   if (positions <= table.positions) return table;
-  const int64_t half = head_size / 2, wanted = (positions + kGrowth - 1) / kGrowth * kGrowth;
+  const int64_t wanted = (positions + kGrowth - 1) / kGrowth * kGrowth;
   const DType type = rope.full_precision ? DType::kF32 : activation_;
-  table.cosines.resize(static_cast<size_t>(wanted * half));
-  table.sines.resize(static_cast<size_t>(wanted * half));
-  for (int64_t i = 0; i < half; ++i) {
-    const float frequency = RopeFrequency(rope.theta, i, head_size);
+  table.cosines.resize(static_cast<size_t>(wanted * pairs.pairs));
+  table.sines.resize(static_cast<size_t>(wanted * pairs.pairs));
+  for (int64_t i = 0; i < pairs.pairs; ++i) {
+    const float frequency = RopeFrequency(rope.theta, i, pairs);
     for (int64_t position = table.positions; position < wanted; ++position) {
       const float angle = static_cast<float>(position) * frequency;
-      table.cosines[position * half + i] = RoundTo(type, std::cos(angle));
-      table.sines[position * half + i] = RoundTo(type, std::sin(angle));
+      table.cosines[position * pairs.pairs + i] = RoundTo(type, std::cos(angle));
+      table.sines[position * pairs.pairs + i] = RoundTo(type, std::sin(angle));
     }
   }
   table.positions = wanted;
@@ -240,7 +241,6 @@ void CpuOps::RotateAndCache(const StepLayout& layout, const HeadTransform& trans
                             const KvLayer& cache, Matrix qkv) {
   CHECK(heads > 0 && kv_heads > 0 && qkv.rows == layout.rows && qkv.cols % (heads + 2 * kv_heads) == 0);
   const int64_t head_size = qkv.cols / (heads + 2 * kv_heads);
-  CHECK(head_size % 2 == 0);
   const Matrix q = ColumnBand(qkv, 0, heads * head_size);
   const Matrix k = ColumnBand(qkv, q.cols, kv_heads * head_size);
   NormHeads(transform.q_gain, transform.epsilon, heads, q);
@@ -256,9 +256,12 @@ void CpuOps::Rotate(const StepLayout& layout, const RopeParameters& rope, int32_
     CHECK(positions[n] >= 0);
     last = std::max<int64_t>(last, positions[n]);
   }
-  const RopeTable& table = TableFor(rope, x.cols / heads, last + 1);
+  const RopePairs pairs = PairsOf(rope, x.cols / heads);
+  const RopeTable& table = TableFor(rope, pairs, last + 1);
   ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) {
-    RotateRows(positions + first, table.cosines.data(), table.sines.data(), heads, RowBand(x, first, count));
+    const RowRotation rotation = {positions + first, table.cosines.data(), table.sines.data(), pairs.pairs,
+                                  pairs.distance};
+    RotateRows(rotation, heads, RowBand(x, first, count));
   });
 }
 

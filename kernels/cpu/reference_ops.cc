@@ -114,16 +114,17 @@ void ReferenceOps::AddBias(const float* bias, Matrix x) {
 void ReferenceOps::Rotate(const StepLayout& layout, const RopeParameters& rope, int32_t heads, Matrix x) {
   CHECK(x.cols % (2 * heads) == 0);
   const DType table = rope.full_precision ? DType::kF32 : activation_;
-  const int64_t head_size = x.cols / heads, half = head_size / 2;
+  const int64_t head_size = x.cols / heads;
+  const RopePairs pairs = PairsOf(rope, head_size);
   for (int64_t n = 0; n < x.rows; ++n) {
-    for (int64_t i = 0; i < half; ++i) {
-      const float angle = static_cast<float>(layout.positions[n]) * RopeFrequency(rope.theta, i, head_size);
+    for (int64_t i = 0; i < pairs.pairs; ++i) {
+      const float angle = static_cast<float>(layout.positions[n]) * RopeFrequency(rope.theta, i, pairs);
       const float cosine = RoundTo(table, std::cos(angle)), sine = RoundTo(table, std::sin(angle));
       for (int64_t head = 0; head < heads; ++head) {
         const int64_t c = head * head_size + i;
-        const float low = Load(x, n, c), high = Load(x, n, c + half);
+        const float low = Load(x, n, c), high = Load(x, n, c + pairs.distance);
         Store(x, n, c, low * cosine - high * sine);
-        Store(x, n, c + half, high * cosine + low * sine);
+        Store(x, n, c + pairs.distance, high * cosine + low * sine);
       }
     }
   }

@@ -94,20 +94,19 @@ QS_INLINE void SiluMul(const ConstMatrix& gate_up, const Matrix& out) {
 }
 
 template <typename T>
-QS_INLINE void Rotate(const int32_t* positions, const float* cosines, const float* sines, int64_t heads,
-                      const Matrix& x) {
-  const int64_t half = x.cols / heads / 2;
+QS_INLINE void Rotate(const RowRotation& rotation, int64_t heads, const Matrix& x) {
+  const int64_t pairs = rotation.pairs, head_size = x.cols / heads;
   for (int64_t n = 0; n < x.rows; ++n) {
-    const float* cosine = cosines + positions[n] * half;
-    const float* sine = sines + positions[n] * half;
+    const float* cosine = rotation.cosines + rotation.positions[n] * pairs;
+    const float* sine = rotation.sines + rotation.positions[n] * pairs;
     for (int64_t head = 0; head < heads; ++head) {
-      T* low = Row<T>(x, n) + head * 2 * half;
-      T* high = low + half;
-      for (int64_t c = 0; c < half; c += kLanes) {
-        const Floats cos_c = LoadAt(cosine, c, half), sin_c = LoadAt(sine, c, half);
-        const Floats a = LoadAt(low, c, half), b = LoadAt(high, c, half);
-        StoreAt(low, c, half, a * cos_c - b * sin_c);
-        StoreAt(high, c, half, b * cos_c + a * sin_c);
+      T* low = Row<T>(x, n) + head * head_size;
+      T* high = low + rotation.distance;
+      for (int64_t c = 0; c < pairs; c += kLanes) {
+        const Floats cos_c = LoadAt(cosine, c, pairs), sin_c = LoadAt(sine, c, pairs);
+        const Floats a = LoadAt(low, c, pairs), b = LoadAt(high, c, pairs);
+        StoreAt(low, c, pairs, a * cos_c - b * sin_c);
+        StoreAt(high, c, pairs, b * cos_c + a * sin_c);
       }
     }
   }
@@ -156,12 +155,11 @@ QS_MULTIVERSIONED void SiluMulRows(ConstMatrix gate_up, Matrix out) {
   }
 }
 
-QS_MULTIVERSIONED void RotateRows(const int32_t* positions, const float* cosines, const float* sines, int64_t heads,
-                                  Matrix x) {
+QS_MULTIVERSIONED void RotateRows(const RowRotation& rotation, int64_t heads, Matrix x) {
   if (x.dtype == DType::kF32) {
-    Rotate<float>(positions, cosines, sines, heads, x);
+    Rotate<float>(rotation, heads, x);
   } else {
-    Rotate<uint16_t>(positions, cosines, sines, heads, x);
+    Rotate<uint16_t>(rotation, heads, x);
   }
 }
 

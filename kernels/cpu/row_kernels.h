@@ -15,8 +15,16 @@ void NormaliseRows(ConstMatrix x, int64_t heads, const float* gain, float epsilo
 void AddRows(ConstMatrix y, Matrix x);
 void AddBiasRows(const float* bias, Matrix x);
 void SiluMulRows(ConstMatrix gate_up, Matrix out);
-/// Pair i of a head of row n is rotated by cosines[positions[n] * half + i], sines alike; half = cols / heads / 2.
-void RotateRows(const int32_t* positions, const float* cosines, const float* sines, int64_t heads, Matrix x);
+/// Elements i and i + distance of a head of row n, for i < pairs, are rotated by cosines[positions[n] * pairs + i],
+/// sines alike.
+struct RowRotation {
+  const int32_t* positions = nullptr;
+  const float* cosines = nullptr;
+  const float* sines = nullptr;
+  int64_t pairs = 0;
+  int64_t distance = 0;
+};
+void RotateRows(const RowRotation& rotation, int64_t heads, Matrix x);
 /// Copies between any two dtypes.
 void ConvertRows(ConstMatrix from, Matrix to);
 

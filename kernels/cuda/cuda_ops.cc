@@ -34,7 +34,8 @@ bool SameShape(const ConstMatrix& a, const ConstMatrix& b) {
 struct RopeKind {
   double theta = 0.0;
   bool full_precision = false;
-  int32_t head_size = 0;  // 0: none were made.
+  int64_t pairs = 0;  // 0: none were made.
+  int64_t width = 0;
 
   bool operator==(const RopeKind&) const = default;
 };
@@ -110,7 +111,7 @@ class CudaOps final : public Ops {
   /// What the stream, asked for its state, has failed with.
   void NoteStreamError(cudaError_t error) const;
   /// Sets angles_ for the rows of the step. Only the first layer that asks enqueues anything.
-  absl::Status MakeAngles(const StepLayout& layout, const RopeParameters& rope, int32_t head_size);
+  absl::Status MakeAngles(const StepLayout& layout, const RopeParameters& rope, const RopePairs& pairs);
 
   const DType activation_;
   const CudaDevice device_;
@@ -342,15 +343,15 @@ void CudaOps::GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) {
   Enqueue("GatherRows", [&] { return LaunchLookUp(rows, x, 0, out, stream()); });
 }
 
-absl::Status CudaOps::MakeAngles(const StepLayout& layout, const RopeParameters& rope, int32_t head_size) {
-  const RopeKind kind = {rope.theta, rope.full_precision, head_size};
+absl::Status CudaOps::MakeAngles(const StepLayout& layout, const RopeParameters& rope, const RopePairs& pairs) {
+  const RopeKind kind = {rope.theta, rope.full_precision, pairs.pairs, pairs.width};
   if (kind == angles_kind_) return absl::OkStatus();
-  const size_t bytes = static_cast<size_t>(layout.rows) * static_cast<size_t>(head_size / 2) * sizeof(float2);
+  const size_t bytes = static_cast<size_t>(layout.rows) * static_cast<size_t>(pairs.pairs) * sizeof(float2);
   ASSIGN_OR_RETURN(void* const memory, angles_memory_.Get(bytes));
   angles_ = static_cast<float2*>(memory);
   const DType rounding = rope.full_precision ? DType::kF32 : activation_;
   RETURN_IF_ERROR(
-      CudaStatus(LaunchRopeAngles(layout.positions, layout.rows, rope.theta, head_size, rounding, angles_, stream()),
+      CudaStatus(LaunchRopeAngles(layout.positions, layout.rows, rope.theta, pairs, rounding, angles_, stream()),
                  "angles of RotateAndCache"));
   angles_kind_ = kind;
   return absl::OkStatus();
@@ -360,12 +361,14 @@ void CudaOps::RotateAndCache(const StepLayout& layout, const HeadTransform& tran
                              const KvLayer& cache, Matrix qkv) {
   CHECK(heads > 0 && kv_heads > 0 && qkv.rows == layout.rows && qkv.cols % (heads + 2 * kv_heads) == 0);
   const int64_t head_size = qkv.cols / (heads + 2 * kv_heads);
-  CHECK(head_size % 2 == 0 && head_size <= kRotatedHeadSizeMax);
+  CHECK(head_size <= kRotatedHeadSizeMax);
+  const RopePairs pairs = PairsOf(transform.rope, head_size);
   CHECK(cache.keys.cols == kv_heads * head_size && cache.values.cols == cache.keys.cols);
   CHECK(cache.keys.dtype == qkv.dtype && cache.values.dtype == qkv.dtype);
   Enqueue("RotateAndCache", [&]() -> absl::Status {
-    RETURN_IF_ERROR(MakeAngles(layout, transform.rope, static_cast<int32_t>(head_size)));
+    RETURN_IF_ERROR(MakeAngles(layout, transform.rope, pairs));
     const RotateArguments arguments = {.angles = angles_,
+                                       .pairs = pairs,
                                        .slots = layout.slots,
                                        .q_gain = transform.q_gain,
                                        .k_gain = transform.k_gain,

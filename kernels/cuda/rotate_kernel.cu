@@ -1,6 +1,5 @@
 #include <cmath>
 
-#include "kernels/cpu/host_matrix.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/numeric.cuh"
 #include "kernels/cuda/ptx.h"
@@ -18,21 +17,31 @@ struct RopeFrequencies {
 
 // One block a row. All layers of a step use its angles.
 __global__ void RopeAnglesKernel(const int32_t* positions, const __grid_constant__ RopeFrequencies frequencies,
-                                 int32_t half, bool round, float2* angles) {
+                                 int32_t pairs, bool round, float2* angles) {
   DependencyWait();
   DependencyLaunch();
   const int64_t n = blockIdx.x;
   const float position = static_cast<float>(positions[n]);
-  for (int i = static_cast<int>(threadIdx.x); i < half; i += static_cast<int>(blockDim.x)) {
+  for (int i = static_cast<int>(threadIdx.x); i < pairs; i += static_cast<int>(blockDim.x)) {
     float sine, cosine;
     sincosf(__fmul_rn(position, frequencies.values[i]), &sine, &cosine);
     if (round) {
       sine = RoundedTo<__nv_bfloat16>(sine);
       cosine = RoundedTo<__nv_bfloat16>(cosine);
     }
-    angles[n * half + i] = make_float2(cosine, sine);
+    angles[n * pairs + i] = make_float2(cosine, sine);
   }
 }
+
+/// Where the hd / 2 pairs of a head are. Those before `split` are i and i + split, the others, which are not rotated,
+/// share what is behind them. split is even, or all pairs.
+struct PairPlaces {
+  __device__ __forceinline__ int32_t low(int32_t i) const { return i < split ? i : i + split; }
+  __device__ __forceinline__ int32_t high(int32_t i) const { return i < split ? i + split : i + half; }
+  __device__ __forceinline__ int32_t left(int32_t i) const { return (i < split ? split : half) - i; }
+  int32_t half;
+  int32_t split;
+};
 
 template <typename T>
 struct RotateCall {
@@ -49,10 +58,11 @@ struct RotateCall {
   float epsilon;
   int32_t heads;
   int32_t kv_heads;
-  int32_t half;  // Of the head size.
+  int32_t turned;  // Pairs that are rotated.
+  PairPlaces places;
 };
 
-/// A lane's pairs: 2 (lane + 32 k) and the next. low[k][j] belongs to high[k][j], half a head further.
+/// A lane's pairs: 2 (lane + 32 k) and the next.
 template <int kSteps>
 struct Pairs {
   float low[kSteps][2];
@@ -60,22 +70,22 @@ struct Pairs {
 };
 
 template <typename T, int kSteps>
-__device__ __forceinline__ void LoadPairs(const T* head, int32_t half, Pairs<kSteps>& pairs) {
+__device__ __forceinline__ void LoadPairs(const T* head, const PairPlaces& at, Pairs<kSteps>& pairs) {
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
     const int32_t i = 2 * static_cast<int32_t>(threadIdx.x % 32 + 32 * k);
-    LoadRun(head + i, half - i, pairs.low[k]);
-    LoadRun(head + half + i, half - i, pairs.high[k]);
+    LoadRun(head + at.low(i), at.left(i), pairs.low[k]);
+    LoadRun(head + at.high(i), at.left(i), pairs.high[k]);
   }
 }
 
 template <typename T, int kSteps>
-__device__ __forceinline__ void StorePairs(T* head, int32_t half, const Pairs<kSteps>& pairs) {
+__device__ __forceinline__ void StorePairs(T* head, const PairPlaces& at, const Pairs<kSteps>& pairs) {
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
     const int32_t i = 2 * static_cast<int32_t>(threadIdx.x % 32 + 32 * k);
-    StoreRun(head + i, half - i, pairs.low[k]);
-    StoreRun(head + half + i, half - i, pairs.high[k]);
+    StoreRun(head + at.low(i), at.left(i), pairs.low[k]);
+    StoreRun(head + at.high(i), at.left(i), pairs.high[k]);
   }
 }
 
@@ -103,13 +113,13 @@ __device__ __forceinline__ void NormPairs(const Pairs<kSteps>& gains, int32_t ha
 }
 
 template <int kSteps>
-__device__ __forceinline__ void RotatePairs(const float2* angles, int32_t half, Pairs<kSteps>& pairs) {
+__device__ __forceinline__ void RotatePairs(const float2* angles, int32_t turned, Pairs<kSteps>& pairs) {
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int32_t i = 2 * static_cast<int32_t>(threadIdx.x % 32 + 32 * k) + j;
-      if (i >= half) continue;
+      if (i >= turned) continue;
       const float2 angle = angles[i];
       const float low = pairs.low[k][j], high = pairs.high[k][j];
       pairs.low[k][j] = __fmaf_rn(low, angle.x, -__fmul_rn(high, angle.y));
@@ -123,29 +133,30 @@ template <typename T, int kSteps>
 __global__ void __launch_bounds__(kWarps * 32) RotateAndCacheKernel(RotateCall<T> call) {
   const int64_t n = blockIdx.x;
   const int32_t head = static_cast<int32_t>(blockIdx.y * kWarps + threadIdx.x / 32);
-  const int32_t rotated = call.heads + call.kv_heads, half = call.half;
+  const PairPlaces at = call.places;
+  const int32_t rotated = call.heads + call.kv_heads, half = at.half;
   const bool is_query = head < call.heads, is_value = head >= rotated;
   const float* gain = is_value ? nullptr : is_query ? call.q_gain : call.k_gain;
   Pairs<kSteps> gains = {};
   // No kernel writes a gain, so it may be read before the kernels ahead are done.
-  if (gain != nullptr) LoadPairs(gain, half, gains);
+  if (gain != nullptr) LoadPairs(gain, at, gains);
   DependencyWait();
   DependencyLaunch();
   if (head >= rotated + call.kv_heads) return;  // The whole warp.
   T* const data = call.qkv + n * call.stride + int64_t{head} * 2 * half;
   Pairs<kSteps> pairs;
-  LoadPairs(static_cast<const T*>(data), half, pairs);
+  LoadPairs(static_cast<const T*>(data), at, pairs);
   if (!is_value) {
     if (gain != nullptr) NormPairs<T>(gains, half, call.epsilon, pairs);
-    RotatePairs(call.angles + n * half, half, pairs);
-    StorePairs(data, half, pairs);
+    RotatePairs(call.angles + n * call.turned, call.turned, pairs);
+    StorePairs(data, at, pairs);
   }
   const int64_t slot = call.slots[n];
   if (is_query || slot < 0) return;
   if (is_value) {
-    StorePairs(call.values + slot * call.values_stride + int64_t{head - rotated} * 2 * half, half, pairs);
+    StorePairs(call.values + slot * call.values_stride + int64_t{head - rotated} * 2 * half, at, pairs);
   } else {
-    StorePairs(call.keys + slot * call.keys_stride + int64_t{head - call.heads} * 2 * half, half, pairs);
+    StorePairs(call.keys + slot * call.keys_stride + int64_t{head - call.heads} * 2 * half, at, pairs);
   }
 }
 
@@ -170,7 +181,8 @@ cudaError_t Rotate(const RotateArguments& a, cudaStream_t stream) {
                               .epsilon = a.epsilon,
                               .heads = a.heads,
                               .kv_heads = a.kv_heads,
-                              .half = half};
+                              .turned = static_cast<int32_t>(a.pairs.pairs),
+                              .places = {half, static_cast<int32_t>(a.pairs.distance)}};
   if (half <= 64) return Launch(RotateAndCacheKernel<T, 1>, shape, call);
   if (half <= 128) return Launch(RotateAndCacheKernel<T, 2>, shape, call);
   if (half <= 256) return Launch(RotateAndCacheKernel<T, 4>, shape, call);
@@ -179,16 +191,16 @@ cudaError_t Rotate(const RotateArguments& a, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t LaunchRopeAngles(const int32_t* positions, int32_t rows, double theta, int32_t head_size, DType rounding,
-                             float2* angles, cudaStream_t stream) {
+cudaError_t LaunchRopeAngles(const int32_t* positions, int32_t rows, double theta, const RopePairs& pairs,
+                             DType rounding, float2* angles, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  if (head_size > kRotatedHeadSizeMax) return cudaErrorInvalidValue;
-  const int32_t half = head_size / 2;
+  if (pairs.pairs > kRotatedHeadSizeMax / 2) return cudaErrorInvalidValue;
+  const int32_t count = static_cast<int32_t>(pairs.pairs);
   RopeFrequencies frequencies = {};
-  for (int32_t i = 0; i < half; ++i) frequencies.values[i] = RopeFrequency(theta, i, head_size);
+  for (int32_t i = 0; i < count; ++i) frequencies.values[i] = RopeFrequency(theta, i, pairs);
   const LaunchShape shape = {
       .grid = dim3(static_cast<unsigned int>(rows)), .block = dim3(64), .stream = stream, .overlap = true};
-  return Launch(RopeAnglesKernel, shape, positions, frequencies, half, rounding == DType::kBf16, angles);
+  return Launch(RopeAnglesKernel, shape, positions, frequencies, count, rounding == DType::kBf16, angles);
 }
 
 cudaError_t LaunchRotateAndCache(const RotateArguments& arguments, cudaStream_t stream) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/host_matrix.h"
 #include "kernels/ops.h"
 
 namespace quicksilver {
@@ -27,14 +28,15 @@ cudaError_t LaunchAddBias(const float* bias, Matrix x, cudaStream_t stream);
 
 cudaError_t LaunchSiluMul(ConstMatrix gate_up, Matrix out, cudaStream_t stream);
 
-/// Cosine and sine of every pair of a head for the rows of a step: angles[n, i] = {cos, sin} of positions[n] times the
-/// pair's frequency, rounded to `rounding`. angles: [rows, head_size / 2] pairs of floats, aligned to 16 bytes.
-cudaError_t LaunchRopeAngles(const int32_t* positions, int32_t rows, double theta, int32_t head_size, DType rounding,
-                             float2* angles, cudaStream_t stream);
+/// Cosine and sine of every rotated pair of a head for the rows of a step: angles[n, i] = {cos, sin} of positions[n]
+/// times the pair's frequency, rounded to `rounding`. angles: [rows, pairs] pairs of floats, aligned to 16 bytes.
+cudaError_t LaunchRopeAngles(const int32_t* positions, int32_t rows, double theta, const RopePairs& pairs,
+                             DType rounding, float2* angles, cudaStream_t stream);
 
 /// Ops::RotateAndCache with the angles of the step's rows.
 struct RotateArguments {
-  const float2* angles = nullptr;  ///< [N, hd / 2]
+  const float2* angles = nullptr;  ///< [N, pairs.pairs]
+  RopePairs pairs;
   const int32_t* slots = nullptr;  ///< [N]
   const float* q_gain = nullptr;   ///< [hd], or null.
   const float* k_gain = nullptr;

@@ -46,6 +46,22 @@ TEST_F(ReferenceOpsTest, RopeRotatesTheHalvesOfAHead) {
   ExpectNear(RunRotate(*this, rotate, qkv, {2}, {0}).qkv, turned, 1e-6, 0.0);
 }
 
+TEST_F(ReferenceOpsTest, RopeOfAPartOfAHeadHasThePartsFrequencies) {
+  // Of 8 elements 4 are rotated, as above; in proportion, elements 0 and 4 turn by 1 radian and 1 and 5 by 100^(-2/8).
+  RotateCase rotate = {.head_size = 8, .rope = {.theta = 100.0, .rotary_size = 4, .full_precision = true}};
+  HostMatrix qkv(1, 24);
+  for (int64_t c = 0; c < 8; ++c) qkv.at(0, c) = c < 2 ? 1.0f : 0.0f;
+  HostMatrix turned(1, 24);
+  turned.at(0, 0) = -0.41614684f, turned.at(0, 1) = 0.98006658f;
+  turned.at(0, 2) = 0.90929743f, turned.at(0, 3) = 0.19866933f;
+  ExpectNear(RunRotate(*this, rotate, qkv, {2}, {0}).qkv, turned, 1e-6, 0.0);
+  rotate.rope.proportional = true;
+  turned = HostMatrix(1, 24);
+  turned.at(0, 0) = -0.41614684f, turned.at(0, 4) = 0.90929743f;
+  turned.at(0, 1) = 0.80657841f, turned.at(0, 5) = 0.59112712f;  // cos and sin of 2 / sqrt(10).
+  ExpectNear(RunRotate(*this, rotate, qkv, {2}, {0}).qkv, turned, 1e-6, 0.0);
+}
+
 TEST_F(ReferenceOpsTest, SiluMulMultipliesTheUpHalfByTheGate) {
   const DeviceMatrix in = Put({1, 4, {0.0f, 1.0f, 5.0f, 2.0f}}), out = Space(1, 2);
   ops().SiluMul(in, out);

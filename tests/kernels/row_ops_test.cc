@@ -146,6 +146,63 @@ TEST_P(RowOpsTest, RotationAgreesWithTheReferenceAtAnyPosition) {
   }
 }
 
+TEST_P(RowOpsTest, APartialRotationTurnsTheFirstElementsOfAHeadAsAHeadOfThatSize) {
+  const std::vector<int32_t> positions = {0, 5, 4095}, slots = Ascending(3);
+  for (const auto& [head_size, rotary_size] : {std::pair{128, 64}, {24, 12}, {200, 4}, {512, 256}}) {
+    SCOPED_TRACE(absl::StrCat("hd=", head_size, " rotated ", rotary_size));
+    const RotateCase partial = {.heads = 2, .head_size = head_size, .rope = {.theta = 1e4, .rotary_size = rotary_size}};
+    const HostMatrix x = Rounded(RandomMatrix(3, partial.cols(), 1), dtype());
+    const Rotated actual = RunRotate(*this, partial, x, positions, slots);
+    HostMatrix expected = x;
+    for (int32_t head = 0; head < 3; ++head) {
+      const RotateCase whole = {.head_size = rotary_size, .rope = {.theta = 1e4}};
+      HostMatrix part(3, whole.cols());
+      for (int64_t n = 0; n < 3; ++n) {
+        for (int32_t c = 0; c < rotary_size; ++c) part.at(n, c) = x.at(n, head * head_size + c);
+      }
+      const HostMatrix turned = RunRotate(*this, whole, part, positions, slots).qkv;
+      for (int64_t n = 0; n < 3; ++n) {
+        for (int32_t c = 0; c < rotary_size; ++c) expected.at(n, head * head_size + c) = turned.at(n, c);
+      }
+    }
+    ExpectSameBits(actual.qkv, expected);
+    ExpectSameBits(SelectRows(actual.keys, slots), Columns(expected, 2 * head_size, head_size));
+  }
+}
+
+TEST_P(RowOpsTest, AProportionalRotationKeepsThePairsAndFrequenciesOfTheWholeHead) {
+  const std::vector<int32_t> positions = {0, 5, 4095}, slots = Ascending(3);
+  for (const auto& [head_size, rotary_size] : {std::pair{512, 128}, {24, 8}, {64, 64}}) {
+    SCOPED_TRACE(absl::StrCat("hd=", head_size, " rotated ", rotary_size));
+    RotateCase rotate = {.heads = 2, .head_size = head_size, .rope = {.theta = 1e6}};
+    const HostMatrix x = Rounded(RandomMatrix(3, rotate.cols(), 1), dtype());
+    const HostMatrix whole = RunRotate(*this, rotate, x, positions, slots).qkv;
+    rotate.rope.rotary_size = rotary_size;
+    rotate.rope.proportional = true;
+    HostMatrix expected = x;
+    for (int64_t n = 0; n < 3; ++n) {
+      for (int32_t c = 0; c < 3 * head_size; ++c) {
+        if (c % (head_size / 2) < rotary_size / 2) expected.at(n, c) = whole.at(n, c);
+      }
+    }
+    ExpectSameBits(RunRotate(*this, rotate, x, positions, slots).qkv, expected);
+  }
+}
+
+// The gain and its sum are of the whole head, wherever its elements are held.
+TEST_P(RowOpsTest, HeadsThatAreRotatedInPartAreNormedWhole) {
+  RotateCase plain = {.heads = 2, .kv_heads = 1, .head_size = 48, .rope = {.rotary_size = 16}};
+  RotateCase normed = plain;
+  normed.q_gain = RandomMatrix(1, 48, 2).values;
+  normed.k_gain = RandomMatrix(1, 48, 3).values;
+  const HostMatrix x = RandomMatrix(4, plain.cols(), 1);
+  const std::vector<int32_t> still(4, 0), positions = {3, 0, 9, 100}, slots = Ascending(4);
+  const HostMatrix at_zero = RunRotate(*this, normed, x, still, slots).qkv;
+  ExpectNear(at_zero, RunRotate(reference_, normed, x, still, slots).qkv, 4 * RoundingError(dtype()) + 1e-6, 0.0);
+  ExpectSameBits(RunRotate(*this, normed, x, positions, slots).qkv,
+                 RunRotate(*this, plain, at_zero, positions, slots).qkv);
+}
+
 TEST_P(RowOpsTest, RotationAtPositionZeroChangesNothing) {
   const RotateCase rotate = {.heads = 2, .head_size = 64};
   const HostMatrix x = Rounded(RandomMatrix(2, rotate.cols(), 1), dtype());
