@@ -76,8 +76,7 @@ struct StepLayout {
   const AttentionSegment* segments = nullptr;  ///< [segments_count], by ascending first_row; padding at the end.
   int32_t segments_count = 0;
   const int32_t* page_table = nullptr;  ///< Page numbers of all segments, one run a segment.
-  int32_t page_size = 0;                ///< Positions a page; a multiple of block_length when that is finite.
-  int32_t block_length = 0;             ///< B of the mask rule; kBidirectional for B = infinity.
+  int32_t page_size = 0;                ///< Positions a page.
   int32_t rows_max = 0;                 ///< Largest `rows` of a segment.
   int32_t keys_max = 0;                 ///< Largest `keys` of a segment.
 };
@@ -136,9 +135,9 @@ struct RoutingRule {
   const float* expert_scale = nullptr;  ///< [E] device: of each expert's weight. Null: 1.
   bool round_weights = false;           ///< To the activation type, last (LLaDA-MoE, SDAR).
 };
+
 inline constexpr int32_t kExpertsMax = 1024;
 inline constexpr int32_t kChosenExpertsMax = 32;
-
 
 /// The activation of a gated MLP.
 enum class Activation : uint8_t { kSilu, kGeluTanh };
@@ -157,11 +156,11 @@ enum class ExpertMatrix : uint8_t { kGateUp, kDown };
 /// The experts of one layer that this rank holds, in whatever layout the device likes best. Its Ops outlives it.
 class ExpertWeights {
  public:
-  virtual const ExpertShape& shape() const = 0;
   virtual ~ExpertWeights() = default;
+  virtual const ExpertShape& shape() const = 0;
+  virtual size_t bytes() const = 0;  ///< Device memory held.
   /// Takes a matrix of `expert`, numbered among all E, as PrepareWeight does. Those that were never loaded are 0.
   virtual absl::Status Load(int32_t expert, ExpertMatrix which, ConstMatrix host) = 0;
-  virtual size_t bytes() const = 0;  ///< Device memory held.
 };
 
 /// Work that was recorded once, to be enqueued many times with other contents of the same device memory.
@@ -246,12 +245,13 @@ class Ops {
   virtual void RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
                               const KvLayer& cache, Matrix qkv) = 0;
 
-  /// Softmax attention, scale 1/sqrt(hd), softmax in float. A query at position q sees the keys j < keys of its segment
-  /// with floor(j / B) <= floor(q / B); B = kBidirectional sees all of them. The rows of this step have been written.
-  /// q, out: [N, heads * hd]; query head i uses key head i * kv_heads / heads. Sums run over j in fixed tiles by
-  /// absolute position, so bits depend neither on other segments nor on how a prefill was cut.
-  virtual void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
-                         Matrix out) = 0;
+  /// Softmax attention, softmax in float. A query sees the keys j < keys of its segment that neither the segment's
+  /// masks nor the rule's window hide from it; at least one must be left. The rows of this step have been written. Keys
+  /// that the window or unseen_key hide must be finite all the same. q, out: [N, heads * hd]; query head i uses key
+  /// head i * kv_heads / heads. Sums run over j in fixed tiles by absolute position, so bits depend neither on other
+  /// segments nor on how a prefill was cut.
+  virtual void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads,
+                         const AttentionRule& rule, const KvLayer& cache, Matrix out) = 0;
 
   /// out[n,i] = silu(gate_up[n,i]) * gate_up[n, I + i]. gate_up: [N, 2 I]; out: [N, I].
   virtual void SiluMul(ConstMatrix gate_up, Matrix out) = 0;
@@ -280,8 +280,7 @@ class Ops {
   /// weight: [V/tp, H]. out: [batch.count] device; top: [batch.count, top_count] device, descending logit, ties:
   /// smallest id first, missing entries {-inf, -1}; top_count in [0, kTopLogitsMax], may be 0 with top = nullptr.
   virtual void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
-                          const CandidateRequest* requests, int32_t requests_count, int32_t top_count, Candidate* out,
-                          TopLogit* top) = 0;
+                          const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) = 0;
 
  private:
   friend class DeviceBuffer;

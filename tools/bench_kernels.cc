@@ -195,7 +195,7 @@ class Step {
       positions_.push_back(context + n);
     }
     pages_ = {0};
-    segment_ = {.rows = rows, .first_position = context, .keys = context + rows};
+    segment_ = {.rows = rows, .first_position = context, .keys = context + rows, .block_length = kBidirectional};
     layout_ = {.rows = rows,
                .positions = positions_.data(),
                .slots = positions_.data(),
@@ -203,7 +203,6 @@ class Step {
                .segments_count = 1,
                .page_table = pages_.data(),
                .page_size = context + rows,
-               .block_length = 0,
                .rows_max = rows,
                .keys_max = context + rows};
     candidates_.resize(static_cast<size_t>(rows));
@@ -221,7 +220,7 @@ class Step {
       const KvLayer cache = {layer.keys.view, layer.values.view};
       timed("rotate",
             [&] { ops_->RotateAndCache(layout_, transform, shape_.heads, shape_.kv_heads, cache, qkv_.view); });
-      timed("attention", [&] { ops_->Attention(layout_, q, shape_.heads, shape_.kv_heads, cache, mixed_.view); });
+      timed("attention", [&] { ops_->Attention(layout_, q, shape_.heads, shape_.kv_heads, {}, cache, mixed_.view); });
       timed("gemm", [&] { ops_->Gemm(mixed_.view, *layer.out, partial_.view); });
       timed("norm", [&] { ops_->AddRmsNorm(partial_.view, gains_.data(), 1e-6f, hidden_.view, normed_.view); });
       timed("gemm", [&] { ops_->Gemm(normed_.view, *layer.gate_up, gate_up_.view); });
@@ -236,8 +235,8 @@ class Step {
     }
     ++step_;
     timed("candidates", [&] {
-      ops_->Candidates(normed_.view, *head_, {.vocabulary = shape_.vocabulary}, requests_.data(), rows_, 0,
-                       candidates_.data(), nullptr);
+      ops_->Candidates(normed_.view, *head_, {.vocabulary = shape_.vocabulary},
+                       {.requests = requests_.data(), .count = rows_}, 0, candidates_.data(), nullptr);
     });
     // Not part of the step: what the LM head costs as a plain product.
     timed("(head gemm)", [&] { ops_->Gemm(normed_.view, *head_, logits_.view); });

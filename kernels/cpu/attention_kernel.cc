@@ -225,11 +225,11 @@ QS_INLINE void AttendTile(const TaskState& state, int64_t first, int64_t count, 
   for (; d < state.head_size; ++d) AddValues<V, 1, kRagged>(state, count, d, rescale, visible);
 }
 
-int32_t VisibleKeys(const StepLayout& layout, const AttentionSegment& segment, int64_t row) {
-  if (layout.block_length == kBidirectional) return segment.keys;
+int32_t VisibleKeys(const AttentionSegment& segment, int64_t row) {
+  if (segment.block_length == kBidirectional) return segment.keys;
   const int64_t position = segment.first_position + row;
   return static_cast<int32_t>(
-      std::min<int64_t>(segment.keys, (position / layout.block_length + 1) * layout.block_length));
+      std::min<int64_t>(segment.keys, (position / segment.block_length + 1) * segment.block_length));
 }
 
 /// A query's elements in q or out.
@@ -248,14 +248,15 @@ QS_INLINE void Attend(const AttentionCall& call, const PagedAttention::Task& tas
   for (int64_t i = 0; i < task.queries; ++i) {
     const T* from = static_cast<const T*>(call.q.data) + ElementOf(call, task, call.q.stride, i);
     Widen(from, state.head_size, state.rows + i * state.padded);
-    state.visible[i] = VisibleKeys(call.layout, *task.segment, (task.first_query + i) / group);
+    state.visible[i] = VisibleKeys(*task.segment, (task.first_query + i) / group);
     shortest = std::min(shortest, state.visible[i]);
     longest = std::max(longest, state.visible[i]);
   }
   std::fill(state.visible + task.queries, state.visible + kTaskQueries, longest);  // Lanes of no query.
   Transpose(state.rows, kTaskQueries, state.padded, state.queries);
 
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(state.head_size));
+  const float scale =
+      call.rule.scale != 0.0f ? call.rule.scale : 1.0f / __builtin_sqrtf(static_cast<float>(state.head_size));
   for (int64_t first = 0; first < longest; first += kTileKeys) {
     const int64_t count = std::min<int64_t>(kTileKeys, longest - first);
     GatherTile<T>(call, task, first, count, &state);

@@ -15,6 +15,7 @@ struct AttentionCall {
   ConstMatrix q;
   int32_t heads;
   int32_t kv_heads;
+  const AttentionRule& rule;
   const KvLayer& cache;
   Matrix out;
 };

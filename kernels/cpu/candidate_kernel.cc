@@ -25,7 +25,7 @@ constexpr float kSmallestTail = 0x1p-53f;
 int64_t RoundUp(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 /// Larger logit first, then smaller id.
-bool IsBetter(const TopLogit& a, const TopLogit& b) { return a.logit > b.logit || (a.logit == b.logit && a.id < b.id); }
+bool Precedes(const TopLogit& a, const TopLogit& b) { return a.logit > b.logit || (a.logit == b.logit && a.id < b.id); }
 
 /// One panel of one request's logits.
 struct PanelLogits {
@@ -118,15 +118,15 @@ QS_INLINE PanelSums SumLogits(const PanelLogits& panel, float largest, int64_t f
 void PushTop(const TopLogit& next, int32_t top_count, LogitLeaders* leaders) {
   TopLogit* top = leaders->top;
   if (leaders->top_size == top_count) {
-    if (!IsBetter(next, top[0])) return;
-    std::pop_heap(top, top + leaders->top_size--, IsBetter);
+    if (!Precedes(next, top[0])) return;
+    std::pop_heap(top, top + leaders->top_size--, Precedes);
   }
   top[leaders->top_size++] = next;
-  std::push_heap(top, top + leaders->top_size, IsBetter);
+  std::push_heap(top, top + leaders->top_size, Precedes);
 }
 
 void MergeBest(const TopLogit& best, float second_logit, LogitLeaders* leaders) {
-  if (leaders->best_id < 0 || IsBetter(best, {leaders->best_logit, leaders->best_id})) {
+  if (leaders->best_id < 0 || Precedes(best, {leaders->best_logit, leaders->best_id})) {
     leaders->second_logit = std::max(second_logit, leaders->best_logit);
     leaders->best_logit = best.logit;
     leaders->best_id = best.id;
@@ -277,8 +277,8 @@ void CandidateReducer::PlaceRequests(const CandidateCall& call) {
   first_rows_.clear();
   tile_requests_.assign(1, 0);
   int64_t row = 0;
-  for (int32_t r = 0; r < call.requests_count; ++r) {
-    const CandidateRequest& request = call.requests[r];
+  for (int32_t r = 0; r < call.batch.count; ++r) {
+    const CandidateRequest& request = call.batch.requests[r];
     CHECK(request.row >= -1 && request.row < call.hidden.rows && request.guide_row < call.hidden.rows);
     if (request.row < 0) {
       first_rows_.push_back(row);
@@ -292,7 +292,7 @@ void CandidateReducer::PlaceRequests(const CandidateCall& call) {
     first_rows_.push_back(row);
     row += needed;
   }
-  tile_requests_.push_back(call.requests_count);
+  tile_requests_.push_back(call.batch.count);
 
   const size_t row_bytes = static_cast<size_t>(call.hidden.cols) * ElementBytes(gemm_.compute_dtype());
   const size_t rows = static_cast<size_t>(RoundUp(row, tile_rows));
@@ -309,15 +309,15 @@ void CandidateReducer::PlaceRequests(const CandidateCall& call) {
         {source, 1, call.hidden.cols, call.hidden.stride, call.hidden.dtype},
         {packed + static_cast<size_t>(to) * row_bytes, 1, call.hidden.cols, call.hidden.cols, gemm_.compute_dtype()});
   };
-  for (int32_t r = 0; r < call.requests_count; ++r) {
-    if (call.requests[r].row < 0) continue;
-    copy(call.requests[r].row, first_rows_[r]);
-    if (call.requests[r].guide_row >= 0) copy(call.requests[r].guide_row, first_rows_[r] + 1);
+  for (int32_t r = 0; r < call.batch.count; ++r) {
+    if (call.batch.requests[r].row < 0) continue;
+    copy(call.batch.requests[r].row, first_rows_[r]);
+    if (call.batch.requests[r].guide_row >= 0) copy(call.batch.requests[r].guide_row, first_rows_[r] + 1);
   }
 }
 
 void CandidateReducer::ResetLeaders(const CandidateCall& call) {
-  const size_t count = static_cast<size_t>(call.requests_count);
+  const size_t count = static_cast<size_t>(call.batch.count);
   const size_t lists = count * static_cast<size_t>(team_.threads());
   leaders_.assign(
       lists,
@@ -335,7 +335,7 @@ void CandidateReducer::Visit(const CandidateCall& call, const TiledGemm::Product
   const int64_t padded = RoundUp(product.cols, kLanes);
   float* scratch = scratch_[product.thread].Get(static_cast<size_t>(2 * padded));
   for (int32_t r = tile_requests_[product.tile]; r < tile_requests_[product.tile + 1]; ++r) {
-    const CandidateRequest& request = call.requests[r];
+    const CandidateRequest& request = call.batch.requests[r];
     if (request.row < 0) continue;
     const float* row = product.products + first_rows_[r] % gemm_.tile_rows() * product.cols;
     const ReduceArguments arguments = {.panel = {.request = request,
@@ -348,7 +348,7 @@ void CandidateReducer::Visit(const CandidateCall& call, const TiledGemm::Product
                                        .unconditional = request.guide_row >= 0 ? row + product.cols : nullptr,
                                        .top_count = call.top_count,
                                        .mask_logit = &mask_logits_[r]};
-    ReducePanel(arguments, &leaders_[static_cast<size_t>(product.thread) * call.requests_count + r],
+    ReducePanel(arguments, &leaders_[static_cast<size_t>(product.thread) * call.batch.count + r],
                 &sums_[static_cast<size_t>(r) * TiledGemm::Panels(call.weight) + product.panel]);
   }
 }
@@ -356,7 +356,7 @@ void CandidateReducer::Visit(const CandidateCall& call, const TiledGemm::Product
 void CandidateReducer::Finish(const CandidateCall& call, int32_t r) {
   LogitLeaders& all = leaders_[r];
   for (int32_t thread = 1; thread < team_.threads(); ++thread) {
-    const LogitLeaders& one = leaders_[static_cast<size_t>(thread) * call.requests_count + r];
+    const LogitLeaders& one = leaders_[static_cast<size_t>(thread) * call.batch.count + r];
     all.finite = all.finite && one.finite;
     if (one.best_id >= 0) MergeBest({one.best_logit, one.best_id}, one.second_logit, &all);
     if (one.sampled_id >= 0) MergeSample({one.sampled_logit, one.sampled_id}, one.sampled_score, &all);
@@ -371,9 +371,9 @@ void CandidateReducer::Finish(const CandidateCall& call, int32_t r) {
          .sampled_score = -kInfinity,
          .finite = all.finite ? 1 : 0};
   if (!all.finite) return;
-  std::sort_heap(all.top, all.top + all.top_size, IsBetter);
+  std::sort_heap(all.top, all.top + all.top_size, Precedes);
   std::copy_n(all.top, all.top_size, top);
-  const float temperature = call.requests[r].temperature;
+  const float temperature = call.batch.requests[r].temperature;
   const int64_t panels = TiledGemm::Panels(call.weight);
   MergeSums(&sums_[static_cast<size_t>(r * panels)], panels, mask_logits_[r], temperature, &out);
   out.best_id = all.best_id;
@@ -385,11 +385,11 @@ void CandidateReducer::Finish(const CandidateCall& call, int32_t r) {
 }
 
 absl::Status CandidateReducer::Run(const CandidateCall& call) {
-  if (call.requests_count == 0) return absl::OkStatus();
+  if (call.batch.count == 0) return absl::OkStatus();
   PlaceRequests(call);
   ResetLeaders(call);
   RETURN_IF_ERROR(gemm_.Multiply(tiles_, call.weight, [&](const TiledGemm::Product& p) { Visit(call, p); }));
-  for (int32_t r = 0; r < call.requests_count; ++r) Finish(call, r);
+  for (int32_t r = 0; r < call.batch.count; ++r) Finish(call, r);
   return absl::OkStatus();
 }
 

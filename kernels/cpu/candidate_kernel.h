@@ -16,8 +16,7 @@ struct CandidateCall {
   ConstMatrix hidden;
   const GemmWeight& weight;
   const VocabularyShard& shard;
-  const CandidateRequest* requests;
-  int32_t requests_count;
+  const CandidateBatch& batch;
   int32_t top_count;
   Candidate* out;
   TopLogit* top;

@@ -102,13 +102,12 @@ class CpuOps final : public Ops {
   void AddBias(const float* bias, Matrix x) override;
   void RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
                       const KvLayer& cache, Matrix qkv) override;
-  void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
-                 Matrix out) override;
+  void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads,
+                 const AttentionRule& rule, const KvLayer& cache, Matrix out) override;
   void SiluMul(ConstMatrix gate_up, Matrix out) override;
   void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
   void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
-                  const CandidateRequest* requests, int32_t requests_count, int32_t top_count, Candidate* out,
-                  TopLogit* top) override;
+                  const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) override;
 
  private:
   void Free(void* data, size_t bytes) override { memory_.Free(data, bytes); }
@@ -276,10 +275,10 @@ void CpuOps::WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, con
   }
 }
 
-void CpuOps::Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
-                       Matrix out) {
+void CpuOps::Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads,
+                       const AttentionRule& rule, const KvLayer& cache, Matrix out) {
   CHECK(heads % kv_heads == 0 && q.cols % heads == 0 && q.rows == layout.rows && SameShape(q, out));
-  attention_.Run({layout, q, heads, kv_heads, cache, out});
+  attention_.Run({layout, q, heads, kv_heads, rule, cache, out});
 }
 
 void CpuOps::SiluMul(ConstMatrix gate_up, Matrix out) {
@@ -298,10 +297,9 @@ void CpuOps::GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) {
 }
 
 void CpuOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
-                        const CandidateRequest* requests, int32_t requests_count, int32_t top_count, Candidate* out,
-                        TopLogit* top) {
+                        const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) {
   CHECK(hidden.cols == weight.in_features() && top_count >= 0 && top_count <= kTopLogitsMax);
-  Note(candidates_.Run({hidden, weight, shard, requests, requests_count, top_count, out, top}));
+  Note(candidates_.Run({hidden, weight, shard, batch, top_count, out, top}));
 }
 
 }  // namespace

@@ -17,9 +17,9 @@ int64_t SlotOf(const StepLayout& layout, const AttentionSegment& segment, int64_
 }
 
 /// How many keys, from position 0 on, a query at `position` sees.
-int64_t VisibleKeys(const StepLayout& layout, const AttentionSegment& segment, int64_t position) {
-  if (layout.block_length == kBidirectional) return segment.keys;
-  const int64_t block_end = (position / layout.block_length + 1) * layout.block_length;
+int64_t VisibleKeys(const AttentionSegment& segment, int64_t position) {
+  if (segment.block_length == kBidirectional) return segment.keys;
+  const int64_t block_end = (position / segment.block_length + 1) * segment.block_length;
   return std::min<int64_t>(segment.keys, block_end);
 }
 
@@ -39,16 +39,16 @@ void ReferenceOps::WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix 
 }
 
 void ReferenceOps::Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads,
-                             const KvLayer& cache, Matrix out) {
+                             const AttentionRule& rule, const KvLayer& cache, Matrix out) {
   CHECK(heads % kv_heads == 0 && q.cols % heads == 0 && q.rows == layout.rows);
   const int64_t head_size = q.cols / heads;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(head_size));
+  const float scale = rule.scale != 0.0f ? rule.scale : 1.0f / std::sqrt(static_cast<float>(head_size));
   std::vector<float> weights, sums(static_cast<size_t>(head_size));
   for (int32_t s = 0; s < layout.segments_count; ++s) {
     const AttentionSegment& segment = layout.segments[s];
     for (int64_t r = 0; r < segment.rows; ++r) {
       const int64_t n = segment.first_row + r;
-      const int64_t keys = VisibleKeys(layout, segment, segment.first_position + r);
+      const int64_t keys = VisibleKeys(segment, segment.first_position + r);
       for (int64_t head = 0; head < heads; ++head) {
         const int64_t q_first = head * head_size, kv_first = head * kv_heads / heads * head_size;
         weights.assign(static_cast<size_t>(keys), 0.0f);

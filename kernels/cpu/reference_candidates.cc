@@ -70,11 +70,10 @@ void Sample(const std::vector<TopLogit>& ranked, const CandidateRequest& request
 }  // namespace
 
 void ReferenceOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
-                              const CandidateRequest* requests, int32_t requests_count, int32_t top_count,
-                              Candidate* out, TopLogit* top) {
+                              const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) {
   CHECK(hidden.cols == weight.in_features() && top_count >= 0 && top_count <= kTopLogitsMax);
-  for (int32_t r = 0; r < requests_count; ++r) {
-    const CandidateRequest& request = requests[r];
+  for (int32_t r = 0; r < batch.count; ++r) {
+    const CandidateRequest& request = batch.requests[r];
     CHECK(request.row >= -1 && request.row < hidden.rows && request.guide_row < hidden.rows);
     std::vector<TopLogit> logits;
     if (request.row >= 0) logits = LogitsOf(hidden, static_cast<const ReferenceWeight&>(weight), shard, request);

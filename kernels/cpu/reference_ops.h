@@ -57,13 +57,12 @@ class ReferenceOps final : public Ops {
   void AddBias(const float* bias, Matrix x) override;
   void RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
                       const KvLayer& cache, Matrix qkv) override;
-  void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
-                 Matrix out) override;
+  void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads,
+                 const AttentionRule& rule, const KvLayer& cache, Matrix out) override;
   void SiluMul(ConstMatrix gate_up, Matrix out) override;
   void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
   void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
-                  const CandidateRequest* requests, int32_t requests_count, int32_t top_count, Candidate* out,
-                  TopLogit* top) override;
+                  const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) override;
 
  private:
   void Rotate(const StepLayout& layout, const RopeParameters& rope, int32_t heads, Matrix x);

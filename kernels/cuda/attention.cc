@@ -60,10 +60,6 @@ bool Aligned(const attention::Rows& rows, uint32_t bytes) {
   return reinterpret_cast<uintptr_t>(rows.data) % bytes == 0 && rows.stride_bytes % bytes == 0;
 }
 
-Divisor BlockDivisor(int32_t block_length) {
-  return Divisor::Of(block_length == kBidirectional ? attention::kEndlessBlock : block_length);
-}
-
 Arguments ArgumentsOf(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
                       Matrix out) {
   Arguments arguments;
@@ -77,7 +73,6 @@ Arguments ArgumentsOf(const StepLayout& layout, ConstMatrix q, int32_t heads, in
   arguments.page_size = Divisor::Of(layout.page_size);
   arguments.group = Divisor::Of(heads / kv_heads);
   arguments.kv_heads = Divisor::Of(kv_heads);
-  arguments.block_length = BlockDivisor(layout.block_length);
   arguments.head_size = static_cast<int32_t>(q.cols / heads);
   arguments.aligned_keys = Aligned(arguments.keys, 16) && Aligned(arguments.values, 16);
   arguments.aligned_rows = Aligned(arguments.q, 4) && Aligned(out_rows, 4);
@@ -125,7 +120,6 @@ cudaError_t CudaAttention::MakePlan(cudaStream_t stream, const StepLayout& layou
   const cudaError_t error = attention::LaunchPlan(stream,
                                                   {.segments = layout.segments,
                                                    .segments_count = layout.segments_count,
-                                                   .block_length = BlockDivisor(layout.block_length),
                                                    .group = Divisor::Of(group),
                                                    .kv_heads = wanted.kv_heads,
                                                    .tile_queries = wanted.tile_queries,
@@ -138,7 +132,7 @@ cudaError_t CudaAttention::MakePlan(cudaStream_t stream, const StepLayout& layou
 }
 
 cudaError_t CudaAttention::Run(cudaStream_t stream, const StepLayout& layout, ConstMatrix q, int32_t heads,
-                               int32_t kv_heads, const KvLayer& cache, Matrix out) {
+                               int32_t kv_heads, const AttentionRule& rule, const KvLayer& cache, Matrix out) {
   CHECK(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && q.cols % heads == 0 && q.cols == out.cols);
   CHECK(q.rows == layout.rows && out.rows == layout.rows && layout.page_size > 0);
   CHECK(q.dtype == out.dtype && q.dtype == cache.keys.dtype && q.dtype == cache.values.dtype);
@@ -161,7 +155,8 @@ cudaError_t CudaAttention::Run(cudaStream_t stream, const StepLayout& layout, Co
   Arguments arguments = ArgumentsOf(layout, q, heads, kv_heads, cache, out);
   arguments.plan = PlanFor(head_size);
   arguments.early_keys = early_keys;
-  arguments.scale = (tensor_core ? kBinaryUnit : 1.0f) / std::sqrt(static_cast<float>(head_size));
+  const float scale = rule.scale != 0.0f ? rule.scale : 1.0f / std::sqrt(static_cast<float>(head_size));
+  arguments.scale = tensor_core ? kBinaryUnit * scale : scale;
   const int32_t chunks_max = attention::ChunkOf(std::max(layout.keys_max, 1) - 1) + 1;
   const int64_t items_max = TilesMax(layout, group, variant.tile_queries) * kv_heads * chunks_max;
   const cudaError_t launched =

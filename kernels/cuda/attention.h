@@ -39,7 +39,7 @@ class CudaAttention {
   /// kernel may let the next start (DependencyLaunch) only after its own DependencyWait(). All three hold for the
   /// kernel of Ops::RotateAndCache and one segment a sequence.
   cudaError_t Run(cudaStream_t stream, const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads,
-                  const KvLayer& cache, Matrix out);
+                  const AttentionRule& rule, const KvLayer& cache, Matrix out);
 
  private:
   /// What a work list is made for, besides the layout.

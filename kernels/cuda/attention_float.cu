@@ -151,7 +151,7 @@ __device__ __forceinline__ void BeginItem(const Arguments& a, const Job& job, Wa
   for (int32_t i = 0; i < kWarpQueries; ++i) {
     const int32_t query = first_query + i;
     const int32_t position = job.first_position + a.group.Quotient(job.first_query + query);
-    state.visible[i] = query < job.queries ? VisibleKeys(a.block_length, job.keys, position) : 0;
+    state.visible[i] = query < job.queries ? VisibleKeys(job.block_length, job.keys, position) : 0;
     state.all_largest[i] = MinusInfinity();
     state.all_total[i] = 0.0f;
 #pragma unroll

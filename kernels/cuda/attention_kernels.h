@@ -26,7 +26,6 @@ struct Arguments {
   Divisor page_size;
   Divisor group;  ///< Query heads of a key head.
   Divisor kv_heads;
-  Divisor block_length;
   int32_t head_size = 0;
   float scale = 1.0f;         ///< Of the dot products. Scores of the tensor-core kernels are in units of ln 2.
   bool early_keys = false;    ///< The plan, and keys of rows of earlier steps, may be read before DependencyWait().

@@ -69,10 +69,11 @@ __device__ __forceinline__ Job WholeJob(const PlanRequest& request, const Plan& 
   job.first_position = segment.first_position;
   job.keys = segment.keys;
   job.first_page = segment.first_page;
+  job.block_length = segment.block_length;
   job.first_query = (tile - plan.first_tiles[low]) * request.tile_queries;
   job.queries = min(request.tile_queries, segment.rows * request.group.divisor - job.first_query);
   const int32_t last_row = request.group.Quotient(job.first_query + job.queries - 1);
-  job.visible = VisibleKeys(request.block_length, segment.keys, segment.first_position + last_row);
+  job.visible = VisibleKeys(segment.block_length, segment.keys, segment.first_position + last_row);
   job.end_tile = (job.visible + kTileKeys - 1) / kTileKeys;
   job.partial = -1;
   return job;

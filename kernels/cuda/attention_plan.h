@@ -52,23 +52,23 @@ struct Divisor {
   }
 };
 
-/// How many of `keys` keys a query at `position` sees: those of its own block and of earlier ones. A bidirectional mask
-/// is one block, of kEndlessBlock.
-__host__ __device__ constexpr int32_t VisibleKeys(const Divisor& block_length, int32_t keys, int32_t position) {
-  const int32_t block_end = (block_length.Quotient(position) + 1) * block_length.divisor;
+/// How many of `keys` keys, from position 0 on, a query at `position` may see: those of its own block and of earlier
+/// ones, or all.
+__host__ __device__ constexpr int32_t VisibleKeys(int32_t block_length, int32_t keys, int32_t position) {
+  if (block_length == kBidirectional) return keys;
+  const int32_t block_end = (position / block_length + 1) * block_length;
   return block_end < keys ? block_end : keys;
 }
-
-inline constexpr int32_t kEndlessBlock = 1 << 30;
 
 /// What one block does at a time, for each key head: some queries of one segment over some key tiles. A query is a row
 /// and a head of the key head's group; the heads of a row are neighbours: query = row in the segment * group + head.
 struct alignas(16) Job {
-  int32_t first_row;  ///< Of the segment; this and the next four are the segment's.
+  int32_t first_row;  ///< Of the segment; this and the next five are the segment's.
   int32_t rows;
   int32_t first_position;
   int32_t keys;
   int32_t first_page;
+  int32_t block_length;
   int32_t first_query;
   int32_t queries;
   int32_t visible;     ///< Keys that the last query sees, and so the most that any does.
@@ -120,7 +120,6 @@ enum class Split : uint8_t {
 struct PlanRequest {
   const AttentionSegment* segments = nullptr;
   int32_t segments_count = 0;
-  Divisor block_length;
   Divisor group;  ///< Query heads of a key head.
   int32_t kv_heads = 1;
   int32_t tile_queries = 0;      ///< Of a job, at most.

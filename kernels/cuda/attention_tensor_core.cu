@@ -165,7 +165,7 @@ __device__ __forceinline__ void BeginItem(const Arguments& a, const Job& job, co
     // What stands in for a missing query sees what the last one sees.
     const int32_t query = min(place.first_query + lane / 4 + 8 * r, job.queries - 1);
     const int32_t position = job.first_position + a.group.Quotient(job.first_query + query);
-    state.visible[r] = VisibleKeys(a.block_length, job.keys, position);
+    state.visible[r] = VisibleKeys(job.block_length, job.keys, position);
     state.all_largest[r] = MinusInfinity();
     state.all_total[r] = 0.0f;
   }

@@ -28,7 +28,7 @@ struct Layout {
 };
 
 Layout LayOut(const CandidatesArguments& arguments, size_t logits_bytes) {
-  const size_t requests = static_cast<size_t>(arguments.requests_count);
+  const size_t requests = static_cast<size_t>(arguments.batch.count);
   const size_t row_parts = static_cast<size_t>(RoundUp(arguments.columns, kPartIds) / kPartIds);
   const size_t listed = arguments.top_count > 0 ? requests : 0;
   const auto after = [](size_t begin, size_t bytes) {
@@ -59,7 +59,7 @@ size_t CandidatesWorkspaceBytes(const CandidatesArguments& sizes, size_t tile_by
 cudaError_t RunCandidates(const CandidatesArguments& arguments, const LogitsProduct& product, void* workspace,
                           cudaStream_t stream, size_t tile_bytes) {
   CHECK(arguments.top_count >= 0 && arguments.top_count <= kTopLogitsMax);
-  if (arguments.requests_count == 0) return cudaSuccess;
+  if (arguments.batch.count == 0) return cudaSuccess;
   char* const base = static_cast<char*>(workspace);
   const Layout layout = LayOut(arguments, LogitsBytesMax(arguments, tile_bytes));
   CandidatePart* const parts = reinterpret_cast<CandidatePart*>(base + layout.parts);
@@ -76,8 +76,8 @@ cudaError_t RunCandidates(const CandidatesArguments& arguments, const LogitsProd
   CandidateTile tile = {.logits = reinterpret_cast<const float*>(base),
                         .stride = tile_columns,
                         .shard = arguments.shard,
-                        .requests = arguments.requests,
-                        .requests_count = arguments.requests_count};
+                        .requests = arguments.batch.requests,
+                        .requests_count = arguments.batch.count};
   for (int64_t first = 0; first == 0 || first < ids; first += tile_columns) {
     tile.first = static_cast<int32_t>(first);
     tile.columns = static_cast<int32_t>(std::min(tile_columns, ids - first));
@@ -92,7 +92,7 @@ cudaError_t RunCandidates(const CandidatesArguments& arguments, const LogitsProd
     }
     if (error != cudaSuccess) return error;
   }
-  return LaunchCandidateMerge(arguments.requests, arguments.requests_count, parts, row_parts, arguments.out, stream);
+  return LaunchCandidateMerge(arguments.batch.requests, arguments.batch.count, parts, row_parts, arguments.out, stream);
 }
 
 }  // namespace quicksilver

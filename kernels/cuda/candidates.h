@@ -16,11 +16,10 @@ struct CandidatesArguments {
   int64_t rows = 0;     ///< R, of the hidden states.
   int64_t columns = 0;  ///< V/tp, rows of the LM head.
   VocabularyShard shard;
-  const CandidateRequest* requests = nullptr;  ///< [requests_count]
-  int32_t requests_count = 0;
+  CandidateBatch batch;
   int32_t top_count = 0;     ///< In [0, kTopLogitsMax].
-  Candidate* out = nullptr;  ///< [requests_count]
-  TopLogit* top = nullptr;   ///< [requests_count, top_count]
+  Candidate* out = nullptr;  ///< [batch.count]
+  TopLogit* top = nullptr;   ///< [batch.count, top_count]
 };
 
 /// Logits of one tile of the vocabulary. Smaller than the L2 cache of an H100 (50 MiB), which also holds what the

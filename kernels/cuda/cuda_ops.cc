@@ -76,13 +76,12 @@ class CudaOps final : public Ops {
   void AddBias(const float* bias, Matrix x) override;
   void RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
                       const KvLayer& cache, Matrix qkv) override;
-  void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
-                 Matrix out) override;
+  void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const AttentionRule& rule,
+                 const KvLayer& cache, Matrix out) override;
   void SiluMul(ConstMatrix gate_up, Matrix out) override;
   void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
   void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
-                  const CandidateRequest* requests, int32_t requests_count, int32_t top_count, Candidate* out,
-                  TopLogit* top) override;
+                  const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) override;
 
  private:
   CudaOps(const CudaOpsOptions& options, CudaDevice device)
@@ -392,21 +391,19 @@ void CudaOps::Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) {
   Enqueue("Gemm", [&] { return gemm_->Multiply(x, weight, out); });
 }
 
-void CudaOps::Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
-                        Matrix out) {
+void CudaOps::Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads,
+                        const AttentionRule& rule, const KvLayer& cache, Matrix out) {
   CHECK(heads % kv_heads == 0 && q.cols % heads == 0 && q.rows == layout.rows && SameShape(q, out));
-  Enqueue("Attention", [&] { return attention_->Run(stream(), layout, q, heads, kv_heads, cache, out); });
+  Enqueue("Attention", [&] { return attention_->Run(stream(), layout, q, heads, kv_heads, rule, cache, out); });
 }
 
 void CudaOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
-                         const CandidateRequest* requests, int32_t requests_count, int32_t top_count, Candidate* out,
-                         TopLogit* top) {
+                         const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) {
   CHECK(hidden.cols == weight.in_features() && top_count >= 0 && top_count <= kTopLogitsMax);
   const CandidatesArguments arguments = {.rows = hidden.rows,
                                          .columns = weight.out_features(),
                                          .shard = shard,
-                                         .requests = requests,
-                                         .requests_count = requests_count,
+                                         .batch = batch,
                                          .top_count = top_count,
                                          .out = out,
                                          .top = top};

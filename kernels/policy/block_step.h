@@ -28,7 +28,7 @@ struct OpenBlock {
 
 /// One masked row. Row i is what request i asked, and the ranks answered in record i + 1.
 struct BlockRow {
-  int32_t id_row = 0;         ///< Where its token goes in BlockStep::ids.
+  int32_t id_row = 0;         ///< Where its token goes in BlockStep::ids; -1: nowhere.
   int32_t guide_id_row = -1;  ///< The same of its guide row, or -1.
 };
 
@@ -45,6 +45,9 @@ struct StepResults {
   uint32_t* published = nullptr;  ///< Steps whose choices are there.
   uint64_t* seals = nullptr;      ///< [ranks]
   RowChoice* choices = nullptr;   ///< [steps_max, rows_count]; those of rows that were live in that step.
+  /// [steps_max, rows_count - first_top_row, kTopReportedMax] of blocks with top_reported: descending, each with the
+  /// natural log of its raw probability in `logit`; what is missing is {-inf, -1}.
+  TopLogit* tops = nullptr;
 };
 
 struct BlockStep {
@@ -59,6 +62,7 @@ struct BlockStep {
   int32_t rows_count = 0;
   CandidateRequest* requests = nullptr;  ///< [rows_count]
   int32_t* live = nullptr;               ///< [rows_count] a block's live rows, as offsets from its first row.
+  int32_t* positions = nullptr;          ///< [rows_count] in the canvas, of the rows in `live`.
   float* ranking = nullptr;              ///< [rows_count] scratch
   uint8_t* selected = nullptr;           ///< [rows_count] scratch
   const TokenId* token_lists = nullptr;  ///< Every list ascending.
@@ -92,7 +96,7 @@ QS_HOST_DEVICE inline RowChoice ChooseToken(const BlockStep& step, const OpenBlo
 
 /// True when row i commits; `above`: rows of the block that rank above the rule's threshold.
 QS_HOST_DEVICE inline bool SelectRow(const BlockStep& step, const OpenBlock& block, int32_t i, int32_t above) {
-  const RankedRows rows = {step.ranking + block.first_row, step.live + block.first_row, block.live};
+  const RankedRows rows = {step.ranking + block.first_row, step.positions + block.first_row, block.live};
   return IsSelected(block.rule, rows, i, ScheduledNow(block.rule, block.forwards), above);
 }
 
@@ -101,7 +105,7 @@ QS_HOST_DEVICE inline bool CommitRow(const BlockStep& step, const OpenBlock& blo
   if (step.selected[block.first_row + i] == 0) return false;
   const int32_t row = block.first_row + step.live[block.first_row + i];
   const TokenId token = step.results.choices[int64_t{step.control->step} * step.rows_count + row].token;
-  step.ids[step.rows[row].id_row] = token;
+  if (step.rows[row].id_row >= 0) step.ids[step.rows[row].id_row] = token;
   if (step.rows[row].guide_id_row >= 0) step.ids[step.rows[row].guide_id_row] = token;
   return Contains({step.token_lists + block.first_stop, block.stop_count}, token);
 }
@@ -110,11 +114,13 @@ QS_HOST_DEVICE inline bool CommitRow(const BlockStep& step, const OpenBlock& blo
 /// look at the block: no row is left, or none before a stop token.
 QS_HOST_DEVICE inline bool KeepLiveRows(const BlockStep& step, OpenBlock& block) {
   int32_t* const live = step.live + block.first_row;
+  int32_t* const positions = step.positions + block.first_row;
   int32_t kept = 0;
   for (int32_t i = 0; i < block.live; ++i) {
     if (step.selected[block.first_row + i] != 0) continue;
     ++step.requests[block.first_row + live[i]].place.step;
-    live[kept++] = live[i];
+    live[kept] = live[i];
+    positions[kept++] = positions[i];
   }
   block.live = kept;
   ++block.forwards;

@@ -16,16 +16,19 @@ inline constexpr int32_t kRanksMax = 64;
 /// How a token is drawn from a row's logits z: z / T, then top-k (ties with the k-th survive), then top-p (the token
 /// that crosses p is kept), then the arg-max of z / T + GumbelDraw over what is left.
 struct SamplingRule {
-  float temperature = 0.0f;  ///< 0 is greedy: top_p and top_k then have no effect.
+  float temperature = 0.0f;  ///< 0 is greedy, and divides by 1.
   float top_p = 1.0f;        ///< 1 is off.
   int32_t top_k = 0;         ///< 0 is off, else at most kTopLogitsMax.
+  bool top_p_first = false;  ///< Top-p looks at all ids rather than at what top-k leaves (Dream).
+  /// The numbers of a greedy row, too, are of what top-k and top-p leave (Dream). Else both are off at temperature 0.
+  bool truncate_greedy = false;
   uint64_t seed = 0;
   uint32_t choice = 0;
 };
 
 /// True when a draw needs the ranks' top lists besides their candidates.
 QS_HOST_DEVICE inline bool NeedsTopLogits(const SamplingRule& rule) {
-  return rule.temperature > 0.0f && (rule.top_k > 0 || rule.top_p < 1.0f);
+  return (rule.temperature > 0.0f || rule.truncate_greedy) && (rule.top_k > 0 || rule.top_p < 1.0f);
 }
 
 /// What all ranks say about one row. Rank r's candidate is candidates[r * candidate_stride]; its top list, descending,

@@ -32,7 +32,13 @@ struct BlockRule {
   int32_t steps = 1;           ///< … over this many forwards of the block.
   /// A forward commits at least so many rows, or all there are, whatever the policy says: keeps up a pace. 0: off.
   int32_t commits_min = 0;
+  int32_t top_reported = 0;  ///< The host wants so many alternatives of every row; at most kTopReportedMax.
 };
+
+/// True when the rows of a block need the ranks' top lists besides their candidates.
+QS_HOST_DEVICE inline bool NeedsTopLogits(const BlockRule& rule) {
+  return rule.top_reported > 0 || NeedsTopLogits(rule.sampling);
+}
 
 /// Ascending token ids.
 struct TokenList {
@@ -89,12 +95,22 @@ QS_HOST_DEVICE inline bool IsSelected(const BlockRule& rule, const RankedRows& b
   }
 }
 
-/// What a row ranks by. `distrusted`: tokens that rank last.
+/// What a row ranks by: its measure, or a draw; the policies that bound an entropy rank by it whatever the measure is.
+/// `distrusted`: tokens that rank last.
 QS_HOST_DEVICE inline float RankOf(const BlockRule& rule, const RowChoice& choice, const DrawPlace& place,
                                    const TokenList& distrusted) {
   if (Contains(distrusted, choice.token)) return -std::numeric_limits<float>::infinity();
-  if (rule.remasking == Remasking::kLowConfidence) return choice.confidence;
-  return static_cast<float>(UniformDraw(place, 0, DrawPurpose::kConfidence));
+  if (rule.policy == Policy::kEntropyBound || rule.policy == Policy::kEntropySum) return -choice.entropy;
+  if (rule.remasking == Remasking::kRandom) return static_cast<float>(UniformDraw(place, 0, DrawPurpose::kConfidence));
+  switch (rule.measure) {
+    case Measure::kProbability:
+      return choice.confidence;
+    case Measure::kMargin:
+      return choice.margin;
+    case Measure::kEntropy:
+      return -choice.entropy;
+  }
+  return choice.confidence;
 }
 
 }  // namespace quicksilver

@@ -83,9 +83,9 @@ class TimedOps final : public Ops {
                       const KvLayer& cache, Matrix qkv) override {
     Time(kOther, [&] { inner_->RotateAndCache(layout, transform, heads, kv_heads, cache, qkv); });
   }
-  void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
-                 Matrix out) override {
-    Time(kAttention, [&] { inner_->Attention(layout, q, heads, kv_heads, cache, out); });
+  void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const AttentionRule& rule,
+                 const KvLayer& cache, Matrix out) override {
+    Time(kAttention, [&] { inner_->Attention(layout, q, heads, kv_heads, rule, cache, out); });
   }
   void SiluMul(ConstMatrix gate_up, Matrix out) override {
     Time(kOther, [&] { inner_->SiluMul(gate_up, out); });
@@ -94,9 +94,8 @@ class TimedOps final : public Ops {
     Time(kOther, [&] { inner_->GatherRows(x, rows, out); });
   }
   void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
-                  const CandidateRequest* requests, int32_t requests_count, int32_t top_count, Candidate* out,
-                  TopLogit* top) override {
-    Time(kLmHead, [&] { inner_->Candidates(hidden, weight, shard, requests, requests_count, top_count, out, top); });
+                  const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) override {
+    Time(kLmHead, [&] { inner_->Candidates(hidden, weight, shard, batch, top_count, out, top); });
   }
 
  private:

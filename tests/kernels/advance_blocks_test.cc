@@ -38,7 +38,7 @@ struct HostStep {
   std::vector<OpenBlock> blocks;
   std::vector<BlockRow> rows;
   std::vector<CandidateRequest> requests;
-  std::vector<int32_t> live, ids;
+  std::vector<int32_t> live, positions, ids;
 };
 
 /// One block a policy; row i of each says token 100 + i.
@@ -63,6 +63,7 @@ HostStep MakeStep(int32_t commits_min) {
       step.rows.push_back({static_cast<int32_t>(step.ids.size()), -1});
       step.requests.emplace_back();
       step.live.push_back(i);
+      step.positions.push_back(i);
       step.ids.push_back(-1);
     }
   }
@@ -80,7 +81,7 @@ TEST_P(AdvanceBlocksTest, EveryPolicyCommitsWhatItAsksForAndAtLeastThePace) {
     const auto blocks = PutArray(host.blocks);
     const auto block_rows = PutArray(host.rows);
     const auto requests = PutArray(host.requests);
-    const auto live = PutArray(host.live);
+    const auto live = PutArray(host.live), positions = PutArray(host.positions);
     const auto ids = PutArray(host.ids);
     const auto ranking = PutArray(std::vector<float>(rows));
     const auto selected = PutArray(std::vector<uint8_t>(rows));
@@ -98,6 +99,7 @@ TEST_P(AdvanceBlocksTest, EveryPolicyCommitsWhatItAsksForAndAtLeastThePace) {
     step.rows_count = static_cast<int32_t>(rows);
     step.requests = requests.data();
     step.live = live.data();
+    step.positions = positions.data();
     step.ranking = ranking.data();
     step.selected = selected.data();
     step.token_lists = lists.data();
@@ -105,7 +107,7 @@ TEST_P(AdvanceBlocksTest, EveryPolicyCommitsWhatItAsksForAndAtLeastThePace) {
     step.control = control.data();
     char* const shared = static_cast<char*>(results.data());
     step.results = {reinterpret_cast<uint32_t*>(shared), reinterpret_cast<uint64_t*>(shared + 64),
-                    reinterpret_cast<RowChoice*>(shared + 128)};
+                    reinterpret_cast<RowChoice*>(shared + 128), nullptr};
     ops().AdvanceBlocks(step);
     const std::vector<int32_t> written = GetArray(ids), left = GetArray(live);
     const std::vector<OpenBlock> after = GetArray(blocks);

@@ -44,7 +44,8 @@ PagedStep LayOut(const AttentionShape& shape, const std::vector<TestSequence>& s
                              .rows = s_rows,
                              .first_position = s.first_position,
                              .keys = keys,
-                             .first_page = static_cast<int32_t>(step.page_table.size())});
+                             .first_page = static_cast<int32_t>(step.page_table.size()),
+                             .block_length = shape.block_length});
     step.rows_max = std::max(step.rows_max, s_rows);
     step.keys_max = std::max(step.keys_max, keys);
     for (int32_t j = 0; j < keys; ++j) {
@@ -88,11 +89,10 @@ HostMatrix RunAttention(OpsTestBase& test, const AttentionShape& shape, const st
                              .segments_count = static_cast<int32_t>(step.segments.size()),
                              .page_table = page_table.data(),
                              .page_size = shape.page_size,
-                             .block_length = shape.block_length,
                              .rows_max = step.rows_max,
                              .keys_max = step.keys_max};
   test.ops().BeginStep(layout);
-  test.ops().Attention(layout, q, shape.heads, shape.kv_heads, {keys, values}, out);
+  test.ops().Attention(layout, q, shape.heads, shape.kv_heads, AttentionRule(), {keys, values}, out);
   return test.Get(out);
 }
 

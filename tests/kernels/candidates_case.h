@@ -18,8 +18,9 @@ inline CandidateResults RunCandidates(OpsTestBase& test, const HostMatrix& hidde
   const DeviceArray<CandidateRequest> device_requests = test.PutArray(requests);
   const DeviceArray<Candidate> out = test.PutArray(std::vector<Candidate>(requests.size()));
   const DeviceArray<TopLogit> top = test.PutArray(std::vector<TopLogit>(requests.size() * top_count));
-  test.ops().Candidates(device_hidden, weight, shard, device_requests.data(), static_cast<int32_t>(requests.size()),
-                        top_count, out.data(), top_count > 0 ? top.data() : nullptr);
+  test.ops().Candidates(device_hidden, weight, shard,
+                        {.requests = device_requests.data(), .count = static_cast<int32_t>(requests.size())}, top_count,
+                        out.data(), top_count > 0 ? top.data() : nullptr);
   CandidateResults results{test.GetArray(out), {}};
   const std::vector<TopLogit> all = test.GetArray(top);
   for (size_t r = 0; r < requests.size(); ++r) {

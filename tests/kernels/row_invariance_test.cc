@@ -179,7 +179,7 @@ HostMatrix AsMatrix(const std::vector<Candidate>& candidates) {
                             c.best_logit,
                             c.second_logit,
                             static_cast<float>(c.log_sum_exp),
-                            c.mean_logit,
+                            static_cast<float>(c.mean_logit),
                             static_cast<float>(c.sampled_id),
                             c.sampled_logit,
                             static_cast<float>(c.tempered_log_sum_exp),

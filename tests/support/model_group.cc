@@ -28,8 +28,12 @@ TestStep::TestStep(Ops& ops, const std::vector<TestSegment>& segments, int32_t p
   for (const TestSegment& segment : segments) {
     const auto rows = static_cast<int32_t>(segment.ids.size());
     const int32_t keys = segment.first_position + rows;
-    spans.push_back({static_cast<int32_t>(ids.size()), rows, segment.first_position, keys,
-                     static_cast<int32_t>(page_table.size())});
+    spans.push_back({.first_row = static_cast<int32_t>(ids.size()),
+                     .rows = rows,
+                     .first_position = segment.first_position,
+                     .keys = keys,
+                     .first_page = static_cast<int32_t>(page_table.size()),
+                     .block_length = block_length});
     for (int32_t i = 0; i < rows; ++i) {
       const int32_t position = segment.first_position + i;
       ids.push_back(segment.ids[i]);
@@ -52,7 +56,6 @@ TestStep::TestStep(Ops& ops, const std::vector<TestSegment>& segments, int32_t p
   layout_.segments_count = static_cast<int32_t>(spans.size());
   layout_.page_table = static_cast<const int32_t*>(page_table_.data());
   layout_.page_size = page_size;
-  layout_.block_length = block_length;
 }
 
 HostRows ToHost(Ops& ops, ConstMatrix matrix) {

@@ -48,8 +48,10 @@ absl::StatusOr<CandidatesTimes> TimeCandidates(TimedOps& ops, const CandidatesCa
   const Matrix all = {logits.data(), of.rows, of.vocabulary, of.vocabulary, DType::kF32};
   const VocabularyShard shard = {.first_id = 0, .vocabulary = static_cast<int32_t>(of.vocabulary)};
   const auto reduce = [&] {
-    ops.Candidates(x, *head, shard, static_cast<const CandidateRequest*>(requests.data()),
-                   static_cast<int32_t>(of.rows), /*top_count=*/0, static_cast<Candidate*>(out.data()), nullptr);
+    ops.Candidates(
+        x, *head, shard,
+        {.requests = static_cast<const CandidateRequest*>(requests.data()), .count = static_cast<int32_t>(of.rows)},
+        /*top_count=*/0, static_cast<Candidate*>(out.data()), nullptr);
   };
   const auto multiply = [&] { ops.Gemm(x, *head, all); };
   reduce();  // Makes workspaces and tries out products, which cannot be recorded.

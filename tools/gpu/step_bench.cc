@@ -28,9 +28,9 @@ class ModelWithBlocks final : public Transformer {
   int32_t page_size() const override { return model_.page_size(); }
   int32_t pages() const override { return model_.pages(); }
   void Forward(const int32_t* ids, const StepLayout& layout) override { model_.Forward(ids, layout); }
-  void Candidates(const int32_t* rows, int32_t rows_count, const CandidateRequest* requests, int32_t requests_count,
-                  int32_t top_count, Candidate* out, TopLogit* top) override {
-    model_.Candidates(rows, rows_count, requests, requests_count, top_count, out, top);
+  void Candidates(const int32_t* rows, int32_t rows_count, const CandidateBatch& batch, int32_t top_count,
+                  Candidate* out, TopLogit* top) override {
+    model_.Candidates(rows, rows_count, batch, top_count, out, top);
   }
   void Logits(const int32_t* rows, int32_t rows_count, Matrix out) override { model_.Logits(rows, rows_count, out); }
   void SetObserver(Observer observer) override { model_.SetObserver(std::move(observer)); }

@@ -109,9 +109,9 @@ void TimedOps::RotateAndCache(const StepLayout& layout, const HeadTransform& tra
   Note("rotate and cache");
 }
 
-void TimedOps::Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const KvLayer& cache,
-                         Matrix out) {
-  inner_->Attention(layout, q, heads, kv_heads, cache, out);
+void TimedOps::Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads,
+                         const AttentionRule& rule, const KvLayer& cache, Matrix out) {
+  inner_->Attention(layout, q, heads, kv_heads, rule, cache, out);
   Note("attention");
 }
 
@@ -126,9 +126,8 @@ void TimedOps::GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) {
 }
 
 void TimedOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
-                          const CandidateRequest* requests, int32_t requests_count, int32_t top_count, Candidate* out,
-                          TopLogit* top) {
-  inner_->Candidates(hidden, weight, shard, requests, requests_count, top_count, out, top);
+                          const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) {
+  inner_->Candidates(hidden, weight, shard, batch, top_count, out, top);
   Note(NameOf("candidates", weight), static_cast<double>(weight.bytes()));
 }
 

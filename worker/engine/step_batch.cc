@@ -86,6 +86,7 @@ StepArrays MapStepArrays(char* base, const StepShape& shape) {
   arrays.requests = places.Take<CandidateRequest>(shape.requests());
   arrays.block_rows = places.Take<BlockRow>(shape.requests());
   arrays.live = places.Take<int32_t>(shape.requests());
+  arrays.live_positions = places.Take<int32_t>(shape.requests());
   arrays.blocks = places.Take<OpenBlock>(shape.blocks);
   arrays.token_lists = places.Take<TokenId>(shape.list_tokens);
   arrays.page_table = places.Take<int32_t>(0);
@@ -151,7 +152,12 @@ int32_t StepBatch::AddSegment(const RunningSequence& running, const Segment& seg
   const Sequence& sequence = running.sequence;
   const std::vector<int32_t>& pages = guide ? running.guide_pages : running.pages;
   const int32_t first_row = rows_;
-  arrays.segments[segments_++] = {first_row, segment.rows, segment.first_position, segment.keys, pages_};
+  arrays.segments[segments_++] = {.first_row = first_row,
+                                  .rows = segment.rows,
+                                  .first_position = segment.first_position,
+                                  .keys = segment.keys,
+                                  .first_page = pages_,
+                                  .block_length = mask_block_};
   for (int32_t p = segment.first_position; p < segment.first_position + segment.rows; ++p, ++rows_) {
     arrays.ids[rows_] = guide ? sequence.GuideTokenAt(p) : sequence.canvas()[static_cast<size_t>(p)];
     arrays.positions[rows_] = p;
@@ -189,6 +195,7 @@ void StepBatch::AddBlock(const RunningSequence& running, const Segment& segment,
     arrays.requests[open.first_row + i] = request;
     arrays.block_rows[open.first_row + i] = row;
     arrays.live[open.first_row + i] = i;
+    arrays.live_positions[open.first_row + i] = open.positions[static_cast<size_t>(i)];
   }
   requests_[part] += rows;
   OpenBlock& block = arrays.blocks[blocks_++] = {};
@@ -227,6 +234,7 @@ void StepBatch::Pad(const StepShape& shape, const StepArrays& arrays) {
     std::fill(arrays.requests + first + requests_[i], arrays.requests + first + shape.head_rows[i], nothing);
     std::fill(arrays.block_rows + first + requests_[i], arrays.block_rows + first + shape.head_rows[i], BlockRow());
     std::fill(arrays.live + first + requests_[i], arrays.live + first + shape.head_rows[i], 0);
+    std::fill(arrays.live_positions + first + requests_[i], arrays.live_positions + first + shape.head_rows[i], 0);
   }
   std::fill(arrays.blocks + blocks_, arrays.blocks + shape.blocks, OpenBlock());
   std::fill(arrays.token_lists + list_tokens_, arrays.token_lists + shape.list_tokens, 0);

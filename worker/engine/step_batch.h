@@ -40,6 +40,7 @@ struct StepArrays {
   CandidateRequest* requests = nullptr;  // [requests()]: those of part 0, then those of part 1
   BlockRow* block_rows = nullptr;        // [requests()]
   int32_t* live = nullptr;               // [requests()]
+  int32_t* live_positions = nullptr;     // [requests()]
   OpenBlock* blocks = nullptr;           // [blocks]
   TokenId* token_lists = nullptr;        // [list_tokens]
   int32_t* page_table = nullptr;
@@ -59,7 +60,8 @@ struct OpenRows {
 /// Lays out the ragged batch of a plan. Pure.
 class StepBatch {
  public:
-  explicit StepBatch(int32_t page_size) : page_size_(page_size) {}
+  /// `mask_block`: AttentionSegment::block_length of all segments.
+  StepBatch(int32_t page_size, int32_t mask_block) : page_size_(page_size), mask_block_(mask_block) {}
 
   /// The exact shape of `plan`.
   static StepShape ShapeOf(absl::Span<const PlannedSegment> plan);
@@ -81,6 +83,7 @@ class StepBatch {
   void Pad(const StepShape& shape, const StepArrays& arrays);
 
   const int32_t page_size_;
+  const int32_t mask_block_;
 
   // How far the arrays are filled.
   int32_t rows_ = 0;

@@ -49,7 +49,8 @@ StepRunner::StepRunner(Transformer& model, Ops& ops, Communicator& ranks, const 
       ranks_(ranks),
       limits_(limits),
       loops_(!ops.prefers_programs()),
-      batch_(model.page_size()) {
+      batch_(model.page_size(),
+             model.spec().grid == BlockGrid::kAbsolute ? model.spec().block_length : kBidirectional) {
   CHECK(ranks.size() <= kRanksMax && limits.steps_per_launch_max >= 1);
 }
 
@@ -178,7 +179,6 @@ absl::StatusOr<Program*> StepRunner::ProgramOf(const StepShape& shape) {
 
 StepLayout StepRunner::LayoutOf(const StepShape& shape, int32_t rows_max, int32_t keys_max) const {
   const StepArrays arrays = MapStepArrays(static_cast<char*>(arrays_.data()), shape);
-  const ModelSpec& spec = model_.spec();
   StepLayout layout;
   layout.rows = shape.rows;
   layout.positions = arrays.positions;
@@ -187,7 +187,6 @@ StepLayout StepRunner::LayoutOf(const StepShape& shape, int32_t rows_max, int32_
   layout.segments_count = shape.segments;
   layout.page_table = arrays.page_table;
   layout.page_size = model_.page_size();
-  layout.block_length = spec.grid == BlockGrid::kAbsolute ? spec.block_length : kBidirectional;
   layout.rows_max = rows_max;
   layout.keys_max = keys_max;
   return layout;
@@ -246,8 +245,8 @@ void StepRunner::RunCandidates(const StepShape& shape, const StepArrays& arrays)
   for (int i = 0; i < 2; ++i) {
     if (shape.head_rows[i] == 0) continue;
     const int32_t first = i == 0 ? 0 : shape.head_rows[0];
-    model_.Candidates(arrays.head_rows[i], shape.head_rows[i], arrays.requests + first, shape.head_rows[i],
-                      i == 0 ? 0 : kTopLogitsMax, records + first,
+    const CandidateBatch batch = {.requests = arrays.requests + first, .count = shape.head_rows[i]};
+    model_.Candidates(arrays.head_rows[i], shape.head_rows[i], batch, i == 0 ? 0 : kTopLogitsMax, records + first,
                       i == 0 ? nullptr : static_cast<TopLogit*>(top_.data()));
   }
 }
@@ -276,6 +275,7 @@ BlockStep StepRunner::BlockStepOf(const StepShape& shape, const StepArrays& arra
   step.rows_count = shape.requests();
   step.requests = arrays.requests;
   step.live = arrays.live;
+  step.positions = arrays.live_positions;
   step.ranking = static_cast<float*>(scratch_.data());
   step.selected = reinterpret_cast<uint8_t*>(step.ranking + shape.requests());
   step.token_lists = arrays.token_lists;

@@ -61,8 +61,8 @@ class DenseTransformer final : public Transformer {
   void SetObserver(Observer observer) override { observer_ = std::move(observer); }
 
   void Forward(const int32_t* ids, const StepLayout& layout) override;
-  void Candidates(const int32_t* rows, int32_t rows_count, const CandidateRequest* requests, int32_t requests_count,
-                  int32_t top_count, Candidate* out, TopLogit* top) override;
+  void Candidates(const int32_t* rows, int32_t rows_count, const CandidateBatch& batch, int32_t top_count,
+                  Candidate* out, TopLogit* top) override;
   void Logits(const int32_t* rows, int32_t rows_count, Matrix out) override;
 
  private:
@@ -134,7 +134,7 @@ void DenseTransformer::RunAttention(const LayerWeights& weights, const KvLayer& 
   }
   ops_.Gemm(a.normed, *weights.qkv, a.qkv);  // [N, H] -> [N, (nh + 2 nkv) hd / tp]
   ops_.RotateAndCache(layout, transform, heads, kv_heads, kv, a.qkv);
-  ops_.Attention(layout, q, heads, kv_heads, kv, a.mixed);
+  ops_.Attention(layout, q, heads, kv_heads, AttentionRule(), kv, a.mixed);
   ops_.Gemm(a.mixed, *weights.out, a.partial);  // [N, nh hd / tp] -> [N, H]
   AddToResidual(weights.mlp_norm, a);
 }
@@ -160,14 +160,13 @@ Matrix DenseTransformer::GatherFinal(const int32_t* rows, int32_t rows_count) {
   return gathered;
 }
 
-void DenseTransformer::Candidates(const int32_t* rows, int32_t rows_count, const CandidateRequest* requests,
-                                  int32_t requests_count, int32_t top_count, Candidate* out, TopLogit* top) {
-  if (requests_count == 0) return;
+void DenseTransformer::Candidates(const int32_t* rows, int32_t rows_count, const CandidateBatch& batch,
+                                  int32_t top_count, Candidate* out, TopLogit* top) {
+  if (batch.count == 0) return;
   const VocabularyShard vocabulary{.first_id = static_cast<int32_t>(shard_.first_id),
                                    .vocabulary = static_cast<int32_t>(spec_.tokens),
                                    .mask_id = spec_.mask_id};
-  ops_.Candidates(GatherFinal(rows, rows_count), *weights_.lm_head, vocabulary, requests, requests_count, top_count,
-                  out, top);
+  ops_.Candidates(GatherFinal(rows, rows_count), *weights_.lm_head, vocabulary, batch, top_count, out, top);
 }
 
 void DenseTransformer::Logits(const int32_t* rows, int32_t rows_count, Matrix out) {

@@ -38,9 +38,9 @@ class Transformer {
   virtual void Forward(const int32_t* ids, const StepLayout& layout) = 0;
 
   /// Reduces the logits of some rows of the last Forward to this rank's candidates. rows: [rows_count] device, indices
-  /// into the last Forward's rows; requests[i].row and guide_row index `rows`. Other arguments as Ops::Candidates.
-  virtual void Candidates(const int32_t* rows, int32_t rows_count, const CandidateRequest* requests,
-                          int32_t requests_count, int32_t top_count, Candidate* out, TopLogit* top) = 0;
+  /// into the last Forward's rows; the requests' row and guide_row index `rows`. Other arguments as Ops::Candidates.
+  virtual void Candidates(const int32_t* rows, int32_t rows_count, const CandidateBatch& batch, int32_t top_count,
+                          Candidate* out, TopLogit* top) = 0;
 
   /// For tests and tools: this rank's raw logits [rows_count, V/tp] of some rows of the last Forward, into `out`.
   virtual void Logits(const int32_t* rows, int32_t rows_count, Matrix out) = 0;

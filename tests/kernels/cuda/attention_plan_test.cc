@@ -15,7 +15,7 @@ namespace {
 
 TEST(AttentionDivisorTest, EveryQuotientIsExact) {
   std::mt19937 generator(1);
-  std::vector<int32_t> divisors = {1, 2, 3, 5, 7, 12, 32, 100, 641, 65535, 65536, 65537, kEndlessBlock, 0x7FFFFFFF};
+  std::vector<int32_t> divisors = {1, 2, 3, 5, 7, 12, 32, 100, 641, 65535, 65536, 65537, 1 << 30, 0x7FFFFFFF};
   for (int i = 0; i < 50; ++i) divisors.push_back(static_cast<int32_t>(generator() >> (1 + i % 30)) | 1);
   for (const int32_t d : divisors) {
     const Divisor divisor = Divisor::Of(d);
@@ -35,11 +35,12 @@ TEST(AttentionChunkTest, ChunksAreWholeTilesWithoutGaps) {
 }
 
 TEST(AttentionMaskTest, AQuerySeesItsOwnBlockAndEarlierOnes) {
-  EXPECT_EQ(VisibleKeys(Divisor::Of(8), 100, 0), 8);
-  EXPECT_EQ(VisibleKeys(Divisor::Of(8), 100, 7), 8);
-  EXPECT_EQ(VisibleKeys(Divisor::Of(8), 100, 8), 16);
-  EXPECT_EQ(VisibleKeys(Divisor::Of(8), 100, 98), 100);
-  EXPECT_EQ(VisibleKeys(Divisor::Of(kEndlessBlock), 100, 3), 100);
+  EXPECT_EQ(VisibleKeys(8, 100, 0), 8);
+  EXPECT_EQ(VisibleKeys(8, 100, 7), 8);
+  EXPECT_EQ(VisibleKeys(8, 100, 8), 16);
+  EXPECT_EQ(VisibleKeys(8, 100, 98), 100);
+  EXPECT_EQ(VisibleKeys(1, 100, 98), 99);
+  EXPECT_EQ(VisibleKeys(kBidirectional, 100, 3), 100);
 }
 
 /// A plan, in memory that a kernel can write.
@@ -102,19 +103,19 @@ HostPlan MakePlan(const std::vector<AttentionSegment>& segments, PlanRequest req
 }
 
 PlanRequest Request() {
-  return {.block_length = Divisor::Of(32),
-          .group = Divisor::Of(4),
-          .kv_heads = 8,
-          .tile_queries = 128,
-          .blocks = 132,
-          .partial_rows_max = 100000};
+  return {.group = Divisor::Of(4), .kv_heads = 8, .tile_queries = 128, .blocks = 132, .partial_rows_max = 100000};
 }
 
 /// `count` steps of one block of 32 rows over `keys` keys.
 std::vector<AttentionSegment> Blocks(int32_t count, int32_t keys) {
   std::vector<AttentionSegment> segments;
   for (int32_t s = 0; s < count; ++s) {
-    segments.push_back({.first_row = 32 * s, .rows = 32, .first_position = keys - 32, .keys = keys, .first_page = s});
+    segments.push_back({.first_row = 32 * s,
+                        .rows = 32,
+                        .first_position = keys - 32,
+                        .keys = keys,
+                        .first_page = s,
+                        .block_length = 32});
   }
   return segments;
 }
@@ -128,6 +129,8 @@ std::vector<AttentionSegment> RandomSegments(std::mt19937& generator) {
     s.first_position = static_cast<int32_t>(generator() % 3000);
     s.keys = s.first_position + s.rows + static_cast<int32_t>(generator() % 40);
     s.first_page = static_cast<int32_t>(generator() % 1000);
+    const int32_t blocks[] = {1, 4, 32, kBidirectional};
+    s.block_length = blocks[generator() % 4];
     row += s.rows;
   }
   return segments;
@@ -142,7 +145,7 @@ void ExpectJobsCoverEveryKeyOnce(const std::vector<AttentionSegment>& segments, 
   for (const AttentionSegment& s : segments) {
     for (int32_t i = 0; i < s.rows * request.group.divisor; ++i) {
       const int32_t row = i / request.group.divisor;
-      const int32_t visible = VisibleKeys(request.block_length, s.keys, s.first_position + row);
+      const int32_t visible = VisibleKeys(s.block_length, s.keys, s.first_position + row);
       tiles_wanted[{s.first_row + row, i % request.group.divisor}] = (visible + kTileKeys - 1) / kTileKeys;
     }
   }
@@ -213,7 +216,6 @@ TEST_F(AttentionPlanTest, JobsCoverEveryKeyOfEveryQueryOnce) {
     request.group = Divisor::Of(1 + i % 5);
     request.tile_queries = i % 2 == 0 ? 64 : 16;
     request.partial_rows_max = i == 6 ? 5000 : 2000000;
-    if (i > 8) request.block_length = Divisor::Of(kEndlessBlock);
     const HostPlan plan = MakePlan(segments, request);
     ExpectJobsCoverEveryKeyOnce(segments, request, plan);
     ExpectMergesReadEveryPiece(request, plan);

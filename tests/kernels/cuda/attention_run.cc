@@ -85,14 +85,14 @@ void AttentionRun::Enqueue(cudaStream_t stream) {
                              .segments_count = static_cast<int32_t>(Segments().size()),
                              .page_table = page_table_.As<int32_t>(),
                              .page_size = shape_.page_size,
-                             .block_length = shape_.block_length,
                              .rows_max = std::max(step_.rows_max, settings_.rows_max),
                              .keys_max = step_.keys_max};
   const int64_t cols = step_.q.cols, kv_cols = step_.keys.cols;
   const KvLayer cache = {{keys_.As<void>(), step_.keys.rows, kv_cols, kv_cols + settings_.cache_gap, dtype_},
                          {values_.As<void>(), step_.keys.rows, kv_cols, kv_cols + settings_.cache_gap, dtype_}};
   EXPECT_EQ(attention_.Run(stream, layout, {q_.As<void>(), rows_, cols, cols + settings_.row_gap, dtype_}, shape_.heads,
-                           shape_.kv_heads, cache, {out_.As<void>(), rows_, cols, cols + settings_.row_gap, dtype_}),
+                           shape_.kv_heads, AttentionRule(), cache,
+                           {out_.As<void>(), rows_, cols, cols + settings_.row_gap, dtype_}),
             cudaSuccess);
 }
 

@@ -28,8 +28,7 @@ CandidatesOutput RunCandidatesOn(const CandidatesCase& c, size_t tile_bytes) {
   const CandidatesArguments arguments = {.rows = c.logits.rows,
                                          .columns = c.logits.cols,
                                          .shard = c.shard,
-                                         .requests = requests.data(),
-                                         .requests_count = static_cast<int32_t>(count),
+                                         .batch = {.requests = requests.data(), .count = static_cast<int32_t>(count)},
                                          .top_count = c.top_count,
                                          .out = out.data(),
                                          .top = top.data()};
@@ -65,8 +64,9 @@ CandidatesOutput CandidatesReference(const CandidatesCase& c) {
     }
     const auto prepared =
         ops->PrepareWeight({weight.values.data(), weight.rows, H, H, DType::kF32}, WeightRole::kLayer).value();
-    ops->Candidates({hidden.values.data(), H, H, H, DType::kF32}, *prepared, c.shard, &request, 1, c.top_count,
-                    &results.candidates.emplace_back(), results.top.data() + r * static_cast<size_t>(c.top_count));
+    ops->Candidates({hidden.values.data(), H, H, H, DType::kF32}, *prepared, c.shard,
+                    {.requests = &request, .count = 1}, c.top_count, &results.candidates.emplace_back(),
+                    results.top.data() + r * static_cast<size_t>(c.top_count));
   }
   return results;
 }

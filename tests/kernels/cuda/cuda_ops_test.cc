@@ -336,7 +336,7 @@ TEST_F(CudaOpsTest, ALayerIsNineLaunches) {
                      half = space(rows, mlp), keys = space(16, 64), values = space(16, 64);
   const DeviceArray<float> gain = PutArray(Ones(hidden)), head_gain = PutArray(Ones(64));
   const DeviceArray<int32_t> positions = PutArray<int32_t>({0, 1, 2, 3, 4, 5, 6, 7}), page = PutArray<int32_t>({0});
-  const DeviceArray<AttentionSegment> segment = PutArray<AttentionSegment>({{.rows = 8, .keys = 8}});
+  const DeviceArray<AttentionSegment> segment = PutArray<AttentionSegment>({{.rows = 8, .keys = 8, .block_length = 8}});
   const StepLayout layout = {.rows = 8,
                              .positions = positions.data(),
                              .slots = positions.data(),
@@ -344,14 +344,13 @@ TEST_F(CudaOpsTest, ALayerIsNineLaunches) {
                              .segments_count = 1,
                              .page_table = page.data(),
                              .page_size = 16,
-                             .block_length = 8,
                              .rows_max = 8,
                              .keys_max = 8};
   const HeadTransform transform = {.q_gain = head_gain.data(), .k_gain = head_gain.data()};
   const auto layer = [&] {
     ops().Gemm(normed, *in, qkv);
     ops().RotateAndCache(layout, transform, 2, 1, {keys, values}, qkv);
-    ops().Attention(layout, ColumnBand(qkv, 0, 2 * 64), 2, 1, {keys, values}, mixed);
+    ops().Attention(layout, ColumnBand(qkv, 0, 2 * 64), 2, 1, AttentionRule(), {keys, values}, mixed);
     ops().Gemm(mixed, *out, partial);
     ops().AddRmsNorm(partial, gain.data(), 1e-6f, x, normed);
     ops().Gemm(normed, *up, gate_up);

@@ -39,7 +39,8 @@ TEST_F(CudaProgramTest, ARehearsedRecordingNeitherTriesOutProductsNorAllocates) 
   const auto work = [&] {
     ops().BeginStep({});
     ops().Gemm(x, *layer, y);
-    ops().Candidates(y, *head, {0, 100, -1}, requests.data(), rows, 0, candidates.data(), nullptr);
+    ops().Candidates(y, *head, {0, 100, -1}, {.requests = requests.data(), .count = rows}, 0, candidates.data(),
+                     nullptr);
   };
   ops().Rehearse(work);
   const int32_t plans = CudaProductsOf(ops()).plans;
