@@ -19,6 +19,8 @@
 #include "kernels/cpu/host_matrix.h"
 #include "kernels/cpu/host_memory.h"
 #include "kernels/cpu/host_program.h"
+#include "kernels/cpu/host_routing.h"
+#include "kernels/cpu/moe.h"
 #include "kernels/cpu/row_kernels.h"
 #include "kernels/cpu/thread_team.h"
 #include "kernels/cpu/workspace.h"
@@ -62,7 +64,8 @@ class CpuOps final : public Ops {
         team_(options.threads),
         gemm_(activation, options.tile_rows, memory_, team_),
         attention_(team_),
-        candidates_(gemm_, team_) {}
+        candidates_(gemm_, team_),
+        experts_(activation, gemm_, team_) {}
 
   std::string name() const override {
     return absl::StrCat("cpu-onednn-", gemm_.instruction_set(), "-rows", gemm_.tile_rows());
@@ -105,6 +108,17 @@ class CpuOps final : public Ops {
   void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads,
                  const AttentionRule& rule, const KvLayer& cache, Matrix out) override;
   void SiluMul(ConstMatrix gate_up, Matrix out) override;
+  void Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
+             float* weights) override {
+    RouteOnHost(layout, logits, rule, activation_, experts, weights);
+  }
+  absl::StatusOr<std::unique_ptr<ExpertWeights>> PrepareExperts(const ExpertShape& shape) override {
+    return experts_.Prepare(shape);
+  }
+  void ExpertMlp(ConstMatrix x, const ExpertWeights& weights, Activation activation, const int32_t* experts,
+                 const float* expert_weights, int32_t k, bool add, Matrix out) override {
+    Note(experts_.Run({x, weights, activation, experts, expert_weights, k, add, out}));
+  }
   void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
   void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
                   const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) override;
@@ -137,6 +151,7 @@ class CpuOps final : public Ops {
   TiledGemm gemm_;
   PagedAttention attention_;
   CandidateReducer candidates_;
+  ExpertMixer experts_;
   absl::Status status_;
   // By theta, the pairs and their width, full precision.
   std::map<std::tuple<double, int64_t, int64_t, bool>, RopeTable> rope_tables_;
@@ -284,7 +299,7 @@ void CpuOps::Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, i
 void CpuOps::SiluMul(ConstMatrix gate_up, Matrix out) {
   CHECK(gate_up.cols == 2 * out.cols && gate_up.rows == out.rows && gate_up.dtype == out.dtype);
   ForBands(out.rows, out.cols, [&](int64_t first, int64_t count) {
-    SiluMulRows(RowBand(gate_up, first, count), RowBand(out, first, count));
+    GatedMulRows(Activation::kSilu, RowBand(gate_up, first, count), RowBand(out, first, count));
   });
 }
 

@@ -80,15 +80,37 @@ QS_INLINE void AddBias(const float* bias, const Matrix& x) {
   }
 }
 
+QS_INLINE Floats Activate(Activation activation, Floats x) {
+  if (activation == Activation::kSilu) return x / (1.0f + simd::Exp(-x));
+  // (1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u)).
+  const Floats minus_two_u = -1.5957691216057308f * (x + 0.044715f * x * x * x);
+  return x / (1.0f + simd::Exp(minus_two_u));
+}
+
 template <typename T>
-QS_INLINE void SiluMul(const ConstMatrix& gate_up, const Matrix& out) {
+QS_INLINE void GatedMul(Activation activation, const ConstMatrix& gate_up, const Matrix& out) {
   for (int64_t n = 0; n < out.rows; ++n) {
     const T* gates = Row<T>(gate_up, n);
     const T* ups = gates + out.cols;
     T* to = Row<T>(out, n);
     for (int64_t c = 0; c < out.cols; c += kLanes) {
-      const Floats gate = LoadAt(gates, c, out.cols);
-      StoreAt(to, c, out.cols, gate / (1.0f + simd::Exp(-gate)) * LoadAt(ups, c, out.cols));
+      StoreAt(to, c, out.cols, Activate(activation, LoadAt(gates, c, out.cols)) * LoadAt(ups, c, out.cols));
+    }
+  }
+}
+
+template <typename T>
+QS_INLINE void WeightedSum(const ConstMatrix& from, const int32_t* rows, const float* weights, int32_t k, bool add,
+                           const Matrix& out) {
+  for (int64_t n = 0; n < out.rows; ++n) {
+    T* to = Row<T>(out, n);
+    for (int64_t c = 0; c < out.cols; c += kLanes) {
+      Floats sum = {};
+      for (int64_t j = n * k; j < (n + 1) * k; ++j) {
+        if (rows[j] >= 0) sum += weights[j] * LoadAt(Row<T>(from, rows[j]), c, out.cols);
+      }
+      sum = simd::RoundAs(to, sum);
+      StoreAt(to, c, out.cols, add ? LoadAt(to, c, out.cols) + sum : sum);
     }
   }
 }
@@ -147,11 +169,20 @@ QS_MULTIVERSIONED void AddBiasRows(const float* bias, Matrix x) {
   }
 }
 
-QS_MULTIVERSIONED void SiluMulRows(ConstMatrix gate_up, Matrix out) {
+QS_MULTIVERSIONED void GatedMulRows(Activation activation, ConstMatrix gate_up, Matrix out) {
   if (out.dtype == DType::kF32) {
-    SiluMul<float>(gate_up, out);
+    GatedMul<float>(activation, gate_up, out);
   } else {
-    SiluMul<uint16_t>(gate_up, out);
+    GatedMul<uint16_t>(activation, gate_up, out);
+  }
+}
+
+QS_MULTIVERSIONED void WeightedSumRows(ConstMatrix from, const int32_t* rows, const float* weights, int32_t k, bool add,
+                                       Matrix out) {
+  if (out.dtype == DType::kF32) {
+    WeightedSum<float>(from, rows, weights, k, add, out);
+  } else {
+    WeightedSum<uint16_t>(from, rows, weights, k, add, out);
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kernels/ops.h"
 #include "kernels/tensor.h"
 
 namespace quicksilver {
@@ -14,7 +15,11 @@ namespace quicksilver {
 void NormaliseRows(ConstMatrix x, int64_t heads, const float* gain, float epsilon, Matrix out);
 void AddRows(ConstMatrix y, Matrix x);
 void AddBiasRows(const float* bias, Matrix x);
-void SiluMulRows(ConstMatrix gate_up, Matrix out);
+/// out[n, i] = activation(gate_up[n, i]) * gate_up[n, I + i]. `out` may be the first half of gate_up.
+void GatedMulRows(Activation activation, ConstMatrix gate_up, Matrix out);
+/// out[n, :] = the sum over j < k, in order, of weights[n, j] * from[rows[n, j], :], rounded; negative rows count 0.
+/// add: the sum is added to what `out` holds.
+void WeightedSumRows(ConstMatrix from, const int32_t* rows, const float* weights, int32_t k, bool add, Matrix out);
 /// Elements i and i + distance of a head of row n, for i < pairs, are rotated by cosines[positions[n] * pairs + i],
 /// sines alike.
 struct RowRotation {
