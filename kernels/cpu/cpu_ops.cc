@@ -62,7 +62,8 @@ class CpuOps final : public Ops {
       : activation_(activation),
         memory_(options.memory_bytes_max),
         team_(options.threads),
-        gemm_(activation, options.tile_rows, memory_, team_),
+        gemm_({.activation = activation, .tile_rows = options.tile_rows, .int8_layers = options.int8_layers}, memory_,
+              team_),
         attention_(team_),
         candidates_(gemm_, team_),
         experts_(activation, gemm_, team_) {}
@@ -94,8 +95,8 @@ class CpuOps final : public Ops {
   void AdvanceBlocks(const BlockStep& step) override { AdvanceBlocksOnHost(step); }
   void BeginStep(const StepLayout&) override {}
 
-  absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host, WeightRole) override {
-    return gemm_.Prepare(host);
+  absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host, WeightRole role) override {
+    return gemm_.Prepare(host, role);
   }
 
   void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override;
@@ -105,8 +106,8 @@ class CpuOps final : public Ops {
   void AddBias(const float* bias, Matrix x) override;
   void RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
                       const KvLayer& cache, Matrix qkv) override;
-  void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads,
-                 const AttentionRule& rule, const KvLayer& cache, Matrix out) override;
+  void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const AttentionRule& rule,
+                 const KvLayer& cache, Matrix out) override;
   void SiluMul(ConstMatrix gate_up, Matrix out) override;
   void Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
              float* weights) override {
@@ -318,6 +319,8 @@ void CpuOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, const Voca
 }
 
 }  // namespace
+
+bool HasInt8Products() { return TiledGemm::HasInt8(); }
 
 std::unique_ptr<Ops> MakeCpuOps(DType activation, const CpuOpsOptions& options) {
   CHECK(options.threads >= 1 && options.tile_rows >= 8 && options.tile_rows <= 64);

@@ -21,9 +21,15 @@ struct CpuOpsOptions {
   /// shares its batch. 8 is a block of the smaller block lengths without padding, and
   /// large batches lose little (docs/benchmarks/cpu_kernels.md); on machines with tile arithmetic (AMX) try 16 or 32.
   int32_t tile_rows = 8;
+  /// Keep the weights of layers as 8-bit integers with a scale an output feature, and round every row that they multiply
+  /// to 8 bits with a scale of its own (kernels/cpu/gemm.h). Needs HasInt8Products().
+  bool int8_layers = false;
   /// Most bytes that Allocate and PrepareWeight may hold together; 0: the machine's memory.
   size_t memory_bytes_max = 0;
 };
+
+/// Whether this machine adds up products of bytes exactly (AVX-512 VNNI or AVX-VNNI).
+bool HasInt8Products();
 
 /// The fast implementation: oneDNN for the matrix products, vectorised loops for the rest. Weights and Ops share
 /// memory: destroy the weights first.

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
-#include <dnnl.hpp>
 #include <iterator>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/status_macros.h"
+#include "kernels/cpu/int8_rows.h"
 #include "kernels/cpu/row_kernels.h"
 
 // oneDNN runs on OpenMP. We share the work ourselves, so on our threads it must not start any of its own; this is the
@@ -24,126 +24,39 @@ constexpr int64_t kPanelBytesMax = 512 << 10;
 constexpr int64_t kTileRowsMax = 64;
 /// oneDNN pads weights to this many columns.
 constexpr int64_t kPanelColumnsUnit = 64;
+/// Rows of activations are u8 = s8 + 128: what processors multiply by s8.
+constexpr int32_t kRowZero = 128;
+/// Of rounded tiles: rounding more is worth sharing.
+constexpr size_t kSharedBytes = 1 << 17;
+/// 255 * 127 * in must stay below 2^31.
+constexpr int64_t kInt8InMax = INT32_MAX / (255 * 127);
 
 bool HasBf16Arithmetic() {
   const int wanted = static_cast<int>(dnnl::cpu_isa::avx512_core_bf16);
   return (static_cast<int>(dnnl::get_effective_cpu_isa()) & wanted) == wanted;
 }
 
-dnnl::memory::data_type TypeOf(DType dtype) {
-  return dtype == DType::kF32 ? dnnl::memory::data_type::f32 : dnnl::memory::data_type::bf16;
-}
+GemmArithmetic ArithmeticOf(DType dtype) { return dtype == DType::kF32 ? GemmArithmetic::kF32 : GemmArithmetic::kBf16; }
 
-/// Numbers in [-1, 1) without a pattern.
-std::vector<float> ProbeNumbers(int64_t count) {
-  std::vector<float> numbers(static_cast<size_t>(count));
-  uint32_t state = 12345;
-  for (float& number : numbers) {
-    state = state * 1664525u + 1013904223u;
-    number = static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f;
-  }
-  return numbers;
-}
-
-const dnnl::engine& Engine() {
-  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  return engine;
+/// Rows [first, first + rows) of `m`.
+ConstMatrix RowsOf(const ConstMatrix& m, int64_t first, int64_t rows) {
+  const size_t skipped = static_cast<size_t>(first * m.stride) * ElementBytes(m.dtype);
+  return {static_cast<const char*>(m.data) + skipped, rows, m.cols, m.stride, m.dtype};
 }
 
 }  // namespace
 
-/// [tile_rows, in] times [in, cols].
-class TiledGemm::Kernel {
- public:
-  Kernel(DType dtype, int64_t tile_rows, int64_t in, int64_t cols, int32_t threads)
-      : dtype_(dtype), tile_rows_(tile_rows), in_(in), cols_(cols) {
-    using dnnl::memory;
-    const memory::desc tile({tile_rows, in}, TypeOf(dtype), memory::format_tag::ab);
-    const memory::desc products({tile_rows, cols}, memory::data_type::f32, memory::format_tag::ab);
-    dnnl::primitive_attr attributes;
-    attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);  // The library's own is not shared between threads.
-    const dnnl::matmul::primitive_desc description(
-        {tile, memory::desc({in, cols}, TypeOf(dtype), memory::format_tag::any), products}, attributes, Engine());
-    primitive_ = dnnl::matmul(description);
-    weights_ = description.weights_desc();
-    for (int32_t thread = 0; thread < threads; ++thread) {
-      lanes_.push_back({dnnl::stream(Engine()), memory(tile, Engine(), nullptr), memory(products, Engine(), nullptr),
-                        memory(description.scratchpad_desc(), Engine())});
-    }
-  }
-
-  const dnnl::memory::desc& weights() const { return weights_; }
-
-  /// plain: [cols, in] of the kernel's type.
-  void Reorder(void* plain, dnnl::memory weights) const {
-    const dnnl::memory::desc transposed({in_, cols_}, TypeOf(dtype_), dnnl::memory::dims{1, in_});
-    dnnl::memory from(transposed, Engine(), plain);
-    dnnl::stream stream(Engine());
-    dnnl::reorder(from, weights).execute(stream, from, weights);
-    stream.wait();
-  }
-
-  /// Whether equal rows give equal bits wherever they stand in the tile.
-  bool KeepsRowsApart() const {
-    std::vector<float> row = ProbeNumbers(in_), values = ProbeNumbers(in_ * cols_), tile;
-    for (int64_t n = 0; n < tile_rows_; ++n) tile.insert(tile.end(), row.begin(), row.end());
-    std::vector<uint16_t> tile_bf16(tile.size()), values_bf16(values.size());
-    if (dtype_ == DType::kBf16) {
-      ConvertRows({tile.data(), tile_rows_, in_, in_, DType::kF32}, {tile_bf16.data(), tile_rows_, in_, in_, dtype_});
-      ConvertRows({values.data(), cols_, in_, in_, DType::kF32}, {values_bf16.data(), cols_, in_, in_, dtype_});
-    }
-    const bool f32 = dtype_ == DType::kF32;
-    const dnnl::memory weights(weights_, Engine());
-    Reorder(f32 ? static_cast<void*>(values.data()) : values_bf16.data(), weights);
-    std::vector<float> products(static_cast<size_t>(tile_rows_ * cols_));
-    const void* const first_tile = f32 ? static_cast<const void*>(tile.data()) : tile_bf16.data();
-    if (Run(0, first_tile, weights, products.data()) != dnnl_success) return false;
-    for (int64_t n = 1; n < tile_rows_; ++n) {
-      const float* const other = products.data() + n * cols_;
-      if (std::memcmp(products.data(), other, static_cast<size_t>(cols_) * sizeof(float)) != 0) return false;
-    }
-    return true;
-  }
-
-  dnnl_status_t Run(int32_t thread, const void* tile, const dnnl::memory& weights, float* products) const {
-    const Lane& lane = lanes_[thread];
-    lane.tile.set_data_handle(const_cast<void*>(tile));
-    lane.products.set_data_handle(products);
-    const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, lane.tile.get()},
-                                         {DNNL_ARG_WEIGHTS, weights.get()},
-                                         {DNNL_ARG_DST, lane.products.get()},
-                                         {DNNL_ARG_SCRATCHPAD, lane.scratchpad.get()}};
-    return dnnl_primitive_execute(primitive_.get(), lane.stream.get(), 4, arguments);
-  }
-
- private:
-  /// What one thread needs for itself.
-  struct Lane {
-    dnnl::stream stream;
-    dnnl::memory tile;
-    dnnl::memory products;
-    dnnl::memory scratchpad;
-  };
-
-  DType dtype_;
-  int64_t tile_rows_;
-  int64_t in_;
-  int64_t cols_;
-  dnnl::matmul primitive_;
-  dnnl::memory::desc weights_;
-  std::vector<Lane> lanes_;
+struct TiledGemm::Panel {
+  const GemmKernel* kernel = nullptr;
+  int64_t first_col = 0;
+  int64_t cols = 0;
+  dnnl::memory values;
 };
 
 class TiledGemm::Weight final : public GemmWeight {
  public:
-  struct Panel {
-    const Kernel* kernel = nullptr;
-    int64_t first_col = 0;
-    int64_t cols = 0;
-    dnnl::memory values;
-  };
-
-  Weight(int64_t out, int64_t in, HostMemory& memory) : out_(out), in_(in), memory_(memory) {}
+  Weight(GemmArithmetic arithmetic, int64_t out, int64_t in, HostMemory& memory)
+      : arithmetic_(arithmetic), out_(out), in_(in), memory_(memory) {}
   ~Weight() override {
     if (data_ != nullptr) memory_.Free(data_, bytes_);
   }
@@ -151,38 +64,48 @@ class TiledGemm::Weight final : public GemmWeight {
   int64_t out_features() const override { return out_; }
   int64_t in_features() const override { return in_; }
   size_t bytes() const override { return bytes_; }
+  GemmArithmetic arithmetic() const { return arithmetic_; }
   const std::vector<Panel>& panels() const { return panels_; }
+  // Of kInt8, by output feature. A feature's offset is what kRowZero adds to its sums.
+  float* scales() const { return scales_; }
+  int32_t* offsets() const { return offsets_; }
 
   absl::Status AddPanels(std::vector<Panel> panels) {
     const auto size = [](const Panel& panel) { return (panel.kernel->weights().get_size() + 63) / 64 * 64; };
-    size_t bytes = 0;
+    const size_t channels = arithmetic_ == GemmArithmetic::kInt8 ? static_cast<size_t>(out_) : 0;
+    size_t bytes = channels * (sizeof(float) + sizeof(int32_t));
     for (const Panel& panel : panels) bytes += size(panel);
     ASSIGN_OR_RETURN(data_, memory_.Allocate(bytes));
     bytes_ = bytes;
     char* at = static_cast<char*>(data_);
     for (Panel& panel : panels) {
-      panel.values = dnnl::memory(panel.kernel->weights(), Engine(), at);
+      panel.values = dnnl::memory(panel.kernel->weights(), GemmEngine(), at);
       at += size(panel);
     }
+    scales_ = reinterpret_cast<float*>(at);
+    offsets_ = reinterpret_cast<int32_t*>(scales_ + channels);
     panels_ = std::move(panels);
     return absl::OkStatus();
   }
 
  private:
+  GemmArithmetic arithmetic_;
   int64_t out_;
   int64_t in_;
   HostMemory& memory_;
   void* data_ = nullptr;
   size_t bytes_ = 0;
+  float* scales_ = nullptr;
+  int32_t* offsets_ = nullptr;
   std::vector<Panel> panels_;
 };
 
-TiledGemm::TiledGemm(DType activation, int64_t tile_rows, HostMemory& memory, ThreadTeam& team)
-    : activation_(activation),
-      compute_dtype_(activation == DType::kBf16 && HasBf16Arithmetic() ? DType::kBf16 : DType::kF32),
+TiledGemm::TiledGemm(const Options& options, HostMemory& memory, ThreadTeam& team)
+    : options_(options),
+      compute_dtype_(options.activation == DType::kBf16 && HasBf16Arithmetic() ? DType::kBf16 : DType::kF32),
       memory_(memory),
       team_(team),
-      tile_rows_(ChooseTileRows(tile_rows)),
+      tile_rows_(ChooseTileRows(options.tile_rows)),
       products_(static_cast<size_t>(team.threads())) {}
 
 TiledGemm::~TiledGemm() = default;
@@ -191,8 +114,17 @@ std::string TiledGemm::instruction_set() const {
   return absl::StrCat("isa", absl::Hex(static_cast<int>(dnnl::get_effective_cpu_isa())));
 }
 
-int64_t TiledGemm::PanelColumns(int64_t in, int64_t out) const {
-  const int64_t fitting = kPanelBytesMax / (in * static_cast<int64_t>(ElementBytes(compute_dtype_)));
+bool TiledGemm::HasInt8() {
+  omp_set_num_threads(1);
+  try {
+    return GemmKernel(GemmArithmetic::kInt8, Options{}.tile_rows, 192, kPanelColumnsUnit, 1).KeepsPromises();
+  } catch (const dnnl::error&) {
+    return false;
+  }
+}
+
+int64_t TiledGemm::PanelColumns(GemmArithmetic arithmetic, int64_t in, int64_t out) const {
+  const int64_t fitting = kPanelBytesMax / (in * GemmElementBytes(arithmetic));
   const int64_t shared = (out + team_.threads() - 1) / team_.threads();  // No thread without a panel.
   const int64_t rounded_up = (shared + kPanelColumnsUnit - 1) / kPanelColumnsUnit * kPanelColumnsUnit;
   return std::max(kPanelColumnsUnit, std::min(fitting / kPanelColumnsUnit * kPanelColumnsUnit, rounded_up));
@@ -204,7 +136,7 @@ int64_t TiledGemm::ChooseTileRows(int64_t wanted) const {
   for (int64_t rows = wanted; rows <= kTileRowsMax; ++rows) {
     const bool good = std::all_of(std::begin(kProbes), std::end(kProbes), [&](const int64_t(&probe)[2]) {
       try {
-        return Kernel(compute_dtype_, rows, probe[0], probe[1], 1).KeepsRowsApart();
+        return GemmKernel(ArithmeticOf(compute_dtype_), rows, probe[0], probe[1], 1).KeepsPromises();
       } catch (const dnnl::error&) {
         return false;
       }
@@ -214,72 +146,143 @@ int64_t TiledGemm::ChooseTileRows(int64_t wanted) const {
   return wanted;  // KernelFor will refuse.
 }
 
-absl::StatusOr<const TiledGemm::Kernel*> TiledGemm::KernelFor(int64_t in, int64_t cols) {
-  std::unique_ptr<Kernel>& kernel = kernels_[{in, cols}];
+absl::StatusOr<const GemmKernel*> TiledGemm::KernelFor(GemmArithmetic arithmetic, int64_t in, int64_t cols) {
+  std::unique_ptr<GemmKernel>& kernel = kernels_[{arithmetic, in, cols}];
   if (kernel != nullptr) return kernel.get();
-  auto made = std::make_unique<Kernel>(compute_dtype_, tile_rows_, in, cols, team_.threads());
-  if (!made->KeepsRowsApart()) {
+  auto made = std::make_unique<GemmKernel>(arithmetic, tile_rows_, in, cols, team_.threads());
+  if (!made->KeepsPromises()) {
     return absl::InternalError(absl::StrCat("oneDNN treats the rows of a tile of ", tile_rows_,
-                                            " differently by their place, for a weight panel of ", cols, " x ", in));
+                                            " differently by their place",
+                                            arithmetic == GemmArithmetic::kInt8 ? " or rounds sums of bytes" : "",
+                                            ", for a weight panel of ", cols, " x ", in));
   }
   kernel = std::move(made);
   return kernel.get();
 }
 
-absl::StatusOr<std::unique_ptr<GemmWeight>> TiledGemm::Prepare(ConstMatrix host) {
+absl::StatusOr<std::unique_ptr<GemmWeight>> TiledGemm::Prepare(ConstMatrix host, WeightRole role) {
   CHECK(host.rows > 0 && host.cols > 0);
   omp_set_num_threads(1);
-  const int64_t in = host.cols, out = host.rows, columns = PanelColumns(in, out);
-  auto weight = std::make_unique<Weight>(out, in, memory_);
+  const bool int8 = options_.int8_layers && role == WeightRole::kLayer;
+  const GemmArithmetic arithmetic = int8 ? GemmArithmetic::kInt8 : ArithmeticOf(compute_dtype_);
+  const int64_t in = host.cols, out = host.rows, columns = PanelColumns(arithmetic, in, out);
+  if (int8 && in > kInt8InMax) {
+    return absl::InvalidArgumentError(absl::StrCat("a weight of ", out, " x ", in, " in 8 bits: expected at most ",
+                                                   kInt8InMax, " input features, found ", in));
+  }
+  auto weight = std::make_unique<Weight>(arithmetic, out, in, memory_);
   try {
-    std::vector<Weight::Panel> panels;
+    std::vector<Panel> panels;
     for (int64_t first = 0; first < out; first += columns) {
       const int64_t cols = std::min(columns, out - first);
-      ASSIGN_OR_RETURN(const Kernel* const kernel, KernelFor(in, cols));
+      ASSIGN_OR_RETURN(const GemmKernel* const kernel, KernelFor(arithmetic, in, cols));
       panels.push_back({.kernel = kernel, .first_col = first, .cols = cols});
     }
     RETURN_IF_ERROR(weight->AddPanels(std::move(panels)));
-    Workspace<uint16_t> rounded;  // To the activation type, and then to the type computed with.
-    Workspace<float> staged;
-    for (const Weight::Panel& panel : weight->panels()) {
-      const size_t count = static_cast<size_t>(panel.cols * in);
-      ConstMatrix source(static_cast<const char*>(host.data) +
-                             static_cast<size_t>(panel.first_col * host.stride) * ElementBytes(host.dtype),
-                         panel.cols, in, host.stride, host.dtype);
-      if (activation_ == DType::kBf16) {
-        const Matrix bf16{rounded.Get(count), panel.cols, in, in, DType::kBf16};
-        ConvertRows(source, bf16);
-        source = bf16;
-      }
-      const Matrix plain{compute_dtype_ == DType::kF32 ? static_cast<void*>(staged.Get(count)) : rounded.Get(count),
-                         panel.cols, in, in, compute_dtype_};
-      if (plain.data != source.data) ConvertRows(source, plain);
-      panel.kernel->Reorder(plain.data, panel.values);
-    }
+    int8 ? FillInt8(host, *weight) : FillFloat(host, *weight);
   } catch (const dnnl::error& error) {
     return absl::InternalError(absl::StrCat("oneDNN cannot prepare a weight of ", out, " x ", in, ": ", error.what()));
   }
   return weight;
 }
 
+void TiledGemm::FillFloat(ConstMatrix host, const Weight& weight) const {
+  const int64_t in = host.cols;
+  Workspace<uint16_t> rounded;  // To the activation type, and then to the type computed with.
+  Workspace<float> staged;
+  for (const Panel& panel : weight.panels()) {
+    const size_t count = static_cast<size_t>(panel.cols * in);
+    ConstMatrix source = RowsOf(host, panel.first_col, panel.cols);
+    if (options_.activation == DType::kBf16) {
+      const Matrix bf16{rounded.Get(count), panel.cols, in, in, DType::kBf16};
+      ConvertRows(source, bf16);
+      source = bf16;
+    }
+    const Matrix plain{compute_dtype_ == DType::kF32 ? static_cast<void*>(staged.Get(count)) : rounded.Get(count),
+                       panel.cols, in, in, compute_dtype_};
+    if (plain.data != source.data) ConvertRows(source, plain);
+    panel.kernel->Reorder(plain.data, panel.values);
+  }
+}
+
+void TiledGemm::FillInt8(ConstMatrix host, const Weight& weight) {
+  const int64_t in = host.cols;
+  Workspace<uint8_t> staged;
+  for (const Panel& panel : weight.panels()) {
+    uint8_t* const values = staged.Get(static_cast<size_t>(panel.cols * in));
+    QuantizeRows(RowsOf(host, panel.first_col, panel.cols), /*zero=*/0, values, weight.scales() + panel.first_col);
+    for (int64_t c = 0; c < panel.cols; ++c) {
+      int32_t sum = 0;
+      for (int64_t i = 0; i < in; ++i) sum += static_cast<int8_t>(values[c * in + i]);
+      weight.offsets()[panel.first_col + c] = kRowZero * sum;
+    }
+    panel.kernel->Reorder(values, panel.values);
+  }
+}
+
+/// Rounds the tiles of those jobs whose weights are of bytes.
+void TiledGemm::Quantize(absl::Span<const Job> jobs) {
+  int8_tiles_.clear();
+  size_t bytes = 0;
+  for (const Job& job : jobs) {
+    if (static_cast<const Weight&>(*job.weight).arithmetic() != GemmArithmetic::kInt8) continue;
+    const int64_t in = job.weight->in_features();
+    for (const void* const tile : job.tiles) {
+      int8_tiles_.push_back({.from = tile, .in = in, .first_byte = bytes});
+      bytes += (static_cast<size_t>(tile_rows_ * in) + 63) / 64 * 64;
+    }
+  }
+  uint8_t* const values = quantized_rows_.Get(bytes);
+  float* const scales = row_scales_.Get(int8_tiles_.size() * static_cast<size_t>(tile_rows_));
+  const auto tiles = static_cast<int64_t>(int8_tiles_.size());
+  team_.Run(tiles, bytes >= kSharedBytes, [&](int64_t item, int32_t) {
+    const Int8Tile& tile = int8_tiles_[static_cast<size_t>(item)];
+    QuantizeRows({tile.from, tile_rows_, tile.in, tile.in, compute_dtype_}, kRowZero, values + tile.first_byte,
+                 scales + item * tile_rows_);
+  });
+}
+
+/// Multiplies a tile by a panel, on `thread`.
+dnnl_status_t TiledGemm::RunTile(const Job& job, const Panel& panel, size_t tile, size_t int8_tile, int32_t thread,
+                                 float* products) {
+  const Weight& weight = static_cast<const Weight&>(*job.weight);
+  if (weight.arithmetic() != GemmArithmetic::kInt8) {
+    return panel.kernel->Run(thread, job.tiles[tile], panel.values, products);
+  }
+  const uint8_t* const rows = quantized_rows_.Get(0) + int8_tiles_[int8_tile].first_byte;
+  const dnnl_status_t status = panel.kernel->Run(thread, rows, panel.values, products);
+  ScaleSums(tile_rows_, panel.cols, weight.offsets() + panel.first_col,
+            row_scales_.Get(0) + static_cast<int64_t>(int8_tile) * tile_rows_, weight.scales() + panel.first_col,
+            products);
+  return status;
+}
+
 absl::Status TiledGemm::Multiply(absl::Span<const Job> jobs, Visitor visit) {
-  panel_ends_.clear();
-  int64_t panels = 0, work = 0;
+  job_ends_.clear();
+  JobEnd end;
+  int64_t work = 0;
   for (const Job& job : jobs) {
     const int64_t tiles = static_cast<int64_t>(job.tiles.size());
-    panels += tiles == 0 ? 0 : Panels(*job.weight);
-    panel_ends_.push_back(panels);
+    const bool int8 = static_cast<const Weight&>(*job.weight).arithmetic() == GemmArithmetic::kInt8;
+    end.panels += tiles == 0 ? 0 : Panels(*job.weight);
+    end.int8_tiles += int8 ? tiles : 0;
+    job_ends_.push_back(end);
     work += tiles * tile_rows_ * job.weight->in_features() * job.weight->out_features();
   }
+  if (end.int8_tiles > 0) Quantize(jobs);
   std::atomic<int> failure{dnnl_success};
-  team_.Run(panels, work >= kSharedWorkMin, [&](int64_t item, int32_t thread) {
+  team_.Run(end.panels, work >= kSharedWorkMin, [&](int64_t item, int32_t thread) {
     omp_set_num_threads(1);
-    const size_t j = std::upper_bound(panel_ends_.begin(), panel_ends_.end(), item) - panel_ends_.begin();
-    const int64_t index = item - (j == 0 ? 0 : panel_ends_[j - 1]);
-    const Weight::Panel& panel = static_cast<const Weight&>(*jobs[j].weight).panels()[static_cast<size_t>(index)];
-    float* products = products_[thread].Get(static_cast<size_t>(tile_rows_ * panel.cols));
+    const auto after = std::upper_bound(job_ends_.begin(), job_ends_.end(), item,
+                                        [](int64_t i, const JobEnd& job_end) { return i < job_end.panels; });
+    const auto j = static_cast<size_t>(after - job_ends_.begin());
+    const JobEnd before = j == 0 ? JobEnd() : job_ends_[j - 1];
+    const int64_t index = item - before.panels;
+    const Panel& panel = static_cast<const Weight&>(*jobs[j].weight).panels()[static_cast<size_t>(index)];
+    float* products = products_[static_cast<size_t>(thread)].Get(static_cast<size_t>(tile_rows_ * panel.cols));
     for (size_t tile = 0; tile < jobs[j].tiles.size(); ++tile) {
-      const dnnl_status_t status = panel.kernel->Run(thread, jobs[j].tiles[tile], panel.values, products);
+      const size_t int8_tile = static_cast<size_t>(before.int8_tiles) + tile;
+      const dnnl_status_t status = RunTile(jobs[j], panel, tile, int8_tile, thread, products);
       if (status != dnnl_success) failure.store(status, std::memory_order_relaxed);
       visit({.tile = static_cast<int64_t>(tile),
              .first_col = panel.first_col,

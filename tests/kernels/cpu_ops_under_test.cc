@@ -17,4 +17,13 @@ std::vector<OpsUnderTest> AllOpsUnderTest() {
   return all;
 }
 
+std::vector<OpsUnderTest> CoarseOpsUnderTest() {
+  const auto missing = [] {
+    return std::string(HasInt8Products() ? "" : "this processor does not add up products of bytes exactly");
+  };
+  return {
+      {"CpuInt8F32", [] { return MakeCpuOps(DType::kF32, {.int8_layers = true}); }, missing},
+      {"CpuInt8Bf16Threads2", [] { return MakeCpuOps(DType::kBf16, {.threads = 2, .int8_layers = true}); }, missing}};
+}
+
 }  // namespace quicksilver

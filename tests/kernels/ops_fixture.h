@@ -28,6 +28,9 @@ inline void PrintTo(const OpsUnderTest& param, std::ostream* os) { *os << param.
 /// Those of this test program: it links one file that says which. So every suite runs on every implementation.
 std::vector<OpsUnderTest> AllOpsUnderTest();
 
+/// Those whose layers are of a reduced precision: they round more than the suites' tolerances, but keep rows apart.
+std::vector<OpsUnderTest> CoarseOpsUnderTest();
+
 /// A matrix in device memory, with its memory.
 struct DeviceMatrix {
   DeviceBuffer buffer;

@@ -216,6 +216,8 @@ TEST_P(RowInvarianceTest, Candidates) {
 }
 
 INSTANTIATE_OPS_TEST(RowInvarianceTest);
+INSTANTIATE_TEST_SUITE_P(Coarse, RowInvarianceTest, ::testing::ValuesIn(CoarseOpsUnderTest()),
+                         [](const auto& param_info) { return param_info.param.name; });
 
 }  // namespace
 }  // namespace quicksilver
