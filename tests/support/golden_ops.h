@@ -26,8 +26,9 @@ using GoldenCase = std::tuple<const char*, const char*, int, GoldenOps>;
 /// Every case that `kinds` can serve.
 inline std::vector<GoldenCase> GoldenCases(const std::vector<GoldenOps>& kinds) {
   std::vector<GoldenCase> cases;
-  for (const char* family : {"sdar", "llada"}) {
+  for (const char* family : {"sdar", "llada", "dream", "llada2", "lladamoe"}) {
     for (const char* dtype : {"f32", "bf16"}) {
+      if (family == std::string("lladamoe") && dtype == std::string("f32")) continue;  // Not recorded.
       for (const int ranks : {1, 2, 4}) {
         for (const GoldenOps& kind : kinds) {
           if (ranks <= kind.ranks_max) cases.emplace_back(family, dtype, ranks, kind);

@@ -81,9 +81,10 @@ void ModelGroup::ForEachRank(const std::function<void(int rank)>& run) {
 }
 
 absl::StatusOr<std::unique_ptr<ModelGroup>> ModelGroup::Load(const std::string& directory, int ranks,
-                                                             const MakeOps& make_ops, const Sizes& sizes) {
+                                                             const MakeOps& make_ops, const Sizes& sizes,
+                                                             const SpecOptions& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(directory));
-  ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(*checkpoint));
+  ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(*checkpoint, options));
   std::unique_ptr<ModelGroup> group(new ModelGroup(ranks));
   for (int rank = 0; rank < ranks; ++rank) {
     Member& member = group->members_[rank];

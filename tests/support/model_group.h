@@ -8,6 +8,7 @@
 #include "kernels/ops.h"
 #include "tests/support/threaded_communicator.h"
 #include "worker/checkpoint/checkpoint.h"
+#include "worker/model/load_spec.h"
 #include "worker/model/transformer.h"
 
 namespace quicksilver {
@@ -54,7 +55,8 @@ class ModelGroup {
 
   /// InvalidArgument and so on as Transformer::Load.
   static absl::StatusOr<std::unique_ptr<ModelGroup>> Load(const std::string& directory, int ranks,
-                                                          const MakeOps& make_ops, const Sizes& sizes);
+                                                          const MakeOps& make_ops, const Sizes& sizes,
+                                                          const SpecOptions& options = {});
 
   const ModelSpec& spec() const { return members_[0].model->spec(); }
   const Transformer& model(int rank) const { return *members_[rank].model; }

@@ -17,13 +17,15 @@ enum class BlockGrid {
 
 /// A mixture of experts (models.md §3, §4, §5, §8).
 struct MoeSpec {
-  int64_t experts = 0;        ///< E; 0: every layer is dense.
-  int64_t mlp = 0;            ///< Im of one expert.
-  int64_t shared_mlp = 0;     ///< Width of the shared expert; 0: none.
-  int64_t first_layer = 0;    ///< Layers before it are dense.
-  RoutingRule routing;        ///< Without pointers.
-  bool expert_bias = false;   ///< Chosen by biased scores.
-  bool float_router = false;  ///< The router's product takes f32 operands.
+  int64_t experts = 0;           ///< E; 0: every layer is dense.
+  int64_t mlp = 0;               ///< Im of one expert.
+  int64_t shared_mlp = 0;        ///< Width of the shared expert; 0: none.
+  int64_t first_layer = 0;       ///< Layers before it are dense.
+  RoutingRule routing;           ///< Without pointers.
+  bool expert_bias = false;      ///< Chosen by biased scores.
+  bool float_router = false;     ///< The router's product takes f32 operands and is not rounded.
+  bool stacked = false;          ///< The checkpoint holds the experts of a layer in three stacked tensors.
+  bool expert_parallel = false;  ///< A rank holds E / tp whole experts instead of Im / tp columns of each.
 };
 
 /// Everything about a network that is data: read from config.json by families/, checked against the checkpoint's
@@ -36,7 +38,7 @@ struct ModelSpec {
   int64_t heads = 0;       ///< nh
   int64_t kv_heads = 0;    ///< nkv
   int64_t head_size = 0;   ///< hd
-  int64_t mlp = 0;         ///< I
+  int64_t mlp = 0;         ///< I of the dense layers; 0: there are none.
   int64_t vocabulary = 0;  ///< V, rows of the embedding
   int64_t tokens = 0;      ///< Ids below it are real; rows of the embedding from it on are padding and count as -inf.
   int64_t positions_max = 0;

@@ -1,6 +1,7 @@
 #include "worker/model/sharding.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
@@ -15,7 +16,65 @@ absl::Status CheckDivides(int ranks, const char* what, int64_t count) {
                                                  " ", what, ", found remainder ", count % ranks));
 }
 
+absl::Status CheckShares(const ModelSpec& spec, int ranks) {
+  RETURN_IF_ERROR(CheckDivides(ranks, "query heads", spec.heads));
+  RETURN_IF_ERROR(CheckDivides(ranks, "MLP columns", spec.mlp));
+  if (spec.moe.expert_parallel) {
+    RETURN_IF_ERROR(CheckDivides(ranks, "experts (num_experts, under --expert-parallel)", spec.moe.experts));
+  } else {
+    RETURN_IF_ERROR(CheckDivides(ranks, "MLP columns of an expert", spec.moe.mlp));
+  }
+  RETURN_IF_ERROR(CheckDivides(ranks, "MLP columns of the shared expert", spec.moe.shared_mlp));
+  if (spec.kv_heads % ranks == 0 || ranks % spec.kv_heads == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("tensor_parallel_size ", ranks,
+                                                 ": expected a divisor or a multiple of the ", spec.kv_heads,
+                                                 " KV heads, found neither"));
+}
+
+/// Elements of a rank's weights.
+struct Elements {
+  int64_t layers = 0;           ///< Matrices that every row goes through, in all layers.
+  int64_t layer_channels = 0;   ///< Their rows.
+  int64_t routers = 0;          ///< Matrices, too.
+  int64_t experts = 0;          ///< In all layers.
+  int64_t expert_channels = 0;  ///< Their rows.
+  int64_t head = 0;
+  int64_t table = 0;
+  int64_t vectors = 0;  ///< Gains and biases.
+};
+
+Elements ElementsOf(const ModelSpec& spec, const Shard& shard) {
+  const MoeSpec& moe = spec.moe;
+  const int64_t moe_layers = moe.experts == 0 ? 0 : std::max<int64_t>(0, spec.layers - moe.first_layer);
+  const int64_t dense_layers = spec.layers - moe_layers;
+  const int64_t query_width = shard.heads * spec.head_size;
+  const int64_t qkv_width = query_width + 2 * shard.kv_heads * spec.head_size;
+  const int64_t mlps = dense_layers * shard.mlp + moe_layers * shard.shared_mlp;  // Columns in all layers.
+  const int64_t downs = dense_layers + (shard.shared_mlp > 0 ? moe_layers : 0);
+  Elements elements;
+  elements.layers = spec.hidden * (spec.layers * (qkv_width + query_width) + 3 * mlps);
+  elements.layer_channels = spec.layers * (qkv_width + spec.hidden) + 2 * mlps + downs * spec.hidden;
+  elements.routers = moe_layers * moe.experts * spec.hidden;
+  elements.experts = moe_layers * shard.experts * 3 * shard.expert_mlp * spec.hidden;
+  elements.expert_channels = moe_layers * shard.experts * (2 * shard.expert_mlp + spec.hidden);
+  elements.head = shard.vocabulary_rows * spec.hidden;
+  elements.table = (shard.embedding_replicated ? spec.vocabulary : shard.vocabulary_rows) * spec.hidden;
+  elements.vectors = (2 * spec.layers + 1) * spec.hidden + (spec.head_norms ? 2 * spec.layers * spec.head_size : 0) +
+                     (spec.qkv_bias ? spec.layers * qkv_width : 0) + (moe.expert_bias ? moe_layers * moe.experts : 0);
+  return elements;
+}
+
+constexpr int64_t kFloatBytes = sizeof(float);
+
 }  // namespace
+
+bool HasExperts(const ModelSpec& spec, int64_t layer) { return spec.moe.experts > 0 && layer >= spec.moe.first_layer; }
+
+double ExpertsTouched(const MoeSpec& moe, int64_t rows) {
+  if (moe.experts == 0) return 0.0;
+  const double missed = 1.0 - static_cast<double>(moe.routing.chosen) / static_cast<double>(moe.experts);
+  return 1.0 - std::pow(missed, static_cast<double>(rows));
+}
 
 absl::StatusOr<Shard> MakeShard(const ModelSpec& spec, int rank, int ranks) {
   if (ranks < 1 || ranks > kTensorParallelMax) {
@@ -23,13 +82,7 @@ absl::StatusOr<Shard> MakeShard(const ModelSpec& spec, int rank, int ranks) {
         absl::StrCat("tensor_parallel_size: expected 1 to ", kTensorParallelMax, ", found ", ranks));
   }
   CHECK(rank >= 0 && rank < ranks);
-  RETURN_IF_ERROR(CheckDivides(ranks, "query heads", spec.heads));
-  RETURN_IF_ERROR(CheckDivides(ranks, "MLP columns", spec.mlp));
-  if (spec.kv_heads % ranks != 0 && ranks % spec.kv_heads != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor_parallel_size ", ranks,
-                                                   ": expected a divisor or a multiple of the ", spec.kv_heads,
-                                                   " KV heads, found neither"));
-  }
+  RETURN_IF_ERROR(CheckShares(spec, ranks));
   Shard shard;
   shard.rank = rank;
   shard.ranks = ranks;
@@ -39,6 +92,12 @@ absl::StatusOr<Shard> MakeShard(const ModelSpec& spec, int rank, int ranks) {
   shard.first_kv_head = rank * spec.kv_heads / ranks;
   shard.mlp = spec.mlp / ranks;
   shard.first_mlp = rank * shard.mlp;
+  shard.experts = spec.moe.expert_parallel ? spec.moe.experts / ranks : spec.moe.experts;
+  shard.first_expert = spec.moe.expert_parallel ? rank * shard.experts : 0;
+  shard.expert_mlp = spec.moe.expert_parallel ? spec.moe.mlp : spec.moe.mlp / ranks;
+  shard.first_expert_mlp = spec.moe.expert_parallel ? 0 : rank * shard.expert_mlp;
+  shard.shared_mlp = spec.moe.shared_mlp / ranks;
+  shard.first_shared_mlp = rank * shard.shared_mlp;
   shard.vocabulary_rows = (spec.vocabulary + ranks - 1) / ranks;
   shard.first_id = rank * shard.vocabulary_rows;
   shard.stored_rows = std::clamp<int64_t>(spec.vocabulary - shard.first_id, 0, shard.vocabulary_rows);
@@ -50,19 +109,19 @@ absl::StatusOr<Shard> MakeShard(const ModelSpec& spec, int rank, int ranks) {
 RankBudget BudgetOf(const ModelSpec& spec, const Shard& shard, DType activations) {
   const int64_t stored = static_cast<int64_t>(ElementBytes(spec.checkpoint_dtype));
   const int64_t active = static_cast<int64_t>(ElementBytes(activations));
-  const int64_t qkv_width = (shard.heads + 2 * shard.kv_heads) * spec.head_size;
-  const int64_t layer_matrix = spec.hidden * (qkv_width + shard.heads * spec.head_size + 3 * shard.mlp);
-  const int64_t layer_gains = 2 * spec.hidden + (spec.head_norms ? 2 * spec.head_size : 0);
-  const int64_t matrices = spec.layers * layer_matrix + shard.vocabulary_rows * spec.hidden;
-  const int64_t gains = spec.layers * layer_gains + spec.hidden;
-  const int64_t table_rows = shard.embedding_replicated ? spec.vocabulary : shard.vocabulary_rows;
+  const Elements elements = ElementsOf(spec, shard);
+  const int64_t matrices = elements.layers + elements.routers + elements.head;
   RankBudget budget;
-  budget.step_weight_bytes = matrices * stored + gains * static_cast<int64_t>(sizeof(float));
-  budget.weight_bytes = budget.step_weight_bytes + table_rows * spec.hidden * stored;
+  budget.step_weight_bytes = matrices * stored + elements.vectors * kFloatBytes;
+  budget.expert_bytes = elements.experts * stored;
+  budget.weight_bytes = budget.step_weight_bytes + budget.expert_bytes + elements.table * stored;
   budget.kv_position_bytes = 2 * spec.layers * shard.kv_heads * spec.head_size * active;
   budget.all_reduces = shard.ranks == 1 ? 0 : 2 * spec.layers + (shard.embedding_replicated ? 0 : 1);
   budget.all_reduce_row_bytes = budget.all_reduces * spec.hidden * active;
-  budget.row_flops = 2 * matrices;
+  // A row goes through k of its layer's experts, of which a rank of an expert-parallel group holds its share on
+  // average.
+  const int64_t routed = spec.moe.experts == 0 ? 0 : elements.experts * spec.moe.routing.chosen / spec.moe.experts;
+  budget.row_flops = 2 * (matrices + routed);
   budget.attention_flops = 4 * spec.layers * shard.heads * spec.head_size;
   return budget;
 }
@@ -70,15 +129,11 @@ RankBudget BudgetOf(const ModelSpec& spec, const Shard& shard, DType activations
 int64_t DeviceWeightBytes(const ModelSpec& spec, const Shard& shard, DType activations, bool fp8_layers) {
   const int64_t stored = static_cast<int64_t>(ElementBytes(spec.checkpoint_dtype));
   const int64_t active = static_cast<int64_t>(ElementBytes(activations));
-  const int64_t qkv_width = (shard.heads + 2 * shard.kv_heads) * spec.head_size;
-  const int64_t layer_elements = spec.hidden * (qkv_width + shard.heads * spec.head_size + 3 * shard.mlp);
-  const int64_t layer_channels = qkv_width + 2 * spec.hidden + 2 * shard.mlp;
-  const int64_t layer =
-      fp8_layers ? layer_elements + layer_channels * static_cast<int64_t>(sizeof(float)) : layer_elements * active;
-  const int64_t gains = (2 * spec.layers + 1) * spec.hidden + (spec.head_norms ? 2 * spec.layers * spec.head_size : 0);
-  const int64_t table_rows = shard.embedding_replicated ? spec.vocabulary : shard.vocabulary_rows;
-  return spec.layers * layer + shard.vocabulary_rows * spec.hidden * active + table_rows * spec.hidden * stored +
-         gains * static_cast<int64_t>(sizeof(float));
+  const Elements elements = ElementsOf(spec, shard);
+  const int64_t layers = elements.layers + elements.experts;
+  const int64_t scales = (elements.layer_channels + elements.expert_channels) * kFloatBytes;
+  return (fp8_layers ? layers + scales : layers * active) + (elements.routers + elements.head) * active +
+         elements.table * stored + elements.vectors * kFloatBytes;
 }
 
 }  // namespace quicksilver

@@ -42,45 +42,118 @@ absl::Status CheckTensor(const ExpectedTensor& expected, StoredType dtype, const
 
 }  // namespace
 
-LayerTensorNames NamesOfLayer(const ModelSpec& spec, int64_t layer) {
+LayerTensors TensorsOfLayer(const ModelSpec& spec, int64_t layer) {
   const TensorNames& names = FamilyOf(spec).tensors;
   const auto full = [&](const char* name) { return absl::StrCat(names.layer_prefix, layer, ".", name); };
-  LayerTensorNames of_layer{.attention_norm = full(names.attention_norm),
-                            .q = full(names.q),
-                            .k = full(names.k),
-                            .v = full(names.v),
-                            .attention_out = full(names.attention_out),
-                            .mlp_norm = full(names.mlp_norm),
-                            .gate = full(names.gate),
-                            .up = full(names.up),
-                            .down = full(names.down)};
-  if (spec.head_norms) {
-    of_layer.q_norm = full(names.q_norm);
-    of_layer.k_norm = full(names.k_norm);
+  LayerTensors tensors;
+  tensors.attention_norm = full(names.attention_norm);
+  if (names.qkv != nullptr) {
+    const int64_t query_width = spec.heads * spec.head_size, kv_width = spec.kv_heads * spec.head_size;
+    tensors.q = {full(names.qkv), 0};
+    tensors.k = {tensors.q.tensor, query_width};
+    tensors.v = {tensors.q.tensor, query_width + kv_width};
+  } else {
+    tensors.q = {full(names.q)};
+    tensors.k = {full(names.k)};
+    tensors.v = {full(names.v)};
   }
-  return of_layer;
+  if (spec.qkv_bias) {
+    tensors.q_bias = full(names.q_bias);
+    tensors.k_bias = full(names.k_bias);
+    tensors.v_bias = full(names.v_bias);
+  }
+  if (spec.head_norms) {
+    tensors.q_norm = full(names.q_norm);
+    tensors.k_norm = full(names.k_norm);
+  }
+  tensors.attention_out = full(names.attention_out);
+  tensors.mlp_norm = full(names.mlp_norm);
+  if (!HasExperts(spec, layer)) {
+    tensors.mlp = {{full(names.gate)}, {full(names.up)}, {full(names.down)}};
+    return tensors;
+  }
+  tensors.router = full(names.router);
+  if (spec.moe.expert_bias) tensors.expert_bias = full(names.expert_bias);
+  if (spec.moe.shared_mlp > 0) {
+    tensors.mlp = {{full(names.shared_gate)}, {full(names.shared_up)}, {full(names.shared_down)}};
+  }
+  return tensors;
 }
+
+MlpParts TensorsOfExpert(const ModelSpec& spec, int64_t layer, int64_t expert) {
+  const TensorNames& names = FamilyOf(spec).tensors;
+  const std::string prefix = absl::StrCat(names.layer_prefix, layer, ".");
+  if (spec.moe.stacked) {
+    return {{prefix + names.stacked_gate, expert * spec.moe.mlp},
+            {prefix + names.stacked_up, expert * spec.moe.mlp},
+            {prefix + names.stacked_down, expert * spec.hidden}};
+  }
+  const std::string of_expert = absl::StrCat(prefix, names.expert_prefix, expert, ".");
+  return {{of_expert + names.expert_gate}, {of_expert + names.expert_up}, {of_expert + names.expert_down}};
+}
+
+namespace {
+
+void AppendMlp(const MlpParts& parts, int64_t width, const ModelSpec& spec, std::vector<ExpectedTensor>& tensors) {
+  tensors.push_back({parts.gate.tensor, {width, spec.hidden}});
+  tensors.push_back({parts.up.tensor, {width, spec.hidden}});
+  tensors.push_back({parts.down.tensor, {spec.hidden, width}});
+}
+
+void AppendExperts(const ModelSpec& spec, int64_t layer, std::vector<ExpectedTensor>& tensors) {
+  const MoeSpec& moe = spec.moe;
+  if (moe.stacked) {
+    const MlpParts parts = TensorsOfExpert(spec, layer, 0);
+    tensors.push_back({parts.gate.tensor, {moe.experts, moe.mlp, spec.hidden}});
+    tensors.push_back({parts.up.tensor, {moe.experts, moe.mlp, spec.hidden}});
+    tensors.push_back({parts.down.tensor, {moe.experts, spec.hidden, moe.mlp}});
+    return;
+  }
+  for (int64_t expert = 0; expert < moe.experts; ++expert) {
+    AppendMlp(TensorsOfExpert(spec, layer, expert), moe.mlp, spec, tensors);
+  }
+}
+
+void AppendAttention(const ModelSpec& spec, const LayerTensors& layer, std::vector<ExpectedTensor>& tensors) {
+  const int64_t query_width = spec.heads * spec.head_size;
+  const int64_t kv_width = spec.kv_heads * spec.head_size;
+  if (layer.q.tensor == layer.k.tensor) {
+    tensors.push_back({layer.q.tensor, {query_width + 2 * kv_width, spec.hidden}});
+  } else {
+    tensors.push_back({layer.q.tensor, {query_width, spec.hidden}});
+    tensors.push_back({layer.k.tensor, {kv_width, spec.hidden}});
+    tensors.push_back({layer.v.tensor, {kv_width, spec.hidden}});
+  }
+  if (spec.qkv_bias) {
+    tensors.push_back({layer.q_bias, {query_width}});
+    tensors.push_back({layer.k_bias, {kv_width}});
+    tensors.push_back({layer.v_bias, {kv_width}});
+  }
+  if (spec.head_norms) {
+    tensors.push_back({layer.q_norm, {spec.head_size}});
+    tensors.push_back({layer.k_norm, {spec.head_size}});
+  }
+  tensors.push_back({layer.attention_out, {spec.hidden, query_width}});
+}
+
+}  // namespace
 
 std::vector<ExpectedTensor> ExpectedTensors(const ModelSpec& spec) {
   const TensorNames& names = FamilyOf(spec).tensors;
-  const int64_t query_width = spec.heads * spec.head_size;
-  const int64_t kv_width = spec.kv_heads * spec.head_size;
   std::vector<ExpectedTensor> tensors = {{names.embedding, {spec.vocabulary, spec.hidden}}};
   for (int64_t i = 0; i < spec.layers; ++i) {
-    const LayerTensorNames layer = NamesOfLayer(spec, i);
+    const LayerTensors layer = TensorsOfLayer(spec, i);
     tensors.push_back({layer.attention_norm, {spec.hidden}});
-    tensors.push_back({layer.q, {query_width, spec.hidden}});
-    tensors.push_back({layer.k, {kv_width, spec.hidden}});
-    tensors.push_back({layer.v, {kv_width, spec.hidden}});
-    if (spec.head_norms) {
-      tensors.push_back({layer.q_norm, {spec.head_size}});
-      tensors.push_back({layer.k_norm, {spec.head_size}});
-    }
-    tensors.push_back({layer.attention_out, {spec.hidden, query_width}});
+    AppendAttention(spec, layer, tensors);
     tensors.push_back({layer.mlp_norm, {spec.hidden}});
-    tensors.push_back({layer.gate, {spec.mlp, spec.hidden}});
-    tensors.push_back({layer.up, {spec.mlp, spec.hidden}});
-    tensors.push_back({layer.down, {spec.hidden, spec.mlp}});
+    if (!HasExperts(spec, i)) {
+      AppendMlp(layer.mlp, spec.mlp, spec, tensors);
+      continue;
+    }
+    tensors.push_back({layer.router, {spec.moe.experts, spec.hidden}});
+    if (spec.moe.expert_bias) tensors.push_back({layer.expert_bias, {spec.moe.experts}});
+    if (spec.moe.shared_mlp > 0) AppendMlp(layer.mlp, spec.moe.shared_mlp, spec, tensors);
+    AppendExperts(spec, i, tensors);
   }
   tensors.push_back({names.final_norm, {spec.hidden}});
   if (!spec.tied) tensors.push_back({names.lm_head, {spec.vocabulary, spec.hidden}});

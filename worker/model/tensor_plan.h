@@ -16,11 +16,36 @@ struct ExpectedTensor {
   std::vector<int64_t> shape;
 };
 
-/// Full names of the tensors of one layer. The norms of the heads are empty without head_norms.
-struct LayerTensorNames {
-  std::string attention_norm, q, k, v, q_norm, k_norm, attention_out, mlp_norm, gate, up, down;
+/// Rows of a stored tensor from `first_row` on; a tensor of three dimensions counts as its matrices, one below the
+/// other.
+struct TensorPart {
+  std::string tensor;
+  int64_t first_row = 0;
 };
-LayerTensorNames NamesOfLayer(const ModelSpec& spec, int64_t layer);
+
+/// A gated MLP.
+struct MlpParts {
+  TensorPart gate;  ///< [I, H]
+  TensorPart up;    ///< [I, H]
+  TensorPart down;  ///< [H, I]
+};
+
+/// Where the tensors of one layer stand. Names that its family or the layer has not are empty.
+struct LayerTensors {
+  std::string attention_norm;
+  TensorPart q, k, v;
+  std::string q_bias, k_bias, v_bias;
+  std::string q_norm, k_norm;
+  std::string attention_out;
+  std::string mlp_norm;
+  MlpParts mlp;  ///< Of a dense layer, or the shared expert of a layer of experts.
+  std::string router;
+  std::string expert_bias;
+};
+LayerTensors TensorsOfLayer(const ModelSpec& spec, int64_t layer);
+
+/// Where one expert of a layer stands.
+MlpParts TensorsOfExpert(const ModelSpec& spec, int64_t layer, int64_t expert);
 
 /// All tensors of a checkpoint of `spec`, in the order of the forward pass.
 std::vector<ExpectedTensor> ExpectedTensors(const ModelSpec& spec);

@@ -1,10 +1,12 @@
 #include "worker/model/transformer.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/status_macros.h"
+#include "worker/model/expert_mixer.h"
 #include "worker/model/sharding.h"
 #include "worker/model/tensor_plan.h"
 
@@ -19,7 +21,7 @@ struct Activations {
   Matrix qkv;       // [N, (nh + 2 nkv) hd / tp]
   Matrix mixed;     // [N, nh hd / tp]
   Matrix partial;   // [N, H] this rank's share of a sum
-  Matrix gate_up;   // [N, 2 I / tp]
+  Matrix gate_up;   // [N, 2 I / tp], I the wider one of dense MLPs and shared experts
   Matrix gated;     // [N, I / tp]
   Matrix gathered;  // [R, H] rows whose logits are wanted
 
@@ -36,7 +38,10 @@ struct Activations {
   }
 };
 
-const float* Gains(const DeviceBuffer& buffer) { return static_cast<const float*>(buffer.data()); }
+/// The same memory as rows of `cols` columns, at most those of `m`.
+Matrix Narrowed(const Matrix& m, int64_t cols) { return {m.data, m.rows, cols, cols, m.dtype}; }
+
+const float* Floats(const DeviceBuffer& buffer) { return static_cast<const float*>(buffer.data()); }
 
 class DenseTransformer final : public Transformer {
  public:
@@ -44,7 +49,9 @@ class DenseTransformer final : public Transformer {
                    int32_t pages, int32_t page_size)
       : spec_(spec),
         shard_(shard),
-        rope_{spec.rope_theta, spec.rope_full_precision},
+        rope_{.theta = spec.rope_theta,
+              .rotary_size = static_cast<int32_t>(spec.rotary_size),
+              .full_precision = spec.rope_full_precision},
         ops_(ops),
         ranks_(ranks),
         rows_max_(rows_max),
@@ -71,7 +78,8 @@ class DenseTransformer final : public Transformer {
   absl::Status AllocateKv();
   void RunEmbedding(const int32_t* ids, const Activations& a);
   void RunAttention(const LayerWeights& weights, const KvLayer& kv, const StepLayout& layout, const Activations& a);
-  void RunMlp(const LayerWeights& weights, const DeviceBuffer& next_norm, const Activations& a);
+  void RunMlp(const LayerWeights& weights, const StepLayout& layout, const DeviceBuffer& next_norm,
+              const Activations& a);
   void AddToResidual(const DeviceBuffer& next_norm, const Activations& a);
   Matrix GatherFinal(const int32_t* rows, int32_t rows_count);
   void Observe(const std::string& name, ConstMatrix hidden) {
@@ -89,6 +97,7 @@ class DenseTransformer final : public Transformer {
 
   ModelWeights weights_;
   Activations activations_;
+  ExpertMixer mixer_;
   std::vector<DeviceBuffer> kv_memory_;
   std::vector<KvLayer> kv_;
   size_t kv_bytes_ = 0;
@@ -103,11 +112,11 @@ void DenseTransformer::Forward(const int32_t* ids, const StepLayout& layout) {
   ops_.BeginStep(layout);
   RunEmbedding(ids, a);
   Observe("embedding", a.hidden);
-  ops_.RmsNorm(a.hidden, Gains(weights_.layers[0].attention_norm), spec_.norm_epsilon, a.normed);
+  ops_.RmsNorm(a.hidden, Floats(weights_.layers[0].attention_norm), spec_.norm_epsilon, a.normed);
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
     const bool last = i + 1 == weights_.layers.size();
     RunAttention(weights_.layers[i], kv_[i], layout, a);
-    RunMlp(weights_.layers[i], last ? weights_.final_norm : weights_.layers[i + 1].attention_norm, a);
+    RunMlp(weights_.layers[i], layout, last ? weights_.final_norm : weights_.layers[i + 1].attention_norm, a);
     if (observer_) Observe(absl::StrCat("after_layer", i), a.hidden);
   }
   Observe("final_norm", a.normed);
@@ -128,29 +137,37 @@ void DenseTransformer::RunAttention(const LayerWeights& weights, const KvLayer& 
   HeadTransform transform;
   transform.rope = rope_;
   if (spec_.head_norms) {
-    transform.q_gain = Gains(weights.q_norm);
-    transform.k_gain = Gains(weights.k_norm);
+    transform.q_gain = Floats(weights.q_norm);
+    transform.k_gain = Floats(weights.k_norm);
     transform.epsilon = spec_.norm_epsilon;
   }
   ops_.Gemm(a.normed, *weights.qkv, a.qkv);  // [N, H] -> [N, (nh + 2 nkv) hd / tp]
+  if (spec_.qkv_bias) ops_.AddBias(Floats(weights.qkv_bias), a.qkv);
   ops_.RotateAndCache(layout, transform, heads, kv_heads, kv, a.qkv);
   ops_.Attention(layout, q, heads, kv_heads, AttentionRule(), kv, a.mixed);
   ops_.Gemm(a.mixed, *weights.out, a.partial);  // [N, nh hd / tp] -> [N, H]
   AddToResidual(weights.mlp_norm, a);
 }
 
-// Each rank holds I/tp columns; again a partial sum.
-void DenseTransformer::RunMlp(const LayerWeights& weights, const DeviceBuffer& next_norm, const Activations& a) {
-  ops_.Gemm(a.normed, *weights.gate_up, a.gate_up);  // [N, H] -> [N, 2 I / tp]
-  ops_.SiluMul(a.gate_up, a.gated);
-  ops_.Gemm(a.gated, *weights.down, a.partial);  // [N, I / tp] -> [N, H]
+// Each rank holds I/tp columns of an MLP, and its share of routed experts; again a partial sum, of both together.
+void DenseTransformer::RunMlp(const LayerWeights& weights, const StepLayout& layout, const DeviceBuffer& next_norm,
+                              const Activations& a) {
+  const bool dense = weights.gate_up != nullptr;
+  if (dense) {
+    const Matrix gate_up = Narrowed(a.gate_up, weights.gate_up->out_features());
+    const Matrix gated = Narrowed(a.gated, weights.down->in_features());
+    ops_.Gemm(a.normed, *weights.gate_up, gate_up);  // [N, H] -> [N, 2 I / tp]
+    ops_.SiluMul(gate_up, gated);
+    ops_.Gemm(gated, *weights.down, a.partial);  // [N, I / tp] -> [N, H]
+  }
+  if (weights.moe != nullptr) mixer_.Run(*weights.moe, layout, a.normed, /*add=*/dense, a.partial);
   AddToResidual(next_norm, a);
 }
 
 // Sums what the ranks hold of a layer's half onto the residual stream and norms it for the next half.
 void DenseTransformer::AddToResidual(const DeviceBuffer& next_norm, const Activations& a) {
   ranks_.AllReduceSum(a.partial);
-  ops_.AddRmsNorm(a.partial, Gains(next_norm), spec_.norm_epsilon, a.hidden, a.normed);
+  ops_.AddRmsNorm(a.partial, Floats(next_norm), spec_.norm_epsilon, a.hidden, a.normed);
 }
 
 Matrix DenseTransformer::GatherFinal(const int32_t* rows, int32_t rows_count) {
@@ -177,6 +194,7 @@ void DenseTransformer::Logits(const int32_t* rows, int32_t rows_count, Matrix ou
 absl::Status DenseTransformer::Load(const Checkpoint& checkpoint, const LoadProgress& progress) {
   ASSIGN_OR_RETURN(weights_, LoadWeights(spec_, shard_, checkpoint, ops_, progress));
   RETURN_IF_ERROR(AllocateActivations());
+  RETURN_IF_ERROR(mixer_.Prepare(spec_, ops_, rows_max_));
   RETURN_IF_ERROR(AllocateKv());
   return ops_.Synchronize();
 }
@@ -192,14 +210,15 @@ absl::Status DenseTransformer::Allocate(int64_t rows, int64_t cols, std::vector<
 absl::Status DenseTransformer::AllocateActivations() {
   const int64_t query_width = shard_.heads * spec_.head_size;
   const int64_t qkv_width = query_width + 2 * shard_.kv_heads * spec_.head_size;
+  const int64_t mlp_width = std::max(shard_.mlp, shard_.shared_mlp);
   Activations& a = activations_;
   RETURN_IF_ERROR(Allocate(rows_max_, spec_.hidden, a.memory, a.hidden));
   RETURN_IF_ERROR(Allocate(rows_max_, spec_.hidden, a.memory, a.normed));
   RETURN_IF_ERROR(Allocate(rows_max_, qkv_width, a.memory, a.qkv));
   RETURN_IF_ERROR(Allocate(rows_max_, query_width, a.memory, a.mixed));
   RETURN_IF_ERROR(Allocate(rows_max_, spec_.hidden, a.memory, a.partial));
-  RETURN_IF_ERROR(Allocate(rows_max_, 2 * shard_.mlp, a.memory, a.gate_up));
-  RETURN_IF_ERROR(Allocate(rows_max_, shard_.mlp, a.memory, a.gated));
+  RETURN_IF_ERROR(Allocate(rows_max_, 2 * mlp_width, a.memory, a.gate_up));
+  RETURN_IF_ERROR(Allocate(rows_max_, mlp_width, a.memory, a.gated));
   return Allocate(rows_max_, spec_.hidden, a.memory, a.gathered);
 }
 

@@ -29,10 +29,14 @@ class WeightLoader {
  public:
   WeightLoader(const Checkpoint& checkpoint, Ops& ops) : checkpoint_(checkpoint), ops_(ops) {}
 
-  absl::StatusOr<DeviceBuffer> LoadGain(const std::string& name);
+  /// Bands of vectors, one after the other, as floats.
+  absl::StatusOr<DeviceBuffer> LoadVector(const std::vector<Band>& bands);
   /// The bands, of equal width, one below the other, and then zeros up to `rows` rows.
   absl::StatusOr<std::unique_ptr<GemmWeight>> LoadMatrix(const std::vector<Band>& bands, int64_t rows, WeightRole role);
+  absl::Status LoadExpert(const std::vector<Band>& bands, int32_t expert, ExpertMatrix which, ExpertWeights& experts);
   absl::StatusOr<DeviceBuffer> LoadTable(const Band& band, int64_t rows, ConstMatrix* table);
+  /// Of memory that was allocated in one piece.
+  void CountDevice(size_t bytes) { device_bytes_ += bytes; }
   size_t device_bytes() const { return device_bytes_; }
   size_t staged_bytes() const { return staged_bytes_; }
 
@@ -123,16 +127,19 @@ void WeightLoader::Widen(float (*to_float)(uint16_t)) {
   }
 }
 
-absl::StatusOr<DeviceBuffer> WeightLoader::LoadGain(const std::string& name) {
-  const StoredTensor* tensor = checkpoint_.Find(name);
-  CHECK(tensor != nullptr && tensor->shape.size() == 1);
-  const int64_t cols = tensor->shape[0];
-  ASSIGN_OR_RETURN(const ConstMatrix staged, Stage({{name, 0, 1, 0, cols}}, 1));
-  if (staged.dtype == DType::kBf16) Widen(Bf16ToFloat);
-  const void* gains = staged.dtype == DType::kBf16 ? widened_.data() : staged.data;
-  const size_t bytes = static_cast<size_t>(cols) * sizeof(float);
+absl::StatusOr<DeviceBuffer> WeightLoader::LoadVector(const std::vector<Band>& bands) {
+  std::vector<float> values;
+  for (const Band& band : bands) {
+    const StoredTensor* tensor = checkpoint_.Find(band.tensor);
+    CHECK(tensor != nullptr && tensor->shape.size() == 1);
+    ASSIGN_OR_RETURN(const ConstMatrix staged, Stage({band}, 1));
+    if (staged.dtype == DType::kBf16) Widen(Bf16ToFloat);
+    const auto* floats = static_cast<const float*>(staged.dtype == DType::kBf16 ? widened_.data() : staged.data);
+    values.insert(values.end(), floats, floats + band.cols);
+  }
+  const size_t bytes = values.size() * sizeof(float);
   ASSIGN_OR_RETURN(DeviceBuffer buffer, ops_.Allocate(bytes));
-  ops_.Upload(gains, buffer.data(), bytes);
+  ops_.Upload(values.data(), buffer.data(), bytes);
   device_bytes_ += bytes;
   staged_bytes_ += bytes;
   return buffer;
@@ -147,6 +154,15 @@ absl::StatusOr<std::unique_ptr<GemmWeight>> WeightLoader::LoadMatrix(const std::
   return weight;
 }
 
+absl::Status WeightLoader::LoadExpert(const std::vector<Band>& bands, int32_t expert, ExpertMatrix which,
+                                      ExpertWeights& experts) {
+  int64_t rows = 0;
+  for (const Band& band : bands) rows += band.rows;
+  ASSIGN_OR_RETURN(const ConstMatrix staged, Stage(bands, rows));
+  staged_bytes_ += static_cast<size_t>(staged.rows * staged.cols) * ElementBytes(staged.dtype);
+  return experts.Load(expert, which, staged);
+}
+
 absl::StatusOr<DeviceBuffer> WeightLoader::LoadTable(const Band& band, int64_t rows, ConstMatrix* table) {
   ASSIGN_OR_RETURN(const ConstMatrix staged, Stage({band}, rows));
   const size_t bytes = static_cast<size_t>(staged.rows * staged.cols) * ElementBytes(staged.dtype);
@@ -158,27 +174,96 @@ absl::StatusOr<DeviceBuffer> WeightLoader::LoadTable(const Band& band, int64_t r
   return buffer;
 }
 
-absl::StatusOr<LayerWeights> LoadLayer(const ModelSpec& spec, const Shard& shard, int64_t index, WeightLoader& loader) {
-  const LayerTensorNames names = NamesOfLayer(spec, index);
+Band Vector(const std::string& tensor, int64_t size) { return {tensor, 0, 1, 0, size}; }
+
+/// Rows [first, first + rows) of a part, all columns.
+Band RowsOf(const TensorPart& part, int64_t first, int64_t rows, int64_t cols) {
+  return {part.tensor, part.first_row + first, rows, 0, cols};
+}
+
+/// Columns [first, first + cols) of a part's `rows` rows.
+Band ColumnsOf(const TensorPart& part, int64_t rows, int64_t first, int64_t cols) {
+  return {part.tensor, part.first_row, rows, first, cols};
+}
+
+/// Each rank holds whole heads: their rows of q, k and v, their columns of the output's projection.
+absl::Status LoadAttention(const ModelSpec& spec, const Shard& shard, const LayerTensors& tensors, WeightLoader& loader,
+                           LayerWeights& layer) {
   const int64_t hd = spec.head_size;
-  const Band q{names.q, shard.first_head * hd, shard.heads * hd, 0, spec.hidden};
-  const Band k{names.k, shard.first_kv_head * hd, shard.kv_heads * hd, 0, spec.hidden};
-  const Band v{names.v, shard.first_kv_head * hd, shard.kv_heads * hd, 0, spec.hidden};
-  const Band out{names.attention_out, 0, spec.hidden, shard.first_head * hd, shard.heads * hd};
-  const Band gate{names.gate, shard.first_mlp, shard.mlp, 0, spec.hidden};
-  const Band up{names.up, shard.first_mlp, shard.mlp, 0, spec.hidden};
-  const Band down{names.down, 0, spec.hidden, shard.first_mlp, shard.mlp};
-  LayerWeights layer;
-  ASSIGN_OR_RETURN(layer.attention_norm, loader.LoadGain(names.attention_norm));
-  ASSIGN_OR_RETURN(layer.qkv, loader.LoadMatrix({q, k, v}, q.rows + k.rows + v.rows, WeightRole::kLayer));
-  if (spec.head_norms) {
-    ASSIGN_OR_RETURN(layer.q_norm, loader.LoadGain(names.q_norm));
-    ASSIGN_OR_RETURN(layer.k_norm, loader.LoadGain(names.k_norm));
+  const int64_t first_q = shard.first_head * hd, first_kv = shard.first_kv_head * hd;
+  const int64_t q_rows = shard.heads * hd, kv_rows = shard.kv_heads * hd;
+  ASSIGN_OR_RETURN(layer.attention_norm, loader.LoadVector({Vector(tensors.attention_norm, spec.hidden)}));
+  ASSIGN_OR_RETURN(layer.qkv, loader.LoadMatrix({RowsOf(tensors.q, first_q, q_rows, spec.hidden),
+                                                 RowsOf(tensors.k, first_kv, kv_rows, spec.hidden),
+                                                 RowsOf(tensors.v, first_kv, kv_rows, spec.hidden)},
+                                                q_rows + 2 * kv_rows, WeightRole::kLayer));
+  if (spec.qkv_bias) {
+    ASSIGN_OR_RETURN(layer.qkv_bias, loader.LoadVector({{tensors.q_bias, 0, 1, first_q, q_rows},
+                                                        {tensors.k_bias, 0, 1, first_kv, kv_rows},
+                                                        {tensors.v_bias, 0, 1, first_kv, kv_rows}}));
   }
+  if (spec.head_norms) {
+    ASSIGN_OR_RETURN(layer.q_norm, loader.LoadVector({Vector(tensors.q_norm, hd)}));
+    ASSIGN_OR_RETURN(layer.k_norm, loader.LoadVector({Vector(tensors.k_norm, hd)}));
+  }
+  const Band out{tensors.attention_out, 0, spec.hidden, first_q, q_rows};
   ASSIGN_OR_RETURN(layer.out, loader.LoadMatrix({out}, out.rows, WeightRole::kLayer));
-  ASSIGN_OR_RETURN(layer.mlp_norm, loader.LoadGain(names.mlp_norm));
-  ASSIGN_OR_RETURN(layer.gate_up, loader.LoadMatrix({gate, up}, gate.rows + up.rows, WeightRole::kLayer));
-  ASSIGN_OR_RETURN(layer.down, loader.LoadMatrix({down}, down.rows, WeightRole::kLayer));
+  return absl::OkStatus();
+}
+
+/// Columns [first, first + width) of a dense MLP or of the shared expert.
+absl::Status LoadMlp(const ModelSpec& spec, const MlpParts& parts, int64_t first, int64_t width, WeightLoader& loader,
+                     LayerWeights& layer) {
+  ASSIGN_OR_RETURN(layer.gate_up, loader.LoadMatrix({RowsOf(parts.gate, first, width, spec.hidden),
+                                                     RowsOf(parts.up, first, width, spec.hidden)},
+                                                    2 * width, WeightRole::kLayer));
+  ASSIGN_OR_RETURN(layer.down, loader.LoadMatrix({ColumnsOf(parts.down, spec.hidden, first, width)}, spec.hidden,
+                                                 WeightRole::kLayer));
+  return absl::OkStatus();
+}
+
+/// The router is kept as precise as the LM head: small differences between its logits decide which experts are chosen.
+absl::StatusOr<std::unique_ptr<MoeWeights>> LoadMoe(const ModelSpec& spec, const Shard& shard, int64_t index,
+                                                    const LayerTensors& tensors, WeightLoader& loader, Ops& ops) {
+  const int64_t experts = spec.moe.experts;
+  auto moe = std::make_unique<MoeWeights>();
+  ASSIGN_OR_RETURN(moe->router,
+                   loader.LoadMatrix({{tensors.router, 0, experts, 0, spec.hidden}}, experts, WeightRole::kHead));
+  if (spec.moe.expert_bias) {
+    ASSIGN_OR_RETURN(moe->expert_bias, loader.LoadVector({Vector(tensors.expert_bias, experts)}));
+  }
+  ASSIGN_OR_RETURN(moe->experts, ops.PrepareExperts({.first = static_cast<int32_t>(shard.first_expert),
+                                                     .count = static_cast<int32_t>(shard.experts),
+                                                     .hidden = spec.hidden,
+                                                     .mlp = shard.expert_mlp}));
+  for (int64_t expert = shard.first_expert; expert < shard.first_expert + shard.experts; ++expert) {
+    const MlpParts parts = TensorsOfExpert(spec, index, expert);
+    const int64_t first = shard.first_expert_mlp, width = shard.expert_mlp;
+    const auto number = static_cast<int32_t>(expert);
+    RETURN_IF_ERROR(
+        loader.LoadExpert({RowsOf(parts.gate, first, width, spec.hidden), RowsOf(parts.up, first, width, spec.hidden)},
+                          number, ExpertMatrix::kGateUp, *moe->experts));
+    RETURN_IF_ERROR(loader.LoadExpert({ColumnsOf(parts.down, spec.hidden, first, width)}, number, ExpertMatrix::kDown,
+                                      *moe->experts));
+  }
+  loader.CountDevice(moe->experts->bytes());
+  return moe;
+}
+
+absl::StatusOr<LayerWeights> LoadLayer(const ModelSpec& spec, const Shard& shard, int64_t index, WeightLoader& loader,
+                                       Ops& ops) {
+  const LayerTensors tensors = TensorsOfLayer(spec, index);
+  LayerWeights layer;
+  RETURN_IF_ERROR(LoadAttention(spec, shard, tensors, loader, layer));
+  ASSIGN_OR_RETURN(layer.mlp_norm, loader.LoadVector({Vector(tensors.mlp_norm, spec.hidden)}));
+  if (!HasExperts(spec, index)) {
+    RETURN_IF_ERROR(LoadMlp(spec, tensors.mlp, shard.first_mlp, shard.mlp, loader, layer));
+    return layer;
+  }
+  if (shard.shared_mlp > 0) {
+    RETURN_IF_ERROR(LoadMlp(spec, tensors.mlp, shard.first_shared_mlp, shard.shared_mlp, loader, layer));
+  }
+  ASSIGN_OR_RETURN(layer.moe, LoadMoe(spec, shard, index, tensors, loader, ops));
   return layer;
 }
 
@@ -203,11 +288,11 @@ absl::StatusOr<ModelWeights> LoadWeights(const ModelSpec& spec, const Shard& sha
   ASSIGN_OR_RETURN(weights.embedding_memory,
                    loader.LoadTable(table, whole ? spec.vocabulary : shard.vocabulary_rows, &weights.embedding));
   for (int64_t i = 0; i < spec.layers; ++i) {
-    ASSIGN_OR_RETURN(LayerWeights layer, LoadLayer(spec, shard, i, loader));
+    ASSIGN_OR_RETURN(LayerWeights layer, LoadLayer(spec, shard, i, loader, ops));
     weights.layers.push_back(std::move(layer));
     report(loader.staged_bytes());
   }
-  ASSIGN_OR_RETURN(weights.final_norm, loader.LoadGain(final_norm));
+  ASSIGN_OR_RETURN(weights.final_norm, loader.LoadVector({Vector(final_norm, spec.hidden)}));
   const Band head{lm_head, shard.first_id, shard.stored_rows, 0, spec.hidden};
   ASSIGN_OR_RETURN(weights.lm_head, loader.LoadMatrix({head}, shard.vocabulary_rows, WeightRole::kHead));
   weights.bytes = loader.device_bytes();

@@ -13,16 +13,25 @@
 
 namespace quicksilver {
 
-/// One rank's slices of one layer, in device memory. Gains are floats.
+/// One rank's share of the routed experts of one layer.
+struct MoeWeights {
+  std::unique_ptr<GemmWeight> router;      ///< [E, H], equal on all ranks.
+  DeviceBuffer expert_bias;                ///< [E], with expert_bias.
+  std::unique_ptr<ExpertWeights> experts;  ///< E/tp of them, or of each Im/tp columns.
+};
+
+/// One rank's slices of one layer, in device memory. Gains and biases are floats.
 struct LayerWeights {
   DeviceBuffer attention_norm;          ///< [H]
   std::unique_ptr<GemmWeight> qkv;      ///< [(nh + 2 nkv) hd / tp, H]: queries, keys, values.
+  DeviceBuffer qkv_bias;                ///< [(nh + 2 nkv) hd / tp], with qkv_bias.
   DeviceBuffer q_norm;                  ///< [hd], with head_norms.
   DeviceBuffer k_norm;                  ///< [hd], with head_norms.
   std::unique_ptr<GemmWeight> out;      ///< [H, nh hd / tp]
   DeviceBuffer mlp_norm;                ///< [H]
-  std::unique_ptr<GemmWeight> gate_up;  ///< [2 I / tp, H]: gate, then up.
+  std::unique_ptr<GemmWeight> gate_up;  ///< [2 I / tp, H]: gate, then up. Of the shared expert in a layer of experts.
   std::unique_ptr<GemmWeight> down;     ///< [H, I / tp]
+  std::unique_ptr<MoeWeights> moe;      ///< Null: a dense layer.
 };
 
 struct ModelWeights {

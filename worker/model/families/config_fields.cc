@@ -11,7 +11,7 @@
 namespace quicksilver {
 namespace {
 
-std::string Shown(const nlohmann::json* value) {
+std::string TextOf(const nlohmann::json* value) {
   if (value == nullptr) return "none";
   return PrintableName(value->dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
@@ -22,6 +22,8 @@ const nlohmann::json* ConfigFields::Find(const char* name) const {
   const auto found = fields_.find(name);
   return found == fields_.end() || found->is_null() ? nullptr : &*found;
 }
+
+std::string ConfigFields::Shown(const char* name) const { return TextOf(Find(name)); }
 
 absl::Status ConfigFields::Error(const std::string& name, const std::string& expected, const std::string& found) const {
   return absl::InvalidArgumentError(
@@ -35,7 +37,16 @@ absl::StatusOr<int64_t> ConfigFields::Size(const char* name, int64_t max, std::o
     const uint64_t size = value->get<uint64_t>();
     if (size >= 1 && size <= static_cast<uint64_t>(max)) return static_cast<int64_t>(size);
   }
-  return Error(name, absl::StrCat("an integer from 1 to ", max), Shown(value));
+  return Error(name, absl::StrCat("an integer from 1 to ", max), Shown(name));
+}
+
+absl::StatusOr<int64_t> ConfigFields::Count(const char* name, int64_t max, int64_t when_absent) const {
+  const nlohmann::json* value = Find(name);
+  if (value != nullptr && value->is_number_unsigned() && value->get<uint64_t>() == 0) return 0;
+  if (value == nullptr) return when_absent;
+  const absl::StatusOr<int64_t> size = Size(name, max);
+  if (size.ok()) return size;
+  return Error(name, absl::StrCat("an integer from 0 to ", max), Shown(name));
 }
 
 absl::StatusOr<double> ConfigFields::Positive(const char* name, std::optional<double> when_absent) const {
@@ -45,21 +56,21 @@ absl::StatusOr<double> ConfigFields::Positive(const char* name, std::optional<do
     const double number = value->get<double>();
     if (std::isfinite(number) && number > 0.0) return number;
   }
-  return Error(name, "a number above 0", Shown(value));
+  return Error(name, "a number above 0", Shown(name));
 }
 
 absl::StatusOr<bool> ConfigFields::Flag(const char* name, bool when_absent) const {
   const nlohmann::json* value = Find(name);
   if (value == nullptr) return when_absent;
   if (value->is_boolean()) return value->get<bool>();
-  return Error(name, "true or false", Shown(value));
+  return Error(name, "true or false", Shown(name));
 }
 
 absl::StatusOr<std::string> ConfigFields::Text(const char* name, const std::string& when_absent) const {
   const nlohmann::json* value = Find(name);
   if (value == nullptr) return when_absent;
   if (value->is_string()) return value->get<std::string>();
-  return Error(name, "a string", Shown(value));
+  return Error(name, "a string", Shown(name));
 }
 
 absl::StatusOr<std::vector<TokenId>> ConfigFields::Ids(const char* name) const {
@@ -69,7 +80,7 @@ absl::StatusOr<std::vector<TokenId>> ConfigFields::Ids(const char* name) const {
   std::vector<TokenId> ids;
   for (const nlohmann::json& item : list) {
     if (!item.is_number_unsigned() || item.get<uint64_t>() > INT32_MAX) {
-      return Error(name, "a token id or a list of them", Shown(value));
+      return Error(name, "a token id or a list of them", Shown(name));
     }
     ids.push_back(item.get<TokenId>());
   }
@@ -85,7 +96,7 @@ absl::Status ConfigFields::Check(const std::vector<SupportedField>& fields) cons
                                        [&](const char* text) { return value == nlohmann::json::parse(text); });
     if (supported) continue;
     return Error(field.name, absl::StrCat(absl::StrJoin(field.supported, " or "), " (all that is supported)"),
-                 absent ? absl::StrCat("none, which means ", field.when_absent) : Shown(&value));
+                 absent ? absl::StrCat("none, which means ", field.when_absent) : TextOf(&value));
   }
   return absl::OkStatus();
 }

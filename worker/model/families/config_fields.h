@@ -29,6 +29,8 @@ class ConfigFields {
   /// A finite number above 0.
   absl::StatusOr<double> Positive(const char* name, std::optional<double> when_absent = std::nullopt) const;
   absl::StatusOr<bool> Flag(const char* name, bool when_absent) const;
+  /// An integer in [0, max].
+  absl::StatusOr<int64_t> Count(const char* name, int64_t max, int64_t when_absent) const;
   absl::StatusOr<std::string> Text(const char* name, const std::string& when_absent) const;
   /// One id or a list of ids, each in [0, 2^31). Empty when absent.
   absl::StatusOr<std::vector<TokenId>> Ids(const char* name) const;
@@ -36,6 +38,7 @@ class ConfigFields {
 
   bool Has(const char* name) const { return Find(name) != nullptr; }
   const nlohmann::json* Find(const char* name) const;  ///< nullptr when absent or null.
+  std::string Shown(const char* name) const;           ///< The value, for messages; "none" when absent or null.
   const std::string& file() const { return file_; }
   absl::Status Error(const std::string& name, const std::string& expected, const std::string& found) const;
 

@@ -3,7 +3,9 @@
 namespace quicksilver {
 
 const std::vector<Family>& Families() {
-  static const std::vector<Family> families = {SdarFamily(), LladaFamily()};
+  static const std::vector<Family> families = {SdarFamily(),     SdarMoeFamily(), LladaFamily(),   IlladaFamily(),
+                                               LladaMoeFamily(), Llada2Family(),  DreamFamily(),   FastDllmFamily(),
+                                               Qwen2Family(),    Qwen3Family(),   Qwen3MoeFamily()};
   return families;
 }
 

@@ -11,23 +11,40 @@ namespace quicksilver {
 
 class ConfigFields;
 
-/// What a family calls its tensors. Names of a layer follow `layer_prefix` + the layer's number + ".".
+/// What a family calls its tensors; nullptr: it has none of that kind. Names of a layer follow `layer_prefix` + the
+/// layer's number + ".".
 struct TensorNames {
-  const char* embedding;
-  const char* layer_prefix;
-  const char* attention_norm;
-  const char* q;
-  const char* k;
-  const char* v;
-  const char* q_norm;  ///< Of families with head_norms; else nullptr, as k_norm.
-  const char* k_norm;
-  const char* attention_out;
-  const char* mlp_norm;
-  const char* gate;
-  const char* up;
-  const char* down;
-  const char* final_norm;
-  const char* lm_head;
+  const char* embedding = nullptr;
+  const char* layer_prefix = nullptr;
+  const char* attention_norm = nullptr;
+  const char* qkv = nullptr;  ///< One matrix of all query, key and value rows, in place of the next three.
+  const char* q = nullptr;
+  const char* k = nullptr;
+  const char* v = nullptr;
+  const char* q_bias = nullptr;  ///< Of families with qkv_bias, as the next two.
+  const char* k_bias = nullptr;
+  const char* v_bias = nullptr;
+  const char* q_norm = nullptr;  ///< Of families with head_norms, as k_norm.
+  const char* k_norm = nullptr;
+  const char* attention_out = nullptr;
+  const char* mlp_norm = nullptr;
+  const char* gate = nullptr;  ///< Of a dense layer, as the next two.
+  const char* up = nullptr;
+  const char* down = nullptr;
+  const char* router = nullptr;  ///< Of a layer of experts, as all that follow.
+  const char* expert_bias = nullptr;
+  const char* expert_prefix = nullptr;  ///< Followed by the expert's number, "." and …
+  const char* expert_gate = nullptr;    ///< … these.
+  const char* expert_up = nullptr;
+  const char* expert_down = nullptr;
+  const char* stacked_gate = nullptr;  ///< [E, Im, H], instead of tensors an expert.
+  const char* stacked_up = nullptr;    ///< [E, Im, H]
+  const char* stacked_down = nullptr;  ///< [E, H, Im]
+  const char* shared_gate = nullptr;
+  const char* shared_up = nullptr;
+  const char* shared_down = nullptr;
+  const char* final_norm = nullptr;
+  const char* lm_head = nullptr;
 };
 
 /// One model family: data, and the reading of its config.json.
@@ -38,11 +55,11 @@ struct Family {
   TensorNames tensors;
 
   // Special tokens, looked up in this order: config.json and generation_config.json, the tokenizer by content, and for
-  // the published vocabulary by id.
-  const char* mask_token;
+  // a published vocabulary by id.
+  const char* mask_token;  ///< nullptr: the family has no mask.
   std::vector<const char*> stop_tokens;
-  int64_t published_vocabulary;
-  TokenId published_mask_id;
+  std::vector<int64_t> published_vocabularies;
+  TokenId published_mask_id = -1;
   std::vector<TokenId> published_stop_ids;
 
   /// Fills in everything of the spec that config.json alone decides.
@@ -55,8 +72,17 @@ const std::vector<Family>& Families();
 /// nullptr: none of that architecture.
 const Family* FindFamily(const std::string& architecture);
 
-const Family& SdarFamily();
+const Family& DreamFamily();
+const Family& FastDllmFamily();
+const Family& IlladaFamily();
+const Family& Llada2Family();
 const Family& LladaFamily();
+const Family& LladaMoeFamily();
+const Family& Qwen2Family();
+const Family& Qwen3Family();
+const Family& Qwen3MoeFamily();
+const Family& SdarFamily();
+const Family& SdarMoeFamily();
 
 // Bounds of what config.json may ask for, far above any model, so that products of sizes fit 64 bits.
 inline constexpr int64_t kWidthMax = 1 << 20;
