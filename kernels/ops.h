@@ -107,6 +107,15 @@ struct RopeParameters {
   bool full_precision = false;
 };
 
+/// What an RMSNorm multiplies by.
+struct NormGain {
+  NormGain(const float* of_columns, bool multiply_in_float = false)  // NOLINT: a plain gain is one
+      : values(of_columns), in_float(multiply_in_float) {}
+
+  const float* values;  ///< [cols] floats on the device; null: ones.
+  bool in_float;        ///< Multiply in float and round once (DiffusionGemma), instead of rounding before it.
+};
+
 /// What happens to queries and keys between their projection and the attention.
 struct HeadTransform {
   const float* q_gain = nullptr;  ///< [hd] device: RMSNorm of every query head. Null: none.
@@ -227,11 +236,21 @@ class Ops {
   virtual void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) = 0;
 
   /// out[n,h] = act(x[n,h] / sqrt(mean_h(x[n,h]^2) + epsilon)) * gain[h]; act() rounds to the activation type before
-  /// the gain (models.md §0.2). Sums in float. x, out: [N, H]; gain: [H] floats on the device. `out` may be `x`.
-  virtual void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) = 0;
+  /// the gain (models.md §0.2) unless gain.in_float. Sums in float. x, out: [N, H]. `out` may be `x`.
+  virtual void RmsNorm(ConstMatrix x, NormGain gain, float epsilon, Matrix out) = 0;
 
   /// x[n,h] += y[n,h], rounded to the activation type; then out = RmsNorm(x). x, y, out: [N, H], all different.
-  virtual void AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) = 0;
+  virtual void AddRmsNorm(ConstMatrix y, NormGain gain, float epsilon, Matrix x, Matrix out) = 0;
+
+  /// x[n,h] += RmsNorm(y)[n,h], both rounded to the activation type. x, y: [N, H], different.
+  virtual void AddNormed(ConstMatrix y, NormGain gain, float epsilon, Matrix x) = 0;
+
+  /// x[n,h] *= *factor, rounded to the activation type. factor: a float on the device.
+  virtual void Scale(const float* factor, Matrix x) = 0;
+
+  /// Rows with rows[n] >= 0 become RmsNorm(x + y) without a gain, x + y rounded to the activation type first. The
+  /// others stay. rows: [N] device; x, y: [N, H], different.
+  virtual void AddRmsNormTo(const int32_t* rows, ConstMatrix y, float epsilon, Matrix x) = 0;
 
   /// out = x * weight^T. x: [N, in]; out: [N, out], of the activation type or f32. Accumulates in float.
   virtual void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) = 0;

@@ -100,8 +100,11 @@ class CpuOps final : public Ops {
   }
 
   void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override;
-  void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) override;
-  void AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) override;
+  void RmsNorm(ConstMatrix x, NormGain gain, float epsilon, Matrix out) override;
+  void AddRmsNorm(ConstMatrix y, NormGain gain, float epsilon, Matrix x, Matrix out) override;
+  void AddNormed(ConstMatrix y, NormGain gain, float epsilon, Matrix x) override;
+  void Scale(const float* factor, Matrix x) override;
+  void AddRmsNormTo(const int32_t* rows, ConstMatrix y, float epsilon, Matrix x) override;
   void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) override;
   void AddBias(const float* bias, Matrix x) override;
   void RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
@@ -140,7 +143,7 @@ class CpuOps final : public Ops {
     });
   }
 
-  void NormHeads(const float* gain, float epsilon, int32_t heads, Matrix x);
+  void NormHeads(NormGain gain, float epsilon, int32_t heads, Matrix x);
   void Rotate(const StepLayout& layout, const RopeParameters& rope, int32_t heads, Matrix x);
   void WriteKv(const StepLayout& layout, ConstMatrix k, ConstMatrix v, const KvLayer& cache);
   const RopeTable& TableFor(const RopeParameters& rope, const RopePairs& pairs, int64_t positions);
@@ -173,14 +176,14 @@ void CpuOps::Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matr
   }
 }
 
-void CpuOps::RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) {
+void CpuOps::RmsNorm(ConstMatrix x, NormGain gain, float epsilon, Matrix out) {
   CHECK(SameShape(x, out));
   ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) {
     NormaliseRows(RowBand(x, first, count), 1, gain, epsilon, RowBand(out, first, count));
   });
 }
 
-void CpuOps::AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) {
+void CpuOps::AddRmsNorm(ConstMatrix y, NormGain gain, float epsilon, Matrix x, Matrix out) {
   CHECK(SameShape(y, x) && SameShape(x, out));
   ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) {
     const Matrix band = RowBand(x, first, count);
@@ -189,8 +192,25 @@ void CpuOps::AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix 
   });
 }
 
-void CpuOps::NormHeads(const float* gain, float epsilon, int32_t heads, Matrix x) {
-  if (gain == nullptr) return;
+void CpuOps::AddNormed(ConstMatrix y, NormGain gain, float epsilon, Matrix x) {
+  CHECK(SameShape(y, x));
+  ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) {
+    AddNormalisedRows(RowBand(y, first, count), gain, epsilon, RowBand(x, first, count));
+  });
+}
+
+void CpuOps::Scale(const float* factor, Matrix x) {
+  ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) { ScaleRows(*factor, RowBand(x, first, count)); });
+}
+
+void CpuOps::AddRmsNormTo(const int32_t* rows, ConstMatrix y, float epsilon, Matrix x) {
+  CHECK(SameShape(y, x));
+  for (int64_t n = 0; n < x.rows; ++n) {
+    if (rows[n] >= 0) AddRmsNorm(RowBand(y, n, 1), nullptr, epsilon, RowBand(x, n, 1), RowBand(x, n, 1));
+  }
+}
+
+void CpuOps::NormHeads(NormGain gain, float epsilon, int32_t heads, Matrix x) {
   ForBands(x.rows, x.cols, [&](int64_t first, int64_t count) {
     const Matrix band = RowBand(x, first, count);
     NormaliseRows(band, heads, gain, epsilon, band);
@@ -258,10 +278,12 @@ void CpuOps::RotateAndCache(const StepLayout& layout, const HeadTransform& trans
   const int64_t head_size = qkv.cols / (heads + 2 * kv_heads);
   const Matrix q = ColumnBand(qkv, 0, heads * head_size);
   const Matrix k = ColumnBand(qkv, q.cols, kv_heads * head_size);
-  NormHeads(transform.q_gain, transform.epsilon, heads, q);
-  NormHeads(transform.k_gain, transform.epsilon, kv_heads, k);
+  const Matrix v = ColumnBand(qkv, q.cols + k.cols, k.cols);
+  if (transform.q_gain != nullptr) NormHeads({transform.q_gain, transform.float_gain}, transform.epsilon, heads, q);
+  if (transform.k_gain != nullptr) NormHeads({transform.k_gain, transform.float_gain}, transform.epsilon, kv_heads, k);
+  if (transform.norm_values) NormHeads(nullptr, transform.epsilon, kv_heads, v);
   Rotate(layout, transform.rope, heads + kv_heads, ColumnBand(qkv, 0, q.cols + k.cols));
-  WriteKv(layout, k, ColumnBand(qkv, q.cols + k.cols, k.cols), cache);
+  WriteKv(layout, k, v, cache);
 }
 
 void CpuOps::Rotate(const StepLayout& layout, const RopeParameters& rope, int32_t heads, Matrix x) {

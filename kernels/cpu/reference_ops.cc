@@ -14,16 +14,24 @@ namespace {
 
 bool SameShape(const ConstMatrix& a, const ConstMatrix& b) { return a.rows == b.rows && a.cols == b.cols; }
 
-/// Normalises x[n, first .. first + size) into out.
-void NormaliseRun(const ConstMatrix& x, int64_t n, int64_t first, int64_t size, const float* gain, float epsilon,
-                  const Matrix& out) {
+/// x[n, first + h] times this is normalised, for h < size.
+float NormScale(const ConstMatrix& x, int64_t n, int64_t first, int64_t size, float epsilon) {
   float sum_squares = 0.0f;
   for (int64_t h = 0; h < size; ++h) sum_squares += Load(x, n, first + h) * Load(x, n, first + h);
-  const float scale = 1.0f / std::sqrt(sum_squares / static_cast<float>(size) + epsilon);
-  for (int64_t h = 0; h < size; ++h) {
-    const float normalised = RoundTo(out.dtype, Load(x, n, first + h) * scale);
-    Store(out, n, first + h, normalised * gain[h]);
-  }
+  return 1.0f / std::sqrt(sum_squares / static_cast<float>(size) + epsilon);
+}
+
+float Gained(float normalised, NormGain gain, int64_t h, DType type) {
+  if (gain.values == nullptr) return normalised;
+  return (gain.in_float ? normalised : RoundTo(type, normalised)) * gain.values[h];
+}
+
+/// Normalises x[n, first .. first + size) into out.
+void NormaliseRun(const ConstMatrix& x, int64_t n, int64_t first, int64_t size, NormGain gain, float epsilon,
+                  const Matrix& out) {
+  const float scale = NormScale(x, n, first, size, epsilon);
+  for (int64_t h = 0; h < size; ++h)
+    Store(out, n, first + h, Gained(Load(x, n, first + h) * scale, gain, h, out.dtype));
 }
 
 }  // namespace
@@ -65,12 +73,12 @@ void ReferenceOps::Embed(const int32_t* ids, ConstMatrix table, int64_t first_id
   }
 }
 
-void ReferenceOps::RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) {
+void ReferenceOps::RmsNorm(ConstMatrix x, NormGain gain, float epsilon, Matrix out) {
   CHECK(SameShape(x, out));
   for (int64_t n = 0; n < x.rows; ++n) NormaliseRun(x, n, 0, x.cols, gain, epsilon, out);
 }
 
-void ReferenceOps::AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) {
+void ReferenceOps::AddRmsNorm(ConstMatrix y, NormGain gain, float epsilon, Matrix x, Matrix out) {
   CHECK(SameShape(y, x));
   for (int64_t n = 0; n < x.rows; ++n) {
     for (int64_t h = 0; h < x.cols; ++h) Store(x, n, h, Load(x, n, h) + Load(y, n, h));
@@ -78,14 +86,41 @@ void ReferenceOps::AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, M
   RmsNorm(x, gain, epsilon, out);
 }
 
+void ReferenceOps::AddNormed(ConstMatrix y, NormGain gain, float epsilon, Matrix x) {
+  CHECK(SameShape(y, x));
+  for (int64_t n = 0; n < x.rows; ++n) {
+    const float scale = NormScale(y, n, 0, y.cols, epsilon);
+    for (int64_t h = 0; h < x.cols; ++h) {
+      const float normed = RoundTo(x.dtype, Gained(Load(y, n, h) * scale, gain, h, x.dtype));
+      Store(x, n, h, Load(x, n, h) + normed);
+    }
+  }
+}
+
+void ReferenceOps::Scale(const float* factor, Matrix x) {
+  for (int64_t n = 0; n < x.rows; ++n) {
+    for (int64_t h = 0; h < x.cols; ++h) Store(x, n, h, Load(x, n, h) * *factor);
+  }
+}
+
+void ReferenceOps::AddRmsNormTo(const int32_t* rows, ConstMatrix y, float epsilon, Matrix x) {
+  CHECK(SameShape(y, x));
+  for (int64_t n = 0; n < x.rows; ++n) {
+    if (rows[n] < 0) continue;
+    for (int64_t h = 0; h < x.cols; ++h) Store(x, n, h, Load(x, n, h) + Load(y, n, h));
+    NormaliseRun(x, n, 0, x.cols, nullptr, epsilon, x);
+  }
+}
+
 void ReferenceOps::RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads,
                                   int32_t kv_heads, const KvLayer& cache, Matrix qkv) {
   CHECK(heads > 0 && kv_heads > 0 && qkv.rows == layout.rows && qkv.cols % (heads + 2 * kv_heads) == 0);
   const int64_t head_size = qkv.cols / (heads + 2 * kv_heads), rotated = heads + kv_heads;
   for (int64_t n = 0; n < qkv.rows; ++n) {
-    for (int64_t head = 0; head < rotated; ++head) {
-      const float* gain = head < heads ? transform.q_gain : transform.k_gain;
-      if (gain != nullptr) NormaliseRun(qkv, n, head * head_size, head_size, gain, transform.epsilon, qkv);
+    for (int64_t head = 0; head < rotated + kv_heads; ++head) {
+      const float* gain = head < heads ? transform.q_gain : head < rotated ? transform.k_gain : nullptr;
+      if (gain == nullptr && (head < rotated || !transform.norm_values)) continue;
+      NormaliseRun(qkv, n, head * head_size, head_size, {gain, transform.float_gain}, transform.epsilon, qkv);
     }
   }
   Rotate(layout, transform.rope, heads + kv_heads, ColumnBand(qkv, 0, rotated * head_size));

@@ -36,21 +36,52 @@ QS_INLINE T* Row(const Matrix& m, int64_t n) {
 }
 
 template <typename T>
-QS_INLINE void NormaliseRun(const T* x, int64_t size, const float* gain, float epsilon, T* out) {
+QS_INLINE float NormScale(const T* x, int64_t size, float epsilon) {
   Floats squares = {};
   for (int64_t c = 0; c < size; c += kLanes) {
     const Floats v = LoadAt(x, c, size);
     squares += v * v;
   }
-  const float scale = 1.0f / __builtin_sqrtf(simd::Sum(squares) / static_cast<float>(size) + epsilon);
-  for (int64_t c = 0; c < size; c += kLanes) {
-    const Floats normalised = simd::RoundAs(x, LoadAt(x, c, size) * scale);
-    StoreAt(out, c, size, normalised * LoadAt(gain, c, size));
+  return 1.0f / __builtin_sqrtf(simd::Sum(squares) / static_cast<float>(size) + epsilon);
+}
+
+// Elements [c, c + kLanes) of the normalised x.
+template <typename T>
+QS_INLINE Floats NormalisedAt(const T* x, int64_t c, int64_t size, float scale, const NormGain& gain) {
+  const Floats normalised = LoadAt(x, c, size) * scale;
+  if (gain.values == nullptr) return normalised;
+  return (gain.in_float ? normalised : simd::RoundAs(x, normalised)) * LoadAt(gain.values, c, size);
+}
+
+template <typename T>
+QS_INLINE void NormaliseRun(const T* x, int64_t size, const NormGain& gain, float epsilon, T* out) {
+  const float scale = NormScale(x, size, epsilon);
+  for (int64_t c = 0; c < size; c += kLanes) StoreAt(out, c, size, NormalisedAt(x, c, size, scale, gain));
+}
+
+template <typename T>
+QS_INLINE void AddNormalised(const ConstMatrix& y, const NormGain& gain, float epsilon, const Matrix& x) {
+  for (int64_t n = 0; n < x.rows; ++n) {
+    const T* from = Row<T>(y, n);
+    T* to = Row<T>(x, n);
+    const float scale = NormScale(from, y.cols, epsilon);
+    for (int64_t c = 0; c < x.cols; c += kLanes) {
+      const Floats normed = simd::RoundAs(from, NormalisedAt(from, c, y.cols, scale, gain));
+      StoreAt(to, c, x.cols, LoadAt(to, c, x.cols) + normed);
+    }
   }
 }
 
 template <typename T>
-QS_INLINE void Normalise(const ConstMatrix& x, int64_t heads, const float* gain, float epsilon, const Matrix& out) {
+QS_INLINE void Scale(float factor, const Matrix& x) {
+  for (int64_t n = 0; n < x.rows; ++n) {
+    T* to = Row<T>(x, n);
+    for (int64_t c = 0; c < x.cols; c += kLanes) StoreAt(to, c, x.cols, LoadAt(to, c, x.cols) * factor);
+  }
+}
+
+template <typename T>
+QS_INLINE void Normalise(const ConstMatrix& x, int64_t heads, const NormGain& gain, float epsilon, const Matrix& out) {
   const int64_t size = x.cols / heads;
   for (int64_t n = 0; n < x.rows; ++n) {
     for (int64_t head = 0; head < heads; ++head) {
@@ -145,11 +176,27 @@ QS_INLINE void Convert(const ConstMatrix& from, const Matrix& to) {
 
 }  // namespace
 
-QS_MULTIVERSIONED void NormaliseRows(ConstMatrix x, int64_t heads, const float* gain, float epsilon, Matrix out) {
+QS_MULTIVERSIONED void NormaliseRows(ConstMatrix x, int64_t heads, NormGain gain, float epsilon, Matrix out) {
   if (x.dtype == DType::kF32) {
     Normalise<float>(x, heads, gain, epsilon, out);
   } else {
     Normalise<uint16_t>(x, heads, gain, epsilon, out);
+  }
+}
+
+QS_MULTIVERSIONED void AddNormalisedRows(ConstMatrix y, NormGain gain, float epsilon, Matrix x) {
+  if (x.dtype == DType::kF32) {
+    AddNormalised<float>(y, gain, epsilon, x);
+  } else {
+    AddNormalised<uint16_t>(y, gain, epsilon, x);
+  }
+}
+
+QS_MULTIVERSIONED void ScaleRows(float factor, Matrix x) {
+  if (x.dtype == DType::kF32) {
+    Scale<float>(factor, x);
+  } else {
+    Scale<uint16_t>(factor, x);
   }
 }
 

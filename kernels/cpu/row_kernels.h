@@ -12,8 +12,11 @@ namespace quicksilver {
 // caller.
 
 /// RMSNorm of `heads` runs of cols / heads elements in every row.
-void NormaliseRows(ConstMatrix x, int64_t heads, const float* gain, float epsilon, Matrix out);
+void NormaliseRows(ConstMatrix x, int64_t heads, NormGain gain, float epsilon, Matrix out);
+/// x += RMSNorm(y), both rounded.
+void AddNormalisedRows(ConstMatrix y, NormGain gain, float epsilon, Matrix x);
 void AddRows(ConstMatrix y, Matrix x);
+void ScaleRows(float factor, Matrix x);
 void AddBiasRows(const float* bias, Matrix x);
 /// out[n, i] = activation(gate_up[n, i]) * gate_up[n, I + i]. `out` may be the first half of gate_up.
 void GatedMulRows(Activation activation, ConstMatrix gate_up, Matrix out);

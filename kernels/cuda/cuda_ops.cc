@@ -70,8 +70,11 @@ class CudaOps final : public Ops {
   void BeginStep(const StepLayout& layout) override;
   absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host, WeightRole role) override;
   void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override;
-  void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) override;
-  void AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) override;
+  void RmsNorm(ConstMatrix x, NormGain gain, float epsilon, Matrix out) override;
+  void AddRmsNorm(ConstMatrix y, NormGain gain, float epsilon, Matrix x, Matrix out) override;
+  void AddNormed(ConstMatrix y, NormGain gain, float epsilon, Matrix x) override;
+  void Scale(const float* factor, Matrix x) override;
+  void AddRmsNormTo(const int32_t* rows, ConstMatrix y, float epsilon, Matrix x) override;
   void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) override;
   void AddBias(const float* bias, Matrix x) override;
   void RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
@@ -318,14 +321,28 @@ void CudaOps::Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Mat
   Enqueue("Embed", [&] { return LaunchLookUp(ids, table, first_id, out, stream()); });
 }
 
-void CudaOps::RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) {
+void CudaOps::RmsNorm(ConstMatrix x, NormGain gain, float epsilon, Matrix out) {
   CHECK(SameShape(x, out) && x.cols <= kNormColumnsMax);
   Enqueue("RmsNorm", [&] { return LaunchRmsNorm(x, gain, epsilon, out, stream()); });
 }
 
-void CudaOps::AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) {
+void CudaOps::AddRmsNorm(ConstMatrix y, NormGain gain, float epsilon, Matrix x, Matrix out) {
   CHECK(SameShape(y, x) && SameShape(x, out) && x.cols <= kNormColumnsMax);
   Enqueue("AddRmsNorm", [&] { return LaunchAddRmsNorm(y, gain, epsilon, x, out, stream()); });
+}
+
+void CudaOps::AddNormed(ConstMatrix y, NormGain gain, float epsilon, Matrix x) {
+  CHECK(SameShape(y, x) && x.cols <= kNormColumnsMax);
+  Enqueue("AddNormed", [&] { return LaunchAddNormed(y, gain, epsilon, x, stream()); });
+}
+
+void CudaOps::Scale(const float* factor, Matrix x) {
+  Enqueue("Scale", [&] { return LaunchScale(factor, x, stream()); });
+}
+
+void CudaOps::AddRmsNormTo(const int32_t* rows, ConstMatrix y, float epsilon, Matrix x) {
+  CHECK(SameShape(y, x) && x.cols <= kNormColumnsMax);
+  Enqueue("AddRmsNormTo", [&] { return LaunchAddRmsNormTo(rows, y, epsilon, x, stream()); });
 }
 
 void CudaOps::AddBias(const float* bias, Matrix x) {
@@ -371,6 +388,8 @@ void CudaOps::RotateAndCache(const StepLayout& layout, const HeadTransform& tran
                                        .slots = layout.slots,
                                        .q_gain = transform.q_gain,
                                        .k_gain = transform.k_gain,
+                                       .float_gain = transform.float_gain,
+                                       .norm_values = transform.norm_values,
                                        .epsilon = transform.epsilon,
                                        .heads = heads,
                                        .kv_heads = kv_heads,

@@ -55,6 +55,8 @@ struct RotateCall {
   const int32_t* slots;
   const float* q_gain;
   const float* k_gain;
+  bool float_gain;
+  bool norm_values;
   float epsilon;
   int32_t heads;
   int32_t kv_heads;
@@ -79,6 +81,15 @@ __device__ __forceinline__ void LoadPairs(const T* head, const PairPlaces& at, P
   }
 }
 
+template <int kSteps>
+__device__ __forceinline__ void SetPairs(float value, Pairs<kSteps>& pairs) {
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) pairs.low[k][j] = pairs.high[k][j] = value;
+  }
+}
+
 template <typename T, int kSteps>
 __device__ __forceinline__ void StorePairs(T* head, const PairPlaces& at, const Pairs<kSteps>& pairs) {
 #pragma unroll
@@ -90,7 +101,7 @@ __device__ __forceinline__ void StorePairs(T* head, const PairPlaces& at, const 
 }
 
 template <typename T, int kSteps>
-__device__ __forceinline__ void NormPairs(const Pairs<kSteps>& gains, int32_t half, float epsilon,
+__device__ __forceinline__ void NormPairs(const Pairs<kSteps>& gains, bool float_gain, int32_t half, float epsilon,
                                           Pairs<kSteps>& pairs) {
   float squares = 0.0f;
 #pragma unroll
@@ -102,12 +113,16 @@ __device__ __forceinline__ void NormPairs(const Pairs<kSteps>& gains, int32_t ha
     }
   }
   const float scale = NormScale(WarpSum(squares), static_cast<float>(2 * half), epsilon);
+  const auto normed = [&](float value, float gain) {
+    value = __fmul_rn(value, scale);
+    return RoundedTo<T>(__fmul_rn(float_gain ? value : RoundedTo<T>(value), gain));
+  };
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      pairs.low[k][j] = RoundedTo<T>(__fmul_rn(RoundedTo<T>(__fmul_rn(pairs.low[k][j], scale)), gains.low[k][j]));
-      pairs.high[k][j] = RoundedTo<T>(__fmul_rn(RoundedTo<T>(__fmul_rn(pairs.high[k][j], scale)), gains.high[k][j]));
+      pairs.low[k][j] = normed(pairs.low[k][j], gains.low[k][j]);
+      pairs.high[k][j] = normed(pairs.high[k][j], gains.high[k][j]);
     }
   }
 }
@@ -128,7 +143,7 @@ __device__ __forceinline__ void RotatePairs(const float2* angles, int32_t turned
   }
 }
 
-// A row is blockIdx.x; a warp does one of its heads: queries, then keys, then values, which are only stored.
+// A row is blockIdx.x; a warp does one of its heads: queries, then keys, then values, which are not rotated.
 template <typename T, int kSteps>
 __global__ void __launch_bounds__(kWarps * 32) RotateAndCacheKernel(RotateCall<T> call) {
   const int64_t n = blockIdx.x;
@@ -137,7 +152,8 @@ __global__ void __launch_bounds__(kWarps * 32) RotateAndCacheKernel(RotateCall<T
   const int32_t rotated = call.heads + call.kv_heads, half = at.half;
   const bool is_query = head < call.heads, is_value = head >= rotated;
   const float* gain = is_value ? nullptr : is_query ? call.q_gain : call.k_gain;
-  Pairs<kSteps> gains = {};
+  Pairs<kSteps> gains;
+  SetPairs(1.0f, gains);
   // No kernel writes a gain, so it may be read before the kernels ahead are done.
   if (gain != nullptr) LoadPairs(gain, at, gains);
   DependencyWait();
@@ -146,8 +162,11 @@ __global__ void __launch_bounds__(kWarps * 32) RotateAndCacheKernel(RotateCall<T
   T* const data = call.qkv + n * call.stride + int64_t{head} * 2 * half;
   Pairs<kSteps> pairs;
   LoadPairs(static_cast<const T*>(data), at, pairs);
+  if (is_value ? call.norm_values : gain != nullptr) {
+    NormPairs<T>(gains, call.float_gain, half, call.epsilon, pairs);
+    if (is_value) StorePairs(data, at, pairs);
+  }
   if (!is_value) {
-    if (gain != nullptr) NormPairs<T>(gains, half, call.epsilon, pairs);
     RotatePairs(call.angles + n * call.turned, call.turned, pairs);
     StorePairs(data, at, pairs);
   }
@@ -178,6 +197,8 @@ cudaError_t Rotate(const RotateArguments& a, cudaStream_t stream) {
                               .slots = a.slots,
                               .q_gain = a.q_gain,
                               .k_gain = a.k_gain,
+                              .float_gain = a.float_gain,
+                              .norm_values = a.norm_values,
                               .epsilon = a.epsilon,
                               .heads = a.heads,
                               .kv_heads = a.kv_heads,

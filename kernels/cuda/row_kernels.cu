@@ -90,28 +90,78 @@ __global__ void __launch_bounds__(kThreads) SiluMulKernel(ConstRows<T> gate_up, 
   StoreRun(out.at(n, c), cols - c, gate);
 }
 
+template <typename T>
+__global__ void __launch_bounds__(kThreads) ScaleKernel(const float* factor, int64_t cols, Rows<T> x) {
+  DependencyWait();
+  DependencyLaunch();
+  const int64_t n = blockIdx.x, c = FirstColumn<kRun<T>>();
+  if (c >= cols) return;
+  float v[kRun<T>];
+  LoadRun(x.at(n, c), cols - c, v);
+#pragma unroll
+  for (int i = 0; i < kRun<T>; ++i) v[i] = __fmul_rn(v[i], *factor);
+  StoreRun(x.at(n, c), cols - c, v);
+}
+
+enum class NormKind {
+  kPlain,   ///< out = norm(x)
+  kSum,     ///< x += y, out = norm(x), in the rows that are chosen.
+  kAddend,  ///< x += norm(y)
+};
+
+template <typename T>
+struct NormCall {
+  ConstRows<T> y;
+  const int32_t* rows;  ///< Null: every row is chosen. Else those that are not negative.
+  NormGain gain;
+  float epsilon;
+  int64_t cols;
+  Rows<T> x;
+  Rows<T> out;
+};
+
+template <typename T, int kRuns>
+__device__ __forceinline__ void NormRuns(const NormGain& gain, float scale, const float (&gains)[kRuns][kRun<T>],
+                                         float (&v)[kRuns][kRun<T>]) {
+#pragma unroll
+  for (int k = 0; k < kRuns; ++k) {
+#pragma unroll
+    for (int i = 0; i < kRun<T>; ++i) {
+      const float normed = __fmul_rn(v[k][i], scale);
+      v[k][i] = __fmul_rn(gain.in_float ? normed : RoundedTo<T>(normed), gains[k][i]);
+    }
+  }
+}
+
 // One block a row. A thread holds kRuns runs of it, blockDim.x runs apart.
-template <typename T, int kRuns, bool kAdd>
-__global__ void __launch_bounds__(kNormThreadsMax)
-    RmsNormKernel(ConstRows<T> y, const float* gain, float epsilon, int64_t cols, Rows<T> x, Rows<T> out) {
+template <typename T, int kRuns, NormKind kKind>
+__global__ void __launch_bounds__(kNormThreadsMax) RmsNormKernel(NormCall<T> call) {
   const int64_t n = blockIdx.x;
   float gains[kRuns][kRun<T>], v[kRuns][kRun<T>];
   const auto column = [](int k) { return (int64_t{k} * blockDim.x + threadIdx.x) * kRun<T>; };
   // No kernel writes a gain, so it may be read before the kernels ahead are done.
 #pragma unroll
-  for (int k = 0; k < kRuns; ++k) LoadRun(gain + column(k), cols - column(k), gains[k]);
+  for (int k = 0; k < kRuns; ++k) {
+#pragma unroll
+    for (int i = 0; i < kRun<T>; ++i) gains[k][i] = 1.0f;
+    if (call.gain.values != nullptr) LoadRun(call.gain.values + column(k), call.cols - column(k), gains[k]);
+  }
   DependencyWait();
   DependencyLaunch();
+  if (call.rows != nullptr && call.rows[n] < 0) return;  // The whole block.
 #pragma unroll
-  for (int k = 0; k < kRuns; ++k) LoadRun(x.at(n, column(k)), cols - column(k), v[k]);
-  if constexpr (kAdd) {
+  for (int k = 0; k < kRuns; ++k) {
+    const T* const from = kKind == NormKind::kAddend ? call.y.at(n, column(k)) : call.x.at(n, column(k));
+    LoadRun(from, call.cols - column(k), v[k]);
+  }
+  if constexpr (kKind == NormKind::kSum) {
 #pragma unroll
     for (int k = 0; k < kRuns; ++k) {
       float other[kRun<T>];
-      LoadRun(y.at(n, column(k)), cols - column(k), other);
+      LoadRun(call.y.at(n, column(k)), call.cols - column(k), other);
 #pragma unroll
       for (int i = 0; i < kRun<T>; ++i) v[k][i] = RoundedTo<T>(__fadd_rn(v[k][i], other[i]));
-      StoreRun(x.at(n, column(k)), cols - column(k), v[k]);
+      StoreRun(call.x.at(n, column(k)), call.cols - column(k), v[k]);
     }
   }
   float squares = 0.0f;
@@ -121,39 +171,52 @@ __global__ void __launch_bounds__(kNormThreadsMax)
     for (int i = 0; i < kRun<T>; ++i) squares = __fmaf_rn(v[k][i], v[k][i], squares);
   }
   const float sum = BlockSum(squares, reinterpret_cast<float*>(SharedMemory()));
-  const float scale = NormScale(sum, static_cast<float>(cols), epsilon);
+  NormRuns<T>(call.gain, NormScale(sum, static_cast<float>(call.cols), call.epsilon), gains, v);
 #pragma unroll
   for (int k = 0; k < kRuns; ++k) {
+    if constexpr (kKind == NormKind::kAddend) {
+      float other[kRun<T>];
+      LoadRun(call.x.at(n, column(k)), call.cols - column(k), other);
 #pragma unroll
-    for (int i = 0; i < kRun<T>; ++i) {
-      v[k][i] = __fmul_rn(RoundedTo<T>(__fmul_rn(v[k][i], scale)), gains[k][i]);
+      for (int i = 0; i < kRun<T>; ++i) v[k][i] = __fadd_rn(other[i], RoundedTo<T>(v[k][i]));
     }
-    StoreRun(out.at(n, column(k)), cols - column(k), v[k]);
+    StoreRun(call.out.at(n, column(k)), call.cols - column(k), v[k]);
   }
 }
 
-/// `y`: null for RmsNorm alone.
-template <typename T, bool kAdd>
-cudaError_t NormRows(const ConstMatrix& y, const float* gain, float epsilon, const Matrix& x, const Matrix& out,
-                     cudaStream_t stream) {
-  const int64_t runs = (x.cols + kRun<T> - 1) / kRun<T>;
+struct NormArguments {
+  ConstMatrix y;
+  const int32_t* rows = nullptr;
+  NormGain gain = nullptr;
+  float epsilon = 0.0f;
+  Matrix x;
+  Matrix out;
+};
+
+template <typename T, NormKind kKind>
+cudaError_t NormRowsOf(const NormArguments& a, cudaStream_t stream) {
+  const int64_t runs = (a.x.cols + kRun<T> - 1) / kRun<T>;
   const int64_t threads = std::min<int64_t>((runs + 31) / 32 * 32, kNormThreadsMax);
-  const LaunchShape shape = {.grid = dim3(static_cast<unsigned int>(x.rows)),
+  const LaunchShape shape = {.grid = dim3(static_cast<unsigned int>(a.x.rows)),
                              .block = dim3(static_cast<unsigned int>(threads)),
                              .shared_bytes = kNormThreadsMax / 32 * sizeof(float),
                              .stream = stream,
                              .overlap = true};
-  const auto launch = [&](auto* kernel) {
-    return Launch(kernel, shape, ConstRows<T>(y), gain, epsilon, x.cols, Rows<T>(x), Rows<T>(out));
-  };
+  const NormCall<T> call = {ConstRows<T>(a.y), a.rows, a.gain, a.epsilon, a.x.cols, Rows<T>(a.x), Rows<T>(a.out)};
   const int64_t runs_of_thread = (runs + threads - 1) / threads;
-  if (runs_of_thread <= 1) return launch(RmsNormKernel<T, 1, kAdd>);
-  if (runs_of_thread <= 2) return launch(RmsNormKernel<T, 2, kAdd>);
-  if (runs_of_thread <= 4) return launch(RmsNormKernel<T, 4, kAdd>);
+  if (runs_of_thread <= 1) return Launch(RmsNormKernel<T, 1, kKind>, shape, call);
+  if (runs_of_thread <= 2) return Launch(RmsNormKernel<T, 2, kKind>, shape, call);
+  if (runs_of_thread <= 4) return Launch(RmsNormKernel<T, 4, kKind>, shape, call);
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (runs_of_thread <= 8) return launch(RmsNormKernel<T, 8, kAdd>);
+    if (runs_of_thread <= 8) return Launch(RmsNormKernel<T, 8, kKind>, shape, call);
   }
   return cudaErrorInvalidValue;  // Wider than kNormColumnsMax.
+}
+
+template <NormKind kKind>
+cudaError_t NormRows(const NormArguments& a, cudaStream_t stream) {
+  if (a.x.rows == 0) return cudaSuccess;
+  return a.x.dtype == DType::kF32 ? NormRowsOf<float, kKind>(a, stream) : NormRowsOf<__nv_bfloat16, kKind>(a, stream);
 }
 
 }  // namespace
@@ -173,19 +236,31 @@ cudaError_t LaunchLookUp(const int32_t* ids, ConstMatrix table, int64_t first_id
                                   : launch(LookUpKernel<__nv_bfloat16, __nv_bfloat16>);
 }
 
-cudaError_t LaunchRmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out, cudaStream_t stream) {
-  if (x.rows == 0) return cudaSuccess;
-  // Without kAdd nothing is written to x.
+cudaError_t LaunchRmsNorm(ConstMatrix x, NormGain gain, float epsilon, Matrix out, cudaStream_t stream) {
+  // Nothing is written to x.
   const Matrix in = {const_cast<void*>(x.data), x.rows, x.cols, x.stride, x.dtype};
-  return x.dtype == DType::kF32 ? NormRows<float, false>({}, gain, epsilon, in, out, stream)
-                                : NormRows<__nv_bfloat16, false>({}, gain, epsilon, in, out, stream);
+  return NormRows<NormKind::kPlain>({.gain = gain, .epsilon = epsilon, .x = in, .out = out}, stream);
 }
 
-cudaError_t LaunchAddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out,
-                             cudaStream_t stream) {
+cudaError_t LaunchAddRmsNorm(ConstMatrix y, NormGain gain, float epsilon, Matrix x, Matrix out, cudaStream_t stream) {
+  return NormRows<NormKind::kSum>({.y = y, .gain = gain, .epsilon = epsilon, .x = x, .out = out}, stream);
+}
+
+cudaError_t LaunchAddNormed(ConstMatrix y, NormGain gain, float epsilon, Matrix x, cudaStream_t stream) {
+  return NormRows<NormKind::kAddend>({.y = y, .gain = gain, .epsilon = epsilon, .x = x, .out = x}, stream);
+}
+
+cudaError_t LaunchAddRmsNormTo(const int32_t* rows, ConstMatrix y, float epsilon, Matrix x, cudaStream_t stream) {
+  return NormRows<NormKind::kSum>({.y = y, .rows = rows, .epsilon = epsilon, .x = x, .out = x}, stream);
+}
+
+cudaError_t LaunchScale(const float* factor, Matrix x, cudaStream_t stream) {
   if (x.rows == 0) return cudaSuccess;
-  return x.dtype == DType::kF32 ? NormRows<float, true>(y, gain, epsilon, x, out, stream)
-                                : NormRows<__nv_bfloat16, true>(y, gain, epsilon, x, out, stream);
+  if (x.dtype == DType::kF32) {
+    return Launch(ScaleKernel<float>, Elementwise(x.rows, x.cols, kRun<float>, stream), factor, x.cols, Rows<float>(x));
+  }
+  return Launch(ScaleKernel<__nv_bfloat16>, Elementwise(x.rows, x.cols, kRun<__nv_bfloat16>, stream), factor, x.cols,
+                Rows<__nv_bfloat16>(x));
 }
 
 cudaError_t LaunchAddBias(const float* bias, Matrix x, cudaStream_t stream) {

@@ -13,16 +13,21 @@ namespace quicksilver {
 // neither on other rows nor on where it lies. Any stride, width and alignment is right; rows at multiples of 16 bytes
 // are fast. Every function enqueues one kernel and returns what the launch returned. Shapes are checked by the caller.
 
-inline constexpr int64_t kNormColumnsMax = 16384;  ///< Widest row of LaunchRmsNorm and LaunchAddRmsNorm.
+inline constexpr int64_t kNormColumnsMax = 16384;  ///< Widest row that is normed.
 inline constexpr int32_t kRotatedHeadSizeMax = 512;
 
 /// out[r, :] = table[ids[r] - first_id, :], or zeros when there is no such row. Ops::Embed and Ops::GatherRows.
 cudaError_t LaunchLookUp(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out, cudaStream_t stream);
 
-cudaError_t LaunchRmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out, cudaStream_t stream);
+cudaError_t LaunchRmsNorm(ConstMatrix x, NormGain gain, float epsilon, Matrix out, cudaStream_t stream);
 
-cudaError_t LaunchAddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out,
-                             cudaStream_t stream);
+cudaError_t LaunchAddRmsNorm(ConstMatrix y, NormGain gain, float epsilon, Matrix x, Matrix out, cudaStream_t stream);
+
+cudaError_t LaunchAddNormed(ConstMatrix y, NormGain gain, float epsilon, Matrix x, cudaStream_t stream);
+
+cudaError_t LaunchAddRmsNormTo(const int32_t* rows, ConstMatrix y, float epsilon, Matrix x, cudaStream_t stream);
+
+cudaError_t LaunchScale(const float* factor, Matrix x, cudaStream_t stream);
 
 cudaError_t LaunchAddBias(const float* bias, Matrix x, cudaStream_t stream);
 
@@ -40,6 +45,8 @@ struct RotateArguments {
   const int32_t* slots = nullptr;  ///< [N]
   const float* q_gain = nullptr;   ///< [hd], or null.
   const float* k_gain = nullptr;
+  bool float_gain = false;
+  bool norm_values = false;
   float epsilon = 0.0f;
   int32_t heads = 0;
   int32_t kv_heads = 0;

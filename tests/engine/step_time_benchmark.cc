@@ -67,11 +67,20 @@ class TimedOps final : public Ops {
   void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override {
     Time(kOther, [&] { inner_->Embed(ids, table, first_id, out); });
   }
-  void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) override {
+  void RmsNorm(ConstMatrix x, NormGain gain, float epsilon, Matrix out) override {
     Time(kOther, [&] { inner_->RmsNorm(x, gain, epsilon, out); });
   }
-  void AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) override {
+  void AddRmsNorm(ConstMatrix y, NormGain gain, float epsilon, Matrix x, Matrix out) override {
     Time(kOther, [&] { inner_->AddRmsNorm(y, gain, epsilon, x, out); });
+  }
+  void AddNormed(ConstMatrix y, NormGain gain, float epsilon, Matrix x) override {
+    Time(kOther, [&] { inner_->AddNormed(y, gain, epsilon, x); });
+  }
+  void Scale(const float* factor, Matrix x) override {
+    Time(kOther, [&] { inner_->Scale(factor, x); });
+  }
+  void AddRmsNormTo(const int32_t* rows, ConstMatrix y, float epsilon, Matrix x) override {
+    Time(kOther, [&] { inner_->AddRmsNormTo(rows, y, epsilon, x); });
   }
   void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) override {
     Time(kGemm, [&] { inner_->Gemm(x, weight, out); });

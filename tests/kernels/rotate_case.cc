@@ -34,6 +34,8 @@ Rotated RunRotate(OpsTestBase& test, const RotateCase& rotate, const HostMatrix&
   const HeadTransform transform = {.q_gain = rotate.q_gain.empty() ? nullptr : q_gain.data(),
                                    .k_gain = rotate.k_gain.empty() ? nullptr : k_gain.data(),
                                    .epsilon = rotate.epsilon,
+                                   .norm_values = rotate.norm_values,
+                                   .float_gain = rotate.float_gain,
                                    .rope = rotate.rope};
   test.ops().BeginStep(layout);
   test.ops().RotateAndCache(layout, transform, rotate.heads, rotate.kv_heads,

@@ -16,6 +16,8 @@ struct RotateCase {
   std::vector<float> q_gain;  ///< Empty: no norm.
   std::vector<float> k_gain;
   float epsilon = 1e-6f;
+  bool norm_values = false;
+  bool float_gain = false;
 
   int64_t cols() const { return int64_t{heads + 2 * kv_heads} * head_size; }
 };

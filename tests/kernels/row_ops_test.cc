@@ -80,6 +80,73 @@ TEST_P(RowOpsTest, AddRmsNormRoundsTheSumOnceAndNormsWhatItStored) {
   }
 }
 
+TEST_P(RowOpsTest, AGainInFloatIsMultipliedBeforeTheOneRounding) {
+  // See above; now the product of the unrounded value rounds.
+  const DeviceMatrix x = Put({1, 2, {1.0f, 0.0f}}), out = Space(1, 2);
+  const DeviceArray<float> gain = PutArray<float>({1.00823f, 1.0f});
+  ops().RmsNorm(x, {gain.data(), true}, 0.0f, out);
+  EXPECT_NEAR(Get(out).at(0, 0), dtype() == DType::kF32 ? 1.425853f : 1.4296875f, 1e-6f);
+  for (const auto& [rows, cols] : kShapes) {
+    const HostMatrix m = RandomMatrix(rows, cols, 1), gains = RandomMatrix(1, cols, 2);
+    const auto run = [&](OpsTestBase& test) {
+      const DeviceMatrix device_m = test.Put(m);
+      const DeviceArray<float> device_gain = test.PutArray(gains.values);
+      test.ops().RmsNorm(device_m, {device_gain.data(), true}, 1e-6f, device_m);
+      return test.Get(device_m);
+    };
+    ExpectNear(run(*this), run(reference_), 2 * RoundingError(dtype()) + 1e-6, 0.0);
+  }
+}
+
+TEST_P(RowOpsTest, WithoutAGainANormMultipliesByOne) {
+  for (const auto& [rows, cols] : kShapes) {
+    const HostMatrix x = RandomMatrix(rows, cols, 1);
+    const DeviceMatrix device_x = Put(x);
+    ops().RmsNorm(device_x, nullptr, 1e-6f, device_x);
+    ExpectSameBits(Get(device_x), RunRmsNorm(*this, x, {1, cols, std::vector<float>(cols, 1.0f)}, 1e-6f));
+  }
+}
+
+TEST_P(RowOpsTest, AddNormedAddsTheRoundedNorm) {
+  for (const bool in_float : {false, true}) {
+    for (const auto& [rows, cols] : kShapes) {
+      SCOPED_TRACE(absl::StrCat(rows, " x ", cols, " gain in float ", in_float));
+      const HostMatrix x = Rounded(RandomMatrix(rows, cols, 1), dtype()), y = RandomMatrix(rows, cols, 2);
+      const DeviceArray<float> gain = PutArray(RandomMatrix(1, cols, 3).values);
+      const DeviceMatrix device_x = Put(x), device_y = Put(y), normed = Space(rows, cols);
+      ops().RmsNorm(device_y, {gain.data(), in_float}, 1e-6f, normed);
+      ops().AddNormed(device_y, {gain.data(), in_float}, 1e-6f, device_x);
+      HostMatrix expected = Get(normed);
+      for (size_t i = 0; i < x.values.size(); ++i) expected.values[i] += x.values[i];
+      ExpectSameBits(Get(device_x), Rounded(expected, dtype()));
+    }
+  }
+}
+
+TEST_P(RowOpsTest, ScaleMultipliesEveryElement) {
+  const DeviceArray<float> factor = PutArray<float>({0.37f});
+  for (const auto& [rows, cols] : kShapes) {
+    HostMatrix x = Rounded(RandomMatrix(rows, cols, 1), dtype());
+    const DeviceMatrix device_x = Put(x);
+    ops().Scale(factor.data(), device_x);
+    for (float& value : x.values) value *= 0.37f;
+    ExpectSameBits(Get(device_x), Rounded(x, dtype()));
+  }
+}
+
+TEST_P(RowOpsTest, AddRmsNormToLeavesRowsAloneThatAreNotChosen) {
+  const HostMatrix x = Rounded(RandomMatrix(4, 70, 1), dtype()), y = RandomMatrix(4, 70, 2);
+  const DeviceArray<int32_t> rows = PutArray<int32_t>({-1, 0, -2, 77});
+  const DeviceMatrix device_x = Put(x), device_y = Put(y), sum = Put(x), out = Space(4, 70);
+  ops().AddRmsNormTo(rows.data(), device_y, 1e-6f, device_x);
+  ops().AddRmsNorm(device_y, nullptr, 1e-6f, sum, out);
+  HostMatrix expected = Get(out);
+  for (const int64_t n : {0, 2}) {
+    for (int64_t c = 0; c < 70; ++c) expected.at(n, c) = x.at(n, c);
+  }
+  ExpectSameBits(Get(device_x), expected);
+}
+
 TEST_P(RowOpsTest, AddBiasAddsTheUnroundedBiasToEveryRow) {
   for (const auto& [rows, cols] : kShapes) {
     const HostMatrix x = Rounded(RandomMatrix(rows, cols, 1), dtype()), bias = RandomMatrix(1, cols, 2);
@@ -229,6 +296,37 @@ TEST_P(RowOpsTest, HeadsAreNormedOneByOneBeforeTheyAreRotated) {
   const HostMatrix at_zero = RunRotate(*this, normed, x, still, slots).qkv;
   ExpectSameBits(RunRotate(*this, normed, x, positions, slots).qkv,
                  RunRotate(*this, plain, at_zero, positions, slots).qkv);
+}
+
+TEST_P(RowOpsTest, ValuesCanBeNormedWithoutAGainBeforeTheyAreStored) {
+  for (const bool float_gain : {false, true}) {
+    RotateCase rotate = {.heads = 2, .kv_heads = 2, .head_size = 24};
+    rotate.q_gain = rotate.k_gain = RandomMatrix(1, 24, 2).values;
+    rotate.float_gain = float_gain;
+    const HostMatrix x = RandomMatrix(3, rotate.cols(), 1);
+    const std::vector<int32_t> positions = {3, 0, 9}, slots = Ascending(3);
+    const Rotated plain = RunRotate(*this, rotate, x, positions, slots);
+    rotate.norm_values = true;
+    const Rotated normed = RunRotate(*this, rotate, x, positions, slots);
+    ExpectSameBits(normed.keys, plain.keys);
+    ExpectSameBits(Columns(normed.qkv, 0, 96), Columns(plain.qkv, 0, 96));
+    ExpectSameBits(SelectRows(normed.values, slots), Columns(normed.qkv, 96, 48));
+    const Rotated expected = RunRotate(reference_, rotate, x, positions, slots);
+    // Sums are taken in another order, and a value may then round the other way, thrice.
+    ExpectNear(normed.qkv, expected.qkv, 6 * RoundingError(dtype()) + 1e-6, 2 * RoundingError(dtype()));
+  }
+}
+
+TEST_P(RowOpsTest, HeadGainsInFloatRoundOnce) {
+  RotateCase rotate = {.head_size = 2, .q_gain = {1.00823f, 1.0f}, .epsilon = 0.0f};
+  rotate.k_gain = rotate.q_gain;
+  for (const bool float_gain : {false, true}) {
+    rotate.float_gain = float_gain;
+    const HostMatrix normed = RunRotate(*this, rotate, {1, 6, {1.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0.0f}}, {0}, {0}).qkv;
+    const float rounded = float_gain ? 1.4296875f : 1.421875f;
+    EXPECT_NEAR(normed.at(0, 0), dtype() == DType::kF32 ? 1.425853f : rounded, 1e-6f);
+    EXPECT_NEAR(normed.at(0, 2), dtype() == DType::kF32 ? 1.425853f : rounded, 1e-6f);
+  }
 }
 
 TEST_P(RowOpsTest, KeysAndValuesGoToTheirSlotsAndPaddingRowsNowhere) {

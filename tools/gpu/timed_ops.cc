@@ -83,13 +83,28 @@ void TimedOps::Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Ma
   Note("embed");
 }
 
-void TimedOps::RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) {
+void TimedOps::RmsNorm(ConstMatrix x, NormGain gain, float epsilon, Matrix out) {
   inner_->RmsNorm(x, gain, epsilon, out);
   Note("norm");
 }
 
-void TimedOps::AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) {
+void TimedOps::AddRmsNorm(ConstMatrix y, NormGain gain, float epsilon, Matrix x, Matrix out) {
   inner_->AddRmsNorm(y, gain, epsilon, x, out);
+  Note("add and norm");
+}
+
+void TimedOps::AddNormed(ConstMatrix y, NormGain gain, float epsilon, Matrix x) {
+  inner_->AddNormed(y, gain, epsilon, x);
+  Note("norm and add");
+}
+
+void TimedOps::Scale(const float* factor, Matrix x) {
+  inner_->Scale(factor, x);
+  Note("scale");
+}
+
+void TimedOps::AddRmsNormTo(const int32_t* rows, ConstMatrix y, float epsilon, Matrix x) {
+  inner_->AddRmsNormTo(rows, y, epsilon, x);
   Note("add and norm");
 }
 

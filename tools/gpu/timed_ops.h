@@ -55,8 +55,11 @@ class TimedOps final : public Ops {
   void BeginStep(const StepLayout& layout) override;
   void AdvanceBlocks(const BlockStep& step) override;
   void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override;
-  void RmsNorm(ConstMatrix x, const float* gain, float epsilon, Matrix out) override;
-  void AddRmsNorm(ConstMatrix y, const float* gain, float epsilon, Matrix x, Matrix out) override;
+  void RmsNorm(ConstMatrix x, NormGain gain, float epsilon, Matrix out) override;
+  void AddRmsNorm(ConstMatrix y, NormGain gain, float epsilon, Matrix x, Matrix out) override;
+  void AddNormed(ConstMatrix y, NormGain gain, float epsilon, Matrix x) override;
+  void Scale(const float* factor, Matrix x) override;
+  void AddRmsNormTo(const int32_t* rows, ConstMatrix y, float epsilon, Matrix x) override;
   void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) override;
   void AddBias(const float* bias, Matrix x) override;
   void RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
