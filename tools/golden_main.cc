@@ -63,7 +63,6 @@ int Main(int argc, char** argv) {
   };
   Counts counts;
   for (const GoldenCheckpoint& checkpoint : set->checkpoints) {
-    if (!IsGoldenFamily(checkpoint.family)) continue;
     for (const int ranks : sizes) {
       Print(CheckForwards(directory, checkpoint, ranks, make_ops), counts);
       Print(CheckTraces(*set, checkpoint, ranks, make_ops), counts);

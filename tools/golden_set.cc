@@ -1,9 +1,11 @@
 #include "tools/golden_set.h"
 
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "worker/checkpoint/file.h"
@@ -31,54 +33,199 @@ std::string UnknownParameter(const json& params, const std::set<std::string>& kn
   return "";
 }
 
-v1::Policy ThresholdOr(const json& params, v1::Policy with, v1::Policy without) {
-  return params.contains("threshold") && !params["threshold"].is_null() ? with : without;
+/// Fills in what a kind says beyond its policy; takes note of the parameters that it has read.
+class DecodingReader {
+ public:
+  DecodingReader(const json& params, v1::Submit& submit)
+      : params_(params), submit_(submit), decoding_(*submit.mutable_decoding()) {}
+
+  /// Why the kind cannot be run, or an empty string.
+  std::string Read(const std::string& kind);
+
+ private:
+  bool Has(const char* key) {
+    known_.insert(key);
+    return params_.contains(key) && !params_[key].is_null();
+  }
+  float Number(const char* key, float missing) { return Has(key) ? params_[key].get<float>() : missing; }
+  uint32_t Count(const char* key, uint32_t missing) { return Has(key) ? params_[key].get<uint32_t>() : missing; }
+  bool Flag(const char* key) { return Has(key) && params_[key].get<bool>(); }
+  std::string Text(const char* key) { return Has(key) ? params_[key].get<std::string>() : ""; }
+
+  void ReadLengths();
+  void ReadThreshold() {
+    if (Has("threshold")) decoding_.set_threshold(Number("threshold", 0.0f));
+  }
+  void ReadSteps(const char* key) {
+    if (Has(key)) decoding_.set_steps(Count(key, 0));
+  }
+  std::string ReadFastDllm(v1::Cache cache);
+  std::string ReadBlockwise();
+  std::string ReadDream();
+  std::string ReadDreamBlock();
+  std::string ReadLlada2();
+  std::string ReadLlada21();
+  std::string ReadSdar();
+  std::string ReadKind(const std::string& kind);
+
+  const json& params_;
+  v1::Submit& submit_;
+  v1::Decoding& decoding_;
+  std::set<std::string> known_;
+};
+
+std::string DecodingReader::Read(const std::string& kind) {
+  decoding_.set_finish_blocks(true);
+  if (const std::string why = ReadKind(kind); !why.empty()) return why;
+  ReadLengths();
+  const std::string unknown = UnknownParameter(params_, known_);
+  return unknown.empty() ? "" : absl::StrCat("parameter ", unknown);
 }
 
-/// Says how a trace is decoded; returns why it cannot be, or an empty string.
-std::string FillDecoding(const std::string& kind, const json& params, v1::Submit& submit) {
-  v1::Decoding& decoding = *submit.mutable_decoding();
-  std::set<std::string> known = {"gen_length", "block_length"};
+void DecodingReader::ReadLengths() {
+  submit_.set_max_tokens(Count("gen_length", 0));
+  if (Has("block_length")) decoding_.set_block_length(Count("block_length", 0));
+}
+
+std::string DecodingReader::ReadKind(const std::string& kind) {
   if (kind == "llada.generate") {
-    known.insert({"steps", "cfg_scale"});
-    decoding.set_policy(v1::POLICY_STATIC);
-    decoding.set_guidance_scale(params.value("cfg_scale", 0.0f));
-  } else if (kind == "fastdllm.none") {
-    known.insert({"steps", "threshold"});
-    decoding.set_policy(ThresholdOr(params, v1::POLICY_THRESHOLD, v1::POLICY_STATIC));
-  } else if (kind == "dinfer.blockwise") {
-    known.insert({"threshold", "early_stop", "eos_id"});
-    if (params.value("decoder", "") != "threshold") return absl::StrCat("decoder ", params.value("decoder", ""));
-    if (params.contains("cache") && !params["cache"].is_null()) {
-      return absl::StrCat("cache ", params["cache"].get<std::string>());
-    }
-    known.insert("decoder");
-    decoding.set_policy(v1::POLICY_THRESHOLD);
-    if (params.value("early_stop", false)) submit.add_stop_ids(params.at("eos_id").get<int32_t>());
-  } else if (kind == "sdar.bd3") {
-    known.insert({"denoising_steps", "threshold", "stop"});
-    const bool dynamic = params.value("threshold", 1.0f) < 1.0f;
-    decoding.set_policy(dynamic ? v1::POLICY_DYNAMIC : v1::POLICY_STATIC);
-    for (const json& id : params.value("stop", json::array())) submit.add_stop_ids(id.get<int32_t>());
-  } else if (kind == "sdar.sequential") {
-    known.insert("denoising_steps");
-    decoding.set_policy(v1::POLICY_SEQUENTIAL);
-  } else {
-    return absl::StrCat("kind ", kind);
+    decoding_.set_policy(v1::POLICY_STATIC);
+    decoding_.set_guidance_scale(Number("cfg_scale", 0.0f));
+    ReadSteps("steps");
+    return "";
   }
-  if (const std::string unknown = UnknownParameter(params, known); !unknown.empty()) {
-    return absl::StrCat("parameter ", unknown);
+  if (kind == "fastdllm.none") return ReadFastDllm(v1::CACHE_NONE);
+  if (kind == "fastdllm.prefix") return ReadFastDllm(v1::CACHE_PREFIX);
+  if (kind == "fastdllm.dual") return ReadFastDllm(v1::CACHE_DUAL);
+  if (kind == "dinfer.blockwise") return ReadBlockwise();
+  if (kind == "dinfer.block_diffusion") {
+    decoding_.set_policy(v1::POLICY_THRESHOLD);
+    ReadThreshold();
+    return "";
   }
-  submit.set_max_tokens(params.at("gen_length").get<uint32_t>());
-  decoding.set_block_length(params.at("block_length").get<uint32_t>());
-  // Of a threshold rule the schedule is without effect, and may not suit our checks.
-  const bool scheduled = decoding.policy() != v1::POLICY_THRESHOLD;
-  if (scheduled && params.contains("steps")) decoding.set_steps(params["steps"].get<uint32_t>());
-  if (params.contains("denoising_steps")) decoding.set_steps(params["denoising_steps"].get<uint32_t>());
-  if (params.contains("threshold") && !params["threshold"].is_null()) {
-    decoding.set_threshold(params["threshold"].get<float>());
+  if (kind == "dream.generate") return ReadDream();
+  if (kind == "fastdllm.dream_threshold") {
+    decoding_.set_policy(v1::POLICY_QUOTA_THRESHOLD);
+    ReadSteps("steps");
+    ReadThreshold();
+    return "";
   }
+  if (kind == "fastdllm.dream_block") return ReadDreamBlock();
+  if (kind == "llada2.generate") return ReadLlada2();
+  if (kind == "llada21.generate") return ReadLlada21();
+  if (kind == "sdar.bd3") return ReadSdar();
+  if (kind == "sdar.sequential") {
+    decoding_.set_policy(v1::POLICY_SEQUENTIAL);
+    ReadSteps("denoising_steps");
+    return "";
+  }
+  return absl::StrCat("kind ", kind);
+}
+
+// With a threshold the schedule is without effect, and may not suit our checks.
+std::string DecodingReader::ReadFastDllm(v1::Cache cache) {
+  decoding_.set_cache(cache);
+  const bool scheduled = !Has("threshold");
+  decoding_.set_policy(scheduled ? v1::POLICY_STATIC : v1::POLICY_THRESHOLD);
+  if (Has("steps") && scheduled) ReadSteps("steps");
+  ReadThreshold();
   return "";
+}
+
+std::string DecodingReader::ReadBlockwise() {
+  const std::string decoder = Text("decoder"), cache = Text("cache");
+  if (decoder == "threshold") {
+    decoding_.set_policy(v1::POLICY_THRESHOLD);
+  } else if (decoder == "hierarchy") {
+    decoding_.set_policy(v1::POLICY_HIERARCHICAL);
+    if (Has("low_threshold")) decoding_.set_low_threshold(Number("low_threshold", 0.0f));
+  } else if (decoder == "credit") {
+    decoding_.set_policy(v1::POLICY_CREDIT);
+  } else {
+    return absl::StrCat("decoder ", decoder);
+  }
+  ReadThreshold();
+  if (!cache.empty() && cache != "prefix" && cache != "dual") return absl::StrCat("cache ", cache);
+  decoding_.set_cache(cache == "prefix" ? v1::CACHE_PREFIX : cache == "dual" ? v1::CACHE_DUAL : v1::CACHE_NONE);
+  if (Has("vicinity")) {
+    decoding_.set_cache(v1::CACHE_VICINITY);
+    decoding_.set_vicinity_before(params_["vicinity"].at(0).get<uint32_t>());
+    decoding_.set_vicinity_after(params_["vicinity"].at(1).get<uint32_t>());
+    decoding_.set_vicinity_warmup(params_["vicinity"].at(2).get<uint32_t>());
+  }
+  if (Flag("early_stop")) submit_.add_stop_ids(params_.at("eos_id").get<int32_t>());
+  known_.insert("eos_id");
+  return "";
+}
+
+std::string DecodingReader::ReadDream() {
+  static const std::map<std::string, v1::Policy> algorithms = {{"maskgit_plus", v1::POLICY_MASKGIT_PLUS},
+                                                               {"topk_margin", v1::POLICY_TOPK_MARGIN},
+                                                               {"entropy", v1::POLICY_ENTROPY}};
+  const auto found = algorithms.find(Text("alg"));
+  if (found == algorithms.end()) return absl::StrCat("alg ", Text("alg"));
+  decoding_.set_policy(found->second);
+  decoding_.set_confidence_source(v1::CONFIDENCE_SOURCE_PROCESSED);
+  ReadSteps("steps");
+  submit_.mutable_sampling()->set_top_k(Count("top_k", 0));
+  submit_.mutable_sampling()->set_top_p(Number("top_p", 1.0f));
+  return "";
+}
+
+std::string DecodingReader::ReadDreamBlock() {
+  const std::string algorithm = Text("alg");
+  if (algorithm == "confidence_threshold") {
+    decoding_.set_policy(v1::POLICY_THRESHOLD);
+    ReadThreshold();
+    known_.insert("steps");
+  } else if (algorithm == "entropy") {
+    decoding_.set_policy(v1::POLICY_STATIC);
+    decoding_.set_confidence(v1::CONFIDENCE_ENTROPY);
+    ReadSteps("steps");
+  } else {
+    return absl::StrCat("alg ", algorithm);
+  }
+  decoding_.set_cache(Flag("dual_cache") ? v1::CACHE_DUAL : v1::CACHE_PREFIX);
+  return "";
+}
+
+// More steps than a block has positions are as many as it has: each commits at least one.
+std::string DecodingReader::ReadLlada2() {
+  decoding_.set_policy(v1::POLICY_DYNAMIC);
+  const uint32_t block = Count("block_length", 32);
+  uint32_t steps = Count("steps", block);
+  steps = std::min(steps, Count("gen_length", 0) / std::max(1u, Count("minimal_topk", 1)));
+  decoding_.set_steps(std::clamp(steps, 1u, block));
+  ReadThreshold();
+  if (Has("eos_id")) submit_.add_stop_ids(params_["eos_id"].get<int32_t>());
+  decoding_.set_finish_blocks(!Flag("eos_early_stop"));
+  return "";
+}
+
+std::string DecodingReader::ReadLlada21() {
+  decoding_.set_policy(v1::POLICY_TOKEN_EDIT);
+  decoding_.set_edit(Has("editing_threshold") ? v1::EDIT_THRESHOLD : v1::EDIT_OFF);
+  if (Has("editing_threshold")) decoding_.set_edit_threshold(Number("editing_threshold", 0.0f));
+  if (Has("max_post_steps")) decoding_.set_post_steps_max(Count("max_post_steps", 0));
+  if (Has("num_to_transfer")) decoding_.set_commits_min(Count("num_to_transfer", 1));
+  ReadThreshold();
+  if (Has("eos_id")) submit_.add_stop_ids(params_["eos_id"].get<int32_t>());
+  return "";
+}
+
+std::string DecodingReader::ReadSdar() {
+  const bool dynamic = Number("threshold", 1.0f) < 1.0f;
+  decoding_.set_policy(dynamic ? v1::POLICY_DYNAMIC : v1::POLICY_STATIC);
+  if (dynamic) ReadThreshold();
+  ReadSteps("denoising_steps");
+  known_.insert("stop");
+  for (const json& id : params_.value("stop", json::array())) submit_.add_stop_ids(id.get<int32_t>());
+  return "";
+}
+
+/// Families whose blocks are counted from position 0, so that a checkpoint serves one block length.
+bool IsBlockCausal(const std::string& kind) {
+  return kind == "dinfer.block_diffusion" || absl::StartsWith(kind, "llada2") || absl::StartsWith(kind, "sdar.");
 }
 
 /// Recorded steps of row `row`, whose prompt begins behind `padding` columns.
@@ -106,20 +253,16 @@ absl::StatusOr<GoldenTrace> ReadTrace(const std::string& directory, const json& 
   trace.family = entry.at("family").get<std::string>();
   trace.kind = entry.at("kind").get<std::string>();
   trace.name = file;
-  if (!IsGoldenFamily(trace.family)) {
-    trace.unsupported = absl::StrCat("family ", trace.family, " is not supported");
-    return trace;
-  }
   ASSIGN_OR_RETURN(const json recorded, ReadJson(absl::StrCat(directory, "/", file)));
   v1::Submit submit;
   submit.set_provisional(true);
   submit.mutable_sampling()->set_top_p(1.0f);
   const json& params = recorded.at("params");
-  if (const std::string why = FillDecoding(trace.kind, params, submit); !why.empty()) {
+  if (const std::string why = DecodingReader(params, submit).Read(trace.kind); !why.empty()) {
     trace.unsupported = absl::StrCat(why, " is not supported");
     return trace;
   }
-  trace.block_length = params.at("block_length").get<int32_t>();
+  if (IsBlockCausal(trace.kind)) trace.grid_block = params.at("block_length").get<int32_t>();
   const json& prompts = recorded.at("prompts");
   size_t padded = 0;
   for (const json& prompt : prompts) padded = std::max(padded, prompt.size());
@@ -144,15 +287,10 @@ absl::StatusOr<GoldenSet> ReadManifest(const std::string& directory, const json&
     ASSIGN_OR_RETURN(GoldenTrace trace, ReadTrace(directory, entry));
     set.traces.push_back(std::move(trace));
   }
-  std::set<std::string> families;
-  for (const json& entry : manifest.at("forward")) families.insert(entry.at("family").get<std::string>());
-  set.forward_families.assign(families.begin(), families.end());
   return set;
 }
 
 }  // namespace
-
-bool IsGoldenFamily(const std::string& family) { return family == "llada" || family == "sdar"; }
 
 absl::StatusOr<GoldenSet> ReadGoldenSet(const std::string& directory) {
   const std::string path = absl::StrCat(directory, "/manifest.json");

@@ -26,7 +26,7 @@ struct GoldenTrace {
   std::string name;
   std::string family;
   std::string kind;
-  int32_t block_length = 0;
+  int32_t grid_block = 0;       ///< Block length that the group has to be started with; 0: the request's own.
   std::string unsupported;      ///< Why it cannot be run here; empty when it can.
   std::vector<GoldenRow> rows;  ///< Empty when unsupported.
 };
@@ -41,13 +41,9 @@ struct GoldenCheckpoint {
 struct GoldenSet {
   std::vector<GoldenCheckpoint> checkpoints;
   std::vector<GoldenTrace> traces;
-  std::vector<std::string> forward_families;  ///< Families with recorded forward passes.
 };
 
 /// NotFound: no manifest or a file that it names. InvalidArgument: a file is not what the format says.
 absl::StatusOr<GoldenSet> ReadGoldenSet(const std::string& directory);
-
-/// The families whose recordings can be compared.
-bool IsGoldenFamily(const std::string& family);
 
 }  // namespace quicksilver

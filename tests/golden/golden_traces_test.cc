@@ -30,7 +30,7 @@ TEST_P(GoldenTracesTest, EveryStepEqualsTheRecordedOne) {
   ASSERT_TRUE(directory.ok()) << directory.status();
   const auto results = CheckTraces(*set, {*directory, absl::StrCat(family, "-", dtype), family}, ranks,
                                    [make = kind.make] { return make(DType::kF32); });
-  EXPECT_GE(results.size(), 8u) << "the open set alone has more";
+  EXPECT_GE(results.size(), 3u) << "the open set alone has as many";
   for (const CaseResult& result : results) {
     EXPECT_EQ(result.verdict, Verdict::kPass) << result.name << ": " << result.detail;
   }
@@ -79,7 +79,7 @@ TEST(GoldenSetTest, AChangedTokenConfidenceOrStepIsReported) {
   ASSERT_TRUE(directory.ok()) << directory.status();
   std::vector<GoldenTrace*> traces;
   for (GoldenTrace& trace : set->traces) {
-    if (trace.family == "sdar" && trace.block_length == 4) traces.push_back(&trace);
+    if (trace.family == "sdar" && trace.grid_block == 4) traces.push_back(&trace);
   }
   ASSERT_GE(traces.size(), 4u);
   traces[0]->rows[0].steps[2][0].token ^= 1;
