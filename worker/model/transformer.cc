@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/status_macros.h"
-#include "worker/model/expert_mixer.h"
+#include "worker/model/routed_experts.h"
 #include "worker/model/sharding.h"
 #include "worker/model/tensor_plan.h"
 
@@ -97,7 +97,7 @@ class DenseTransformer final : public Transformer {
 
   ModelWeights weights_;
   Activations activations_;
-  ExpertMixer mixer_;
+  RoutedExperts experts_;
   std::vector<DeviceBuffer> kv_memory_;
   std::vector<KvLayer> kv_;
   size_t kv_bytes_ = 0;
@@ -160,7 +160,7 @@ void DenseTransformer::RunMlp(const LayerWeights& weights, const StepLayout& lay
     ops_.SiluMul(gate_up, gated);
     ops_.Gemm(gated, *weights.down, a.partial);  // [N, I / tp] -> [N, H]
   }
-  if (weights.moe != nullptr) mixer_.Run(*weights.moe, layout, a.normed, /*add=*/dense, a.partial);
+  if (weights.moe != nullptr) experts_.Run(*weights.moe, layout, a.normed, /*add=*/dense, a.partial);
   AddToResidual(next_norm, a);
 }
 
@@ -194,7 +194,7 @@ void DenseTransformer::Logits(const int32_t* rows, int32_t rows_count, Matrix ou
 absl::Status DenseTransformer::Load(const Checkpoint& checkpoint, const LoadProgress& progress) {
   ASSIGN_OR_RETURN(weights_, LoadWeights(spec_, shard_, checkpoint, ops_, progress));
   RETURN_IF_ERROR(AllocateActivations());
-  RETURN_IF_ERROR(mixer_.Prepare(spec_, ops_, rows_max_));
+  RETURN_IF_ERROR(experts_.Prepare(spec_, ops_, rows_max_));
   RETURN_IF_ERROR(AllocateKv());
   return ops_.Synchronize();
 }

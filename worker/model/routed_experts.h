@@ -11,7 +11,7 @@
 namespace quicksilver {
 
 /// Runs the routed experts of layers, one after the other, in room for the largest step that is made once.
-class ExpertMixer {
+class RoutedExperts {
  public:
   /// `ops` outlives it. Does nothing for a spec without experts.
   absl::Status Prepare(const ModelSpec& spec, Ops& ops, int32_t rows_max);

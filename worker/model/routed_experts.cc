@@ -1,10 +1,10 @@
-#include "worker/model/expert_mixer.h"
+#include "worker/model/routed_experts.h"
 
 #include "common/status_macros.h"
 
 namespace quicksilver {
 
-absl::Status ExpertMixer::Prepare(const ModelSpec& spec, Ops& ops, int32_t rows_max) {
+absl::Status RoutedExperts::Prepare(const ModelSpec& spec, Ops& ops, int32_t rows_max) {
   if (spec.moe.experts == 0) return absl::OkStatus();
   ops_ = &ops;
   rule_ = spec.moe.routing;
@@ -21,7 +21,7 @@ absl::Status ExpertMixer::Prepare(const ModelSpec& spec, Ops& ops, int32_t rows_
 }
 
 // Every rank computes the same logits from the same rows, so all of them choose the same experts.
-void ExpertMixer::Run(const MoeWeights& weights, const StepLayout& layout, ConstMatrix x, bool add, Matrix out) {
+void RoutedExperts::Run(const MoeWeights& weights, const StepLayout& layout, ConstMatrix x, bool add, Matrix out) {
   const Matrix logits = TopRows(logits_, x.rows);
   RoutingRule rule = rule_;
   rule.bias = static_cast<const float*>(weights.expert_bias.data());
