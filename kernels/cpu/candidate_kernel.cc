@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "absl/types/span.h"
 #include "common/check.h"
 #include "common/status_macros.h"
 #include "kernels/cpu/row_kernels.h"
@@ -32,23 +33,41 @@ struct PanelLogits {
   const CandidateRequest& request;
   const VocabularyShard& shard;
   int32_t first_id = 0;
-  int64_t ids = 0;            // Real ids in the panel.
-  float* values = nullptr;    // Padded to whole vectors with -inf.
-  float* tempered = nullptr;  // e^((z - largest) / T), padded alike; only when T > 0.
+  int64_t ids = 0;                    // Real ids in the panel.
+  float* values = nullptr;            // Padded to whole vectors with -inf.
+  float* tempered = nullptr;          // e^((z - largest) / T), padded alike; only when T > 0.
+  const TokenBias* biases = nullptr;  // Those of the panel's ids.
+  int64_t bias_count = 0;
+  float* history = nullptr;  // [ids] of the request's slot, or nullptr.
 
-  bool MayChoose(int64_t i) const { return first_id + i != shard.mask_id && first_id + i != request.suppressed_id; }
+  bool WeighsHistory() const { return history != nullptr && request.history_valid != 0; }
+  bool IsForbidden(int64_t i) const {
+    const auto id = static_cast<int32_t>(first_id + i);
+    const TokenBias* const end = biases + bias_count;
+    const TokenBias* const at =
+        std::lower_bound(biases, end, id, [](const TokenBias& b, int32_t x) { return b.id < x; });
+    return at != end && at->id == id && at->bias == -kInfinity;
+  }
+  bool MayChoose(int64_t i) const {
+    if (first_id + i == shard.mask_id || first_id + i == request.suppressed_id) return false;
+    return values[i] > -kInfinity || !IsForbidden(i);
+  }
 };
 
-/// Writes the guided logits; false when one of them is NaN or +inf. unconditional may be nullptr.
+/// c tanh(z / c), or z when c is 0.
+QS_INLINE Floats Cap(Floats z, float c) { return c > 0.0f ? c * simd::Tanh(z / c) : z; }
+
+/// Writes the capped and guided logits; false when one of them is NaN or +inf. unconditional may be nullptr.
 QS_INLINE bool GuideLogits(const float* conditional, const float* unconditional, const PanelLogits& panel) {
   const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   Ints bad = {};
   for (int64_t i = 0; i < panel.ids; i += kLanes) {
     const int64_t left = panel.ids - i;
     const bool whole = left >= kLanes;
-    Floats z = whole ? simd::Load(conditional + i) : simd::LoadFirst(conditional + i, left);
+    Floats z = Cap(whole ? simd::Load(conditional + i) : simd::LoadFirst(conditional + i, left), panel.shard.soft_cap);
     if (unconditional != nullptr) {
-      const Floats u = whole ? simd::Load(unconditional + i) : simd::LoadFirst(unconditional + i, left);
+      const Floats u =
+          Cap(whole ? simd::Load(unconditional + i) : simd::LoadFirst(unconditional + i, left), panel.shard.soft_cap);
       z = u + (panel.request.guidance + 1.0f) * (z - u);
     }
     if (!whole) z = lane < static_cast<int32_t>(left) ? z : simd::Splat(-kInfinity);
@@ -61,9 +80,20 @@ QS_INLINE bool GuideLogits(const float* conditional, const float* unconditional,
 bool IsFinite(const PanelLogits& panel) {
   for (int64_t i = 0; i < panel.ids; ++i) {
     const bool bad = !(panel.values[i] < kInfinity);
-    if (bad && panel.first_id + i != panel.request.suppressed_id) return false;
+    if (bad && panel.first_id + i != panel.request.suppressed_id && !panel.IsForbidden(i)) return false;
   }
   return true;
+}
+
+/// False when a sum is NaN or +inf.
+bool AddBiases(const PanelLogits& panel) {
+  bool finite = true;
+  for (const TokenBias* bias = panel.biases; bias != panel.biases + panel.bias_count; ++bias) {
+    float& z = panel.values[bias->id - panel.first_id];
+    z = bias->bias == -kInfinity ? -kInfinity : z + bias->bias;
+    finite = finite && (z < kInfinity || bias->id == panel.request.suppressed_id);
+  }
+  return finite;
 }
 
 /// Takes the logit of `id` out of the panel.
@@ -95,23 +125,34 @@ QS_INLINE int64_t FirstWith(const PanelLogits& panel, float logit) {
 /// `first`: an id with the largest logit. It is left out of the sums, where its 1 would swallow small terms.
 QS_INLINE PanelSums SumLogits(const PanelLogits& panel, float largest, int64_t first) {
   if (largest == -kInfinity) return {.largest = largest};
-  const bool tempered = panel.request.temperature > 0.0f;
+  const bool tempered = panel.request.temperature > 0.0f, history = panel.WeighsHistory();
   panel.values[first] = -kInfinity;
-  Floats sum = {}, weighted_sum = {}, tempered_sum = {};
+  Floats sum = {}, weighted_sum = {}, tempered_sum = {}, tempered_weighted_sum = {}, previous_sum = {};
   for (int64_t i = 0; i < panel.ids; i += kLanes) {
-    const Floats z = simd::Load(panel.values + i);
-    const Floats e = simd::Exp(z - largest);
+    const Floats below = simd::Load(panel.values + i) - largest;
+    const Floats e = simd::Exp(below);
     sum += e;
-    weighted_sum += e > Floats{} ? z * e : Floats{};  // -inf weighs nothing.
+    weighted_sum += e > Floats{} ? below * e : Floats{};  // -inf weighs nothing.
     if (tempered) {
-      const Floats t = simd::Exp((z - largest) / panel.request.temperature);
+      const Floats t = simd::Exp(below / panel.request.temperature);
       simd::Store(panel.tempered + i, t);
       tempered_sum += t;
+      tempered_weighted_sum += t > Floats{} ? below * t : Floats{};
+    }
+    if (history) {
+      const int64_t left = panel.ids - i;
+      const Floats before = left >= kLanes ? simd::Load(panel.history + i) : simd::LoadFirst(panel.history + i, left);
+      previous_sum += e > Floats{} ? (before - largest) * e : Floats{};
     }
   }
   panel.values[first] = largest;
   if (tempered) panel.tempered[first] = 1.0f;
-  return {largest, simd::Sum(sum), simd::Sum(weighted_sum), simd::Sum(tempered_sum)};
+  return {.largest = largest,
+          .sum = simd::Sum(sum),
+          .weighted_sum = simd::Sum(weighted_sum),
+          .tempered_sum = simd::Sum(tempered_sum),
+          .tempered_weighted_sum = simd::Sum(tempered_weighted_sum),
+          .previous_sum = history ? simd::Sum(previous_sum) + (panel.history[first] - largest) : 0.0f};
 }
 
 /// Lets one more logit into the list if it belongs there.
@@ -226,47 +267,85 @@ struct ReduceArguments {
   const float* conditional;
   const float* unconditional;
   int32_t top_count;
-  float* mask_logit;
+  SingleLogits* singles;
 };
+
+/// Takes the mask's logit out of the panel, and looks at the one that is asked for.
+void ReadSingles(const PanelLogits& panel, SingleLogits* singles) {
+  const int64_t asked = int64_t{panel.request.asked_id} - panel.first_id;
+  if (asked >= 0 && asked < panel.ids) singles->asked = panel.values[asked];
+  const int64_t mask = int64_t{panel.shard.mask_id} - panel.first_id;
+  if (mask < 0 || mask >= panel.ids) return;
+  singles->mask = TakeOut(panel, panel.shard.mask_id);
+  if (panel.WeighsHistory()) singles->mask_previous = panel.history[mask];
+}
+
+/// Keeps the panel's logits for the next step.
+void KeepHistory(const PanelLogits& panel, const SingleLogits& singles) {
+  if (panel.history == nullptr) return;
+  std::copy_n(panel.values, panel.ids, panel.history);
+  const int64_t mask = int64_t{panel.shard.mask_id} - panel.first_id;
+  if (mask >= 0 && mask < panel.ids) panel.history[mask] = singles.mask;
+}
 
 QS_MULTIVERSIONED void ReducePanel(const ReduceArguments& arguments, LogitLeaders* leaders, PanelSums* sums) {
   const PanelLogits& panel = arguments.panel;
-  if (!GuideLogits(arguments.conditional, arguments.unconditional, panel) && !IsFinite(panel)) {
+  const bool guided = GuideLogits(arguments.conditional, arguments.unconditional, panel) || IsFinite(panel);
+  if (!guided || !AddBiases(panel)) {
     leaders->finite = false;
     return;
   }
   TakeOut(panel, panel.request.suppressed_id);
-  const int64_t mask = int64_t{panel.shard.mask_id} - panel.first_id;
-  if (mask >= 0 && mask < panel.ids) *arguments.mask_logit = TakeOut(panel, panel.shard.mask_id);
+  ReadSingles(panel, arguments.singles);
   const float largest = LargestLogit(panel);
   const int64_t first = FirstWith(panel, largest);
+  if (first < panel.ids) *sums = SumLogits(panel, largest, first);
+  KeepHistory(panel, *arguments.singles);
   if (first == panel.ids) return;  // Nothing to choose from here.
-  *sums = SumLogits(panel, largest, first);
   UpdateBest(panel, largest, first, leaders);
   UpdateTop(panel, largest, arguments.top_count, leaders);
   if (panel.request.temperature > 0.0f) UpdateSample(panel, largest, first, leaders);
 }
 
 /// Adds all panels and the mask, in double, with the 1 of every largest logit.
-void MergeSums(const PanelSums* sums, int64_t panels, float mask_logit, float temperature, Candidate* out) {
-  double largest = mask_logit;
+void MergeSums(const PanelSums* sums, int64_t panels, const SingleLogits& singles, const CandidateRequest& request,
+               Candidate* out) {
+  double largest = singles.mask;
   for (int64_t p = 0; p < panels; ++p) largest = std::max<double>(largest, sums[p].largest);
   out->log_sum_exp = out->tempered_log_sum_exp = -kInfinity;
   if (largest == -kInfinity) return;
-  const double divisor = temperature > 0.0f ? temperature : 1.0f;
-  double sum = 0.0, weighted_sum = 0.0, tempered_sum = 0.0;
+  const bool tempered = request.temperature > 0.0f;
+  double sum = 0.0, weighted_sum = 0.0, tempered_sum = 0.0, tempered_weighted_sum = 0.0, previous_sum = 0.0;
   const auto add = [&](const PanelSums& s) {
     if (s.largest == -kInfinity) return;
-    const double factor = std::exp(s.largest - largest);
+    const double below = s.largest - largest, factor = std::exp(below);
     sum += (1.0 + s.sum) * factor;
-    weighted_sum += (double{s.largest} + s.weighted_sum) * factor;
-    tempered_sum += (1.0 + s.tempered_sum) * std::exp((s.largest - largest) / divisor);
+    weighted_sum += (s.weighted_sum + below * (1.0 + s.sum)) * factor;
+    if (factor > 0.0) previous_sum += (s.previous_sum + below * (1.0 + s.sum)) * factor;
+    if (!tempered) return;
+    const double tempered_factor = std::exp(below / request.temperature);
+    tempered_sum += (1.0 + s.tempered_sum) * tempered_factor;
+    tempered_weighted_sum += (s.tempered_weighted_sum + below * (1.0 + s.tempered_sum)) * tempered_factor;
   };
   for (int64_t p = 0; p < panels; ++p) add(sums[p]);
-  add({.largest = mask_logit});
-  out->log_sum_exp = largest + std::log(sum);
-  out->mean_logit = static_cast<float>(weighted_sum / sum);
-  out->tempered_log_sum_exp = temperature > 0.0f ? largest / divisor + std::log(tempered_sum) : out->log_sum_exp;
+  add({.largest = singles.mask, .previous_sum = singles.mask_previous - singles.mask});
+  out->log_sum_exp = out->tempered_log_sum_exp = largest + std::log(sum);
+  out->mean_logit = out->tempered_mean_logit = largest + weighted_sum / sum;
+  if (request.history_slot >= 0 && request.history_valid != 0) out->mean_previous = largest + previous_sum / sum;
+  if (!tempered) return;
+  out->tempered_log_sum_exp = largest / request.temperature + std::log(tempered_sum);
+  out->tempered_mean_logit = largest + tempered_weighted_sum / tempered_sum;
+}
+
+/// The request's biases of ids [first_id, first_id + ids).
+absl::Span<const TokenBias> BiasesOf(const CandidateBatch& batch, const CandidateRequest& request, int64_t first_id,
+                                     int64_t ids) {
+  if (request.bias_count == 0) return {};
+  const TokenBias* const first = batch.biases + request.first_bias;
+  const TokenBias* const end = first + request.bias_count;
+  const auto before = [](const TokenBias& bias, int64_t id) { return bias.id < id; };
+  const TokenBias* const low = std::lower_bound(first, end, first_id, before);
+  return {low, static_cast<size_t>(std::lower_bound(low, end, first_id + ids, before) - low)};
 }
 
 }  // namespace
@@ -325,7 +404,7 @@ void CandidateReducer::ResetLeaders(const CandidateCall& call) {
   TopLogit* top = top_lists_.Get(lists * static_cast<size_t>(call.top_count));
   for (size_t i = 0; i < lists; ++i) leaders_[i].top = top + i * static_cast<size_t>(call.top_count);
   sums_.assign(count * static_cast<size_t>(TiledGemm::Panels(call.weight)), {.largest = -kInfinity});
-  mask_logits_.assign(count, -kInfinity);
+  singles_.assign(count, {});
 }
 
 void CandidateReducer::Visit(const CandidateCall& call, const TiledGemm::Product& product) {
@@ -338,16 +417,24 @@ void CandidateReducer::Visit(const CandidateCall& call, const TiledGemm::Product
     const CandidateRequest& request = call.batch.requests[r];
     if (request.row < 0) continue;
     const float* row = product.products + first_rows_[r] % gemm_.tile_rows() * product.cols;
+    const absl::Span<const TokenBias> biases = BiasesOf(call.batch, request, first_id, ids);
+    float* const history =
+        request.history_slot < 0
+            ? nullptr
+            : call.batch.history + request.history_slot * call.weight.out_features() + product.first_col;
     const ReduceArguments arguments = {.panel = {.request = request,
                                                  .shard = call.shard,
                                                  .first_id = first_id,
                                                  .ids = ids,
                                                  .values = scratch,
-                                                 .tempered = scratch + padded},
+                                                 .tempered = scratch + padded,
+                                                 .biases = biases.data(),
+                                                 .bias_count = static_cast<int64_t>(biases.size()),
+                                                 .history = history},
                                        .conditional = row,
                                        .unconditional = request.guide_row >= 0 ? row + product.cols : nullptr,
                                        .top_count = call.top_count,
-                                       .mask_logit = &mask_logits_[r]};
+                                       .singles = &singles_[r]};
     ReducePanel(arguments, &leaders_[static_cast<size_t>(product.thread) * call.batch.count + r],
                 &sums_[static_cast<size_t>(r) * TiledGemm::Panels(call.weight) + product.panel]);
   }
@@ -369,13 +456,14 @@ void CandidateReducer::Finish(const CandidateCall& call, int32_t r) {
          .second_logit = -kInfinity,
          .sampled_logit = -kInfinity,
          .sampled_score = -kInfinity,
+         .asked_logit = singles_[r].asked,
          .finite = all.finite ? 1 : 0};
   if (!all.finite) return;
   std::sort_heap(all.top, all.top + all.top_size, Precedes);
   std::copy_n(all.top, all.top_size, top);
   const float temperature = call.batch.requests[r].temperature;
   const int64_t panels = TiledGemm::Panels(call.weight);
-  MergeSums(&sums_[static_cast<size_t>(r * panels)], panels, mask_logits_[r], temperature, &out);
+  MergeSums(&sums_[static_cast<size_t>(r * panels)], panels, singles_[r], call.batch.requests[r], &out);
   out.best_id = all.best_id;
   out.best_logit = all.best_logit;
   out.second_logit = all.second_logit;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -37,10 +38,19 @@ struct LogitLeaders {
 
 /// Sums over the logits of one panel without its largest and without the mask's; they are added up in panel order.
 struct PanelSums {
-  float largest = 0.0f;       ///< -inf when the panel holds no logit above that; the sums are 0 then.
-  float sum = 0.0f;           ///< Of e^(z - largest).
-  float weighted_sum = 0.0f;  ///< Of z e^(z - largest).
-  float tempered_sum = 0.0f;  ///< Of e^((z - largest) / T).
+  float largest = 0.0f;                ///< -inf when the panel holds no logit above that; the sums are 0 then.
+  float sum = 0.0f;                    ///< Of e^(z - largest).
+  float weighted_sum = 0.0f;           ///< Of (z - largest) e^(z - largest).
+  float tempered_sum = 0.0f;           ///< Of e^((z - largest) / T).
+  float tempered_weighted_sum = 0.0f;  ///< Of (z - largest) e^((z - largest) / T).
+  float previous_sum = 0.0f;           ///< Of (z' - largest) e^(z - largest), the largest logit included.
+};
+
+/// Logits of single ids of a request; those of other shards stay.
+struct SingleLogits {
+  float mask = -std::numeric_limits<float>::infinity();
+  float mask_previous = 0.0f;  ///< In the history.
+  float asked = -std::numeric_limits<float>::infinity();
 };
 
 /// Runs the LM head panel by panel and reduces every panel's logits while they are in the cache.
@@ -66,7 +76,7 @@ class CandidateReducer {
   std::vector<LogitLeaders> leaders_;   // [threads, requests]
   Workspace<TopLogit> top_lists_;       // [threads, requests, top_count]
   std::vector<PanelSums> sums_;         // [requests, panels]
-  std::vector<float> mask_logits_;      // [requests]
+  std::vector<SingleLogits> singles_;   // [requests]
   std::vector<Workspace<float>> scratch_{static_cast<size_t>(team_.threads())};  // One a thread.
 };
 

@@ -10,7 +10,7 @@ void AdvanceBlock(const BlockStep& step, OpenBlock& block) {
     finite = ChooseToken(step, block, i).finite && finite;
     above += step.ranking[block.first_row + i] > block.rule.threshold ? 1 : 0;
   }
-  if (!finite) {
+  if (!finite || IsHosts(block)) {
     step.control->stop = 1;
     return;
   }

@@ -12,25 +12,34 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-/// The logits of one row as the request sees them: guided, and only the ids that exist and are not suppressed.
+/// What the request adds to an id's logit.
+float BiasOf(const CandidateBatch& batch, const CandidateRequest& request, int32_t id) {
+  for (int32_t i = request.first_bias; i < request.first_bias + request.bias_count; ++i) {
+    if (batch.biases[i].id == id) return batch.biases[i].bias;
+  }
+  return 0.0f;
+}
+
+/// The logits of one row as the request sees them: capped, guided, biased, and only the ids that exist and are neither
+/// suppressed nor forbidden.
 std::vector<TopLogit> LogitsOf(const ConstMatrix& hidden, const ReferenceWeight& weight, const VocabularyShard& shard,
-                               const CandidateRequest& request) {
-  const auto dot = [&](int64_t row, int64_t o) {
+                               const CandidateBatch& batch, const CandidateRequest& request) {
+  const auto logit = [&](int64_t row, int64_t o) {
     float sum = 0.0f;
     for (int64_t h = 0; h < hidden.cols; ++h) sum += Load(hidden, row, h) * weight.at(o, h);
-    return sum;
+    return shard.soft_cap > 0.0f ? shard.soft_cap * std::tanh(sum / shard.soft_cap) : sum;
   };
   std::vector<TopLogit> logits;
   for (int64_t o = 0; o < weight.out_features(); ++o) {
     const int32_t id = shard.first_id + static_cast<int32_t>(o);
-    if (id >= shard.vocabulary || id == request.suppressed_id) continue;
-    const float conditional = dot(request.row, o);
-    if (request.guide_row < 0) {
-      logits.push_back({conditional, id});
-    } else {
-      const float unconditional = dot(request.guide_row, o);
-      logits.push_back({unconditional + (request.guidance + 1.0f) * (conditional - unconditional), id});
+    const float bias = BiasOf(batch, request, id);
+    if (id >= shard.vocabulary || id == request.suppressed_id || bias == kMinusInfinity) continue;
+    float z = logit(request.row, o);
+    if (request.guide_row >= 0) {
+      const float unconditional = logit(request.guide_row, o);
+      z = unconditional + (request.guidance + 1.0f) * (z - unconditional);
     }
+    logits.push_back({z + bias, id});
   }
   return logits;
 }
@@ -45,12 +54,25 @@ double LogSumExp(const std::vector<TopLogit>& logits, double temperature) {
   return largest / temperature + std::log(sum);
 }
 
-double MeanLogit(const std::vector<TopLogit>& logits, double log_sum_exp) {
+double MeanLogit(const std::vector<TopLogit>& logits, double temperature, double log_sum_exp) {
   double mean = 0.0;
   for (const TopLogit& z : logits) {
-    if (z.logit > kMinusInfinity) mean += z.logit * std::exp(z.logit - log_sum_exp);
+    if (z.logit > kMinusInfinity) mean += z.logit * std::exp(z.logit / temperature - log_sum_exp);
   }
   return mean;
+}
+
+/// Keeps z in the request's slot; what was there is weighed by what z says.
+void TakeHistory(const std::vector<TopLogit>& logits, const CandidateBatch& batch, const CandidateRequest& request,
+                 int32_t first_id, int64_t ids, Candidate* out) {
+  if (request.history_slot < 0) return;
+  float* const slot = batch.history + request.history_slot * ids;
+  for (const TopLogit& z : logits) {
+    const double weight = std::exp(z.logit - out->log_sum_exp);
+    if (request.history_valid != 0 && weight > 0.0) out->mean_previous += weight * slot[z.id - first_id];
+  }
+  std::fill_n(slot, ids, kMinusInfinity);
+  for (const TopLogit& z : logits) slot[z.id - first_id] = z.logit;
 }
 
 void Sample(const std::vector<TopLogit>& ranked, const CandidateRequest& request, Candidate* out) {
@@ -67,6 +89,34 @@ void Sample(const std::vector<TopLogit>& ranked, const CandidateRequest& request
   }
 }
 
+/// The sums of a row without NaN or +inf.
+void SumUp(const std::vector<TopLogit>& logits, const CandidateRequest& request, Candidate* out) {
+  out->log_sum_exp = LogSumExp(logits, 1.0);
+  out->mean_logit = MeanLogit(logits, 1.0, out->log_sum_exp);
+  out->tempered_log_sum_exp = out->log_sum_exp;
+  out->tempered_mean_logit = out->mean_logit;
+  if (request.temperature > 0.0f) {
+    out->tempered_log_sum_exp = LogSumExp(logits, request.temperature);
+    out->tempered_mean_logit = MeanLogit(logits, request.temperature, out->tempered_log_sum_exp);
+  }
+  for (const TopLogit& z : logits) {
+    if (z.id == request.asked_id) out->asked_logit = z.logit;
+  }
+}
+
+/// The best ids of a row without NaN or +inf. ranked: what may be chosen, best first.
+void ChooseBest(const std::vector<TopLogit>& ranked, const CandidateRequest& request, Candidate* out) {
+  if (!ranked.empty()) {
+    out->best_id = ranked[0].id;
+    out->best_logit = ranked[0].logit;
+  }
+  if (ranked.size() > 1) out->second_logit = ranked[1].logit;
+  out->sampled_id = out->best_id;
+  out->sampled_logit = out->best_logit;
+  out->sampled_score = out->best_logit;
+  if (request.temperature > 0.0f) Sample(ranked, request, out);
+}
+
 }  // namespace
 
 void ReferenceOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
@@ -76,11 +126,12 @@ void ReferenceOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, cons
     const CandidateRequest& request = batch.requests[r];
     CHECK(request.row >= -1 && request.row < hidden.rows && request.guide_row < hidden.rows);
     std::vector<TopLogit> logits;
-    if (request.row >= 0) logits = LogitsOf(hidden, static_cast<const ReferenceWeight&>(weight), shard, request);
+    if (request.row >= 0) logits = LogitsOf(hidden, static_cast<const ReferenceWeight&>(weight), shard, batch, request);
     out[r] = Candidate{.best_logit = kMinusInfinity,
                        .second_logit = kMinusInfinity,
                        .sampled_logit = kMinusInfinity,
-                       .sampled_score = kMinusInfinity};
+                       .sampled_score = kMinusInfinity,
+                       .asked_logit = kMinusInfinity};
     std::fill_n(top + static_cast<int64_t>(r) * top_count, top_count, TopLogit{kMinusInfinity, -1});
     for (const TopLogit& z : logits) {
       if (std::isnan(z.logit) || z.logit == -kMinusInfinity) out[r].finite = 0;
@@ -92,25 +143,10 @@ void ReferenceOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, cons
     std::sort(ranked.begin(), ranked.end(), [](const TopLogit& a, const TopLogit& b) {
       return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
     });
-    if (!ranked.empty()) {
-      out[r].best_id = ranked[0].id;
-      out[r].best_logit = ranked[0].logit;
-    }
-    if (ranked.size() > 1) out[r].second_logit = ranked[1].logit;
     std::copy_n(ranked.begin(), std::min<size_t>(ranked.size(), top_count), top + static_cast<int64_t>(r) * top_count);
-
-    const double log_sum_exp = LogSumExp(logits, 1.0);
-    out[r].log_sum_exp = log_sum_exp;
-    out[r].mean_logit = static_cast<float>(MeanLogit(logits, log_sum_exp));
-    if (request.temperature > 0.0f) {
-      Sample(ranked, request, &out[r]);
-      out[r].tempered_log_sum_exp = LogSumExp(logits, request.temperature);
-    } else {
-      out[r].sampled_id = out[r].best_id;
-      out[r].sampled_logit = out[r].best_logit;
-      out[r].sampled_score = out[r].best_logit;
-      out[r].tempered_log_sum_exp = out[r].log_sum_exp;
-    }
+    SumUp(logits, request, &out[r]);
+    ChooseBest(ranked, request, &out[r]);
+    if (request.row >= 0) TakeHistory(logits, batch, request, shard.first_id, weight.out_features(), &out[r]);
   }
 }
 

@@ -115,4 +115,16 @@ QS_INLINE Floats Exp(Floats x) {
   return x < low ? Floats{} : e * reinterpret_cast<Floats>(exponent);
 }
 
+/// tanh x within a few units in the last place (Cephes tanhf). NaN stays.
+QS_INLINE Floats Tanh(Floats x) {
+  const Floats size = x < Floats{} ? -x : x, square = x * x;
+  Floats p = square * -5.70498872745e-3f + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const Floats large = 1.0f - 2.0f / (Exp(size + size) + 1.0f);
+  const Floats far = x < Floats{} ? -large : large;
+  return size < Splat(0.625f) ? p * square * x + x : far;
+}
+
 }  // namespace quicksilver::simd

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) AdvanceBlocksKernel(BlockStep step) 
     if (step.ranking[block.first_row + i] > block.rule.threshold) atomicAdd(&shared.above, 1);
   }
   __syncthreads();
-  if (shared.unfinite != 0) {
+  if (shared.unfinite != 0 || IsHosts(block)) {
     if (thread == 0) atomicExch(&step.control->stop, 1);
     return;
   }

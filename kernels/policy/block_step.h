@@ -73,9 +73,8 @@ struct BlockStep {
 
 // The parts of one block's step, in order. Each is for one live row (the i-th of the block) or for the block.
 
-/// Chooses row i's token, tells the host, and ranks the row.
-QS_HOST_DEVICE inline RowChoice ChooseToken(const BlockStep& step, const OpenBlock& block, int32_t i) {
-  const int32_t row = block.first_row + step.live[block.first_row + i];
+/// What the ranks answered about a row.
+QS_HOST_DEVICE inline GatheredRow GatherRow(const BlockStep& step, int32_t row) {
   GatheredRow gathered;
   gathered.candidates = step.candidates + row + 1;
   gathered.candidate_stride = step.rows_count + 1;
@@ -86,13 +85,29 @@ QS_HOST_DEVICE inline RowChoice ChooseToken(const BlockStep& step, const OpenBlo
     gathered.top_stride = top_rows * kTopLogitsMax;
     gathered.top_count = kTopLogitsMax;
   }
+  return gathered;
+}
+
+/// Chooses row i's token, tells the host, and ranks the row.
+QS_HOST_DEVICE inline RowChoice ChooseToken(const BlockStep& step, const OpenBlock& block, int32_t i) {
+  const int32_t row = block.first_row + step.live[block.first_row + i];
+  const GatheredRow gathered = GatherRow(step, row);
   const DrawPlace place = step.requests[row].place;
   const RowChoice choice = MergeCandidates(gathered, block.rule.sampling, block.rule.raw_confidence, place);
   step.results.choices[int64_t{step.control->step} * step.rows_count + row] = choice;
+  if (block.rule.top_reported > 0) {
+    const int64_t top_rows = step.rows_count - step.first_top_row;
+    const int64_t place_of_row = int64_t{step.control->step} * top_rows + row - step.first_top_row;
+    ReportTops(gathered, block.rule.top_reported, choice.log_sum_exp,
+               step.results.tops + place_of_row * kTopReportedMax);
+  }
   const TokenList distrusted = {step.token_lists + block.first_distrusted, block.distrusted_count};
   step.ranking[block.first_row + i] = RankOf(block.rule, choice, place, distrusted);
   return choice;
 }
+
+/// True when the host decides the block: its rows are reported, nothing is selected or written, and the launch ends.
+QS_HOST_DEVICE inline bool IsHosts(const OpenBlock& block) { return block.rule.policy == Policy::kHost; }
 
 /// True when row i commits; `above`: rows of the block that rank above the rule's threshold.
 QS_HOST_DEVICE inline bool SelectRow(const BlockStep& step, const OpenBlock& block, int32_t i, int32_t above) {

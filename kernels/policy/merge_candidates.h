@@ -42,16 +42,17 @@ struct GatheredRow {
   int32_t ranks = 0;
 };
 
-/// The token of one row. When not `finite` the other fields mean nothing.
+/// What the ranks say about one row together. When not `finite` the other fields mean nothing. "The distribution" is
+/// the one that MergeCandidates() was asked for: the raw softmax of z, or what sampling draws from.
 struct RowChoice {
   TokenId token = -1;
-  float confidence = 0.0f;         ///< Probability of `token`: raw or processed, see MergeCandidates().
+  float confidence = 0.0f;         ///< Probability of `token` in the distribution.
   float log_probability = 0.0f;    ///< Natural log of its raw probability (before temperature, top-k and top-p).
-  float margin = 0.0f;             ///< Probability of the best token minus the second's, of the same distribution.
-  float entropy = 0.0f;            ///< In nats, of the same distribution.
+  float margin = 0.0f;             ///< Probability of the distribution's best token minus the second's.
+  float entropy = 0.0f;            ///< Of the distribution, in nats, at least 0.
   float asked_probability = 0.0f;  ///< Raw, of CandidateRequest::asked_id.
   double log_sum_exp = 0.0;        ///< Of the raw logits, all ranks together.
-  float mean_previous = 0.0f;      ///< Candidate::mean_previous of all ranks together.
+  double mean_previous = 0.0;      ///< Candidate::mean_previous of all ranks together.
   bool finite = false;
 };
 
@@ -59,16 +60,25 @@ namespace merging {
 
 inline constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
+/// What is known of a distribution softmax(z / temperature) over some ids.
+struct Distribution {
+  double temperature = 1.0;
+  double log_sum_exp = kMinusInfinity;   ///< ln sum e^(z / temperature)
+  double mean_logit = 0.0;               ///< Mean z.
+  double best_logit = kMinusInfinity;    ///< Largest z of an id that may be chosen, …
+  double second_logit = kMinusInfinity;  ///< … and that of another one.
+};
+
 /// What the ranks' candidates say together.
 struct Merged {
   int32_t best_id = -1;
-  double best_logit = kMinusInfinity;
   int32_t sampled_id = -1;
   double sampled_logit = kMinusInfinity;
   double sampled_score = kMinusInfinity;
-  double log_sum_exp = kMinusInfinity;
-  double tempered_log_sum_exp = kMinusInfinity;
-  double mean_logit = 0.0;
+  Distribution raw;
+  Distribution processed;
+  double asked_logit = kMinusInfinity;
+  double mean_previous = 0.0;
 };
 
 /// ln sum over ranks of e^field, in rank order; one rank's value comes out unchanged.
@@ -85,38 +95,64 @@ QS_HOST_DEVICE inline double MergeLogSumExp(const GatheredRow& row, double Candi
   return largest + std::log(sum);
 }
 
+/// The mean of the ranks' means, each with the weight of its share of `total`, in rank order.
+QS_HOST_DEVICE inline double MergeMeans(const GatheredRow& row, double Candidate::*log_sum_exp, double total,
+                                        double Candidate::*mean) {
+  double merged = 0.0;
+  for (int32_t r = 0; r < row.ranks; ++r) {
+    const Candidate& candidate = row.candidates[r * row.candidate_stride];
+    const double weight = std::exp(candidate.*log_sum_exp - total);
+    if (weight > 0.0) merged += weight * (candidate.*mean);
+  }
+  return merged;
+}
+
+/// Takes one rank's best, second and sampled ids in. Shards ascend by id, so a strict comparison leaves ties with the
+/// smallest id.
+QS_HOST_DEVICE inline void MergeLeaders(const Candidate& candidate, Merged& out) {
+  out.asked_logit = std::fmax(out.asked_logit, candidate.asked_logit);
+  if (candidate.best_id < 0) return;
+  if (out.best_id < 0 || candidate.best_logit > out.raw.best_logit) {
+    out.raw.second_logit = std::fmax(out.raw.best_logit, candidate.second_logit);
+    out.raw.best_logit = candidate.best_logit;
+    out.best_id = candidate.best_id;
+  } else {
+    out.raw.second_logit = std::fmax(out.raw.second_logit, candidate.best_logit);
+  }
+  if (candidate.sampled_id >= 0 && (out.sampled_id < 0 || candidate.sampled_score > out.sampled_score)) {
+    out.sampled_id = candidate.sampled_id;
+    out.sampled_logit = candidate.sampled_logit;
+    out.sampled_score = candidate.sampled_score;
+  }
+}
+
 /// False when some rank saw a NaN or +inf, or when no id is allowed.
-QS_HOST_DEVICE inline bool MergeRanks(const GatheredRow& row, Merged& out) {
+QS_HOST_DEVICE inline bool MergeRanks(const GatheredRow& row, const SamplingRule& rule, Merged& out) {
   for (int32_t r = 0; r < row.ranks; ++r) {
     const Candidate& candidate = row.candidates[r * row.candidate_stride];
     if (candidate.finite == 0) return false;
-    if (candidate.best_id < 0) continue;
-    // Shards ascend by id, so a strict comparison leaves ties with the smallest id.
-    if (out.best_id < 0 || candidate.best_logit > out.best_logit) {
-      out.best_id = candidate.best_id;
-      out.best_logit = candidate.best_logit;
-    }
-    if (candidate.sampled_id >= 0 && (out.sampled_id < 0 || candidate.sampled_score > out.sampled_score)) {
-      out.sampled_id = candidate.sampled_id;
-      out.sampled_logit = candidate.sampled_logit;
-      out.sampled_score = candidate.sampled_score;
-    }
+    MergeLeaders(candidate, out);
   }
-  out.log_sum_exp = MergeLogSumExp(row, &Candidate::log_sum_exp);
-  out.tempered_log_sum_exp = MergeLogSumExp(row, &Candidate::tempered_log_sum_exp);
-  for (int32_t r = 0; r < row.ranks; ++r) {
-    const Candidate& candidate = row.candidates[r * row.candidate_stride];
-    const double weight = std::exp(candidate.log_sum_exp - out.log_sum_exp);
-    if (weight > 0.0) out.mean_logit += weight * candidate.mean_logit;
-  }
-  return out.best_id >= 0 && std::isfinite(out.log_sum_exp);
+  Distribution& raw = out.raw;
+  raw.log_sum_exp = MergeLogSumExp(row, &Candidate::log_sum_exp);
+  if (out.best_id < 0 || !std::isfinite(raw.log_sum_exp)) return false;
+  raw.mean_logit = MergeMeans(row, &Candidate::log_sum_exp, raw.log_sum_exp, &Candidate::mean_logit);
+  out.mean_previous = MergeMeans(row, &Candidate::log_sum_exp, raw.log_sum_exp, &Candidate::mean_previous);
+  out.processed = raw;
+  if (!(rule.temperature > 0.0f)) return true;
+  Distribution& tempered = out.processed;
+  tempered.temperature = rule.temperature;
+  tempered.log_sum_exp = MergeLogSumExp(row, &Candidate::tempered_log_sum_exp);
+  tempered.mean_logit =
+      MergeMeans(row, &Candidate::tempered_log_sum_exp, tempered.log_sum_exp, &Candidate::tempered_mean_logit);
+  return true;
 }
 
-/// The kTopLogitsMax largest of all ranks' lists, descending, ties: smallest id. Returns how many there are.
-QS_HOST_DEVICE inline int32_t MergeTopLists(const GatheredRow& row, TopLogit* merged) {
+/// The `count_max` largest of all ranks' lists, descending, ties: smallest id. Returns how many there are.
+QS_HOST_DEVICE inline int32_t MergeTopLists(const GatheredRow& row, int32_t count_max, TopLogit* merged) {
   int32_t next[kRanksMax] = {};
   int32_t count = 0;
-  for (; count < kTopLogitsMax; ++count) {
+  for (; count < count_max; ++count) {
     int32_t from = -1;
     for (int32_t r = 0; r < row.ranks; ++r) {
       if (next[r] >= row.top_count) continue;
@@ -157,24 +193,25 @@ QS_HOST_DEVICE inline double LogSumExp(const TopLogit* top, int32_t count, doubl
   return largest + std::log(sum);
 }
 
-/// Draws among the ids that top-k and top-p leave: overwrites the sampled fields and tempered_log_sum_exp.
-QS_HOST_DEVICE inline void DrawFromNucleus(const GatheredRow& row, const SamplingRule& rule, const DrawPlace& place,
-                                           Merged& merged) {
-  TopLogit top[kTopLogitsMax];
-  int32_t count = MergeTopLists(row, top);
-  if (count == 0) {
-    merged.sampled_id = -1;
-    return;
+/// How many of the `count` descending logits top-k and top-p leave.
+QS_HOST_DEVICE inline int32_t KeepBoth(const TopLogit* top, int32_t count, const SamplingRule& rule,
+                                       const Distribution& whole) {
+  const double temperature = whole.temperature;
+  const int32_t after_k = KeepTopK(top, count, rule.top_k);
+  if (!(rule.top_p < 1.0f)) return after_k;
+  if (rule.top_p_first) {
+    return KeepTopK(top, KeepTopP(top, count, temperature, rule.top_p, whole.log_sum_exp), rule.top_k);
   }
-  const double temperature = rule.temperature;
-  count = KeepTopK(top, count, rule.top_k);
-  if (rule.top_p < 1.0f) {
-    const double log_total = rule.top_k > 0 ? LogSumExp(top, count, temperature) : merged.tempered_log_sum_exp;
-    count = KeepTopP(top, count, temperature, rule.top_p, log_total);
-  }
+  const double log_total = rule.top_k > 0 ? LogSumExp(top, after_k, temperature) : whole.log_sum_exp;
+  return KeepTopP(top, after_k, temperature, rule.top_p, log_total);
+}
+
+/// The arg-max of z / T + Gumbel over `count` logits, ties: smallest id: overwrites the sampled fields.
+QS_HOST_DEVICE inline void Draw(const TopLogit* top, int32_t count, const DrawPlace& place, Merged& merged) {
   merged.sampled_id = -1;
   for (int32_t i = 0; i < count; ++i) {
-    const double score = top[i].logit / temperature + GumbelDraw(place, static_cast<uint32_t>(top[i].id));
+    const double score =
+        top[i].logit / merged.processed.temperature + GumbelDraw(place, static_cast<uint32_t>(top[i].id));
     const bool first = merged.sampled_id < 0 || score > merged.sampled_score;
     if (first || (score == merged.sampled_score && top[i].id < merged.sampled_id)) {
       merged.sampled_id = top[i].id;
@@ -182,14 +219,39 @@ QS_HOST_DEVICE inline void DrawFromNucleus(const GatheredRow& row, const Samplin
       merged.sampled_score = score;
     }
   }
-  merged.tempered_log_sum_exp = LogSumExp(top, count, temperature);
+}
+
+/// Makes the processed distribution that of the ids which top-k and top-p leave, and draws among them.
+QS_HOST_DEVICE inline void Truncate(const GatheredRow& row, const SamplingRule& rule, const DrawPlace& place,
+                                    Merged& merged) {
+  TopLogit top[kTopLogitsMax];
+  int32_t count = MergeTopLists(row, kTopLogitsMax, top);
+  if (count == 0) {
+    merged.sampled_id = -1;
+    return;
+  }
+  Distribution& left = merged.processed;
+  count = KeepBoth(top, count, rule, left);
+  if (rule.temperature > 0.0f) Draw(top, count, place, merged);
+  left.log_sum_exp = LogSumExp(top, count, left.temperature);
+  left.second_logit = count > 1 ? double{top[1].logit} : kMinusInfinity;
+  left.mean_logit = 0.0;
+  for (int32_t i = 0; i < count; ++i) {
+    const double weight = std::exp(top[i].logit / left.temperature - left.log_sum_exp);
+    if (weight > 0.0) left.mean_logit += weight * top[i].logit;
+  }
+}
+
+/// Rounding of a sure token's sums must not make a probability exceed 1.
+QS_HOST_DEVICE inline double ProbabilityOf(const Distribution& of, double logit) {
+  return std::exp(std::fmin(logit / of.temperature - of.log_sum_exp, 0.0));
 }
 
 }  // namespace merging
 
-/// Merges the ranks' records of one row in rank order; ties go to the smallest id. The confidence is the raw softmax
-/// probability when the row is greedy or `raw_confidence` is set (decoding.md §0.3), else the probability after
-/// temperature, top-k and top-p, renormalised over the ids that are left. Pure: equal records give equal bits.
+/// Merges the ranks' records of one row in rank order; ties go to the smallest id. The confidence, the margin and the
+/// entropy are of the raw softmax when `raw_confidence` is set or the row is greedy and not truncated (decoding.md
+/// §0.3), else of what is left after temperature, top-k and top-p, renormalised. Pure: equal records give equal bits.
 ///
 /// With top-k or top-p the lists must be kTopLogitsMax long. Top-k (at most 256) is then exact, except that of more
 /// than 256 ids tied with the k-th only the 256 smallest survive. Top-p is exact when the 256 most likely ids hold the
@@ -198,20 +260,35 @@ QS_HOST_DEVICE inline RowChoice MergeCandidates(const GatheredRow& row, const Sa
                                                 const DrawPlace& place) {
   RowChoice choice;
   merging::Merged merged;
-  if (!merging::MergeRanks(row, merged)) return choice;
+  if (!merging::MergeRanks(row, rule, merged)) return choice;
+  if (NeedsTopLogits(rule)) merging::Truncate(row, rule, place, merged);
   const bool greedy = !(rule.temperature > 0.0f);
-  if (NeedsTopLogits(rule)) merging::DrawFromNucleus(row, rule, place, merged);
   choice.token = greedy ? merged.best_id : merged.sampled_id;
-  const double logit = greedy ? merged.best_logit : merged.sampled_logit;
-  const double log_probability = logit - merged.log_sum_exp;
-  choice.log_probability = static_cast<float>(log_probability);
-  const double log_confidence =
-      greedy || raw_confidence ? log_probability : logit / rule.temperature - merged.tempered_log_sum_exp;
-  // Rounding of a sure token's sums must not make a probability exceed 1.
-  choice.confidence = static_cast<float>(std::exp(std::fmin(log_confidence, 0.0)));
-  choice.entropy = static_cast<float>(merged.log_sum_exp - merged.mean_logit);
+  const double logit = greedy ? merged.raw.best_logit : merged.sampled_logit;
+  const merging::Distribution& asked = raw_confidence ? merged.raw : merged.processed;
+  choice.log_probability = static_cast<float>(logit - merged.raw.log_sum_exp);
+  choice.confidence = static_cast<float>(merging::ProbabilityOf(asked, logit));
+  choice.margin = static_cast<float>(merging::ProbabilityOf(asked, asked.best_logit) -
+                                     merging::ProbabilityOf(asked, asked.second_logit));
+  choice.entropy = static_cast<float>(std::fmax(asked.log_sum_exp - asked.mean_logit / asked.temperature, 0.0));
+  choice.asked_probability = static_cast<float>(merging::ProbabilityOf(merged.raw, merged.asked_logit));
+  choice.log_sum_exp = merged.raw.log_sum_exp;
+  choice.mean_previous = merged.mean_previous;
   choice.finite = choice.token >= 0;
   return choice;
+}
+
+/// The count_max (at most kTopReportedMax) most likely ids of a row, descending, ties: smallest id, each with the
+/// natural log of its raw probability; what is missing of kTopReportedMax is {-inf, -1}. log_sum_exp: RowChoice's.
+QS_HOST_DEVICE inline void ReportTops(const GatheredRow& row, int32_t count_max, double log_sum_exp, TopLogit* tops) {
+  const int32_t count = merging::MergeTopLists(row, count_max, tops);
+  for (int32_t i = 0; i < kTopReportedMax; ++i) {
+    if (i < count) {
+      tops[i].logit = static_cast<float>(tops[i].logit - log_sum_exp);
+    } else {
+      tops[i] = {-std::numeric_limits<float>::infinity(), -1};
+    }
+  }
 }
 
 }  // namespace quicksilver
