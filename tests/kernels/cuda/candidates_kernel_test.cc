@@ -243,8 +243,7 @@ TEST_F(CandidatesKernelTest, AShardWithoutRealIdsNeedsNoProduct) {
   const CandidatesArguments arguments = {.rows = 4,
                                          .columns = 512,
                                          .shard = {.first_id = 1024, .vocabulary = 1000},
-                                         .requests = requests.data(),
-                                         .requests_count = 2,
+                                         .batch = {.requests = requests.data(), .count = 2},
                                          .top_count = 3,
                                          .out = out.data(),
                                          .top = top.data()};
@@ -267,8 +266,7 @@ TEST_F(CandidatesKernelTest, TheProductsErrorComesBack) {
   const CandidatesArguments arguments = {.rows = 1,
                                          .columns = 9000,
                                          .shard = {.vocabulary = 9000},
-                                         .requests = requests.data(),
-                                         .requests_count = 1,
+                                         .batch = {.requests = requests.data(), .count = 1},
                                          .out = out.data()};
   const DeviceCopy<uint8_t> workspace{std::vector<uint8_t>(CandidatesWorkspaceBytes(arguments))};
   int products = 0;
@@ -291,8 +289,7 @@ TEST_F(CandidatesKernelTest, TilesCoverTheRealIdsOnceAndFewTimes) {
     const CandidatesArguments arguments = {.rows = s.rows,
                                            .columns = s.columns,
                                            .shard = {.vocabulary = s.vocabulary},
-                                           .requests = requests.data(),
-                                           .requests_count = 1,
+                                           .batch = {.requests = requests.data(), .count = 1},
                                            .out = out.data()};
     const size_t bytes = CandidatesWorkspaceBytes(arguments);
     const DeviceCopy<uint8_t> workspace{std::vector<uint8_t>(bytes)};
@@ -316,12 +313,12 @@ TEST_F(CandidatesKernelTest, TilesCoverTheRealIdsOnceAndFewTimes) {
 TEST_F(CandidatesKernelTest, TheWorkspaceOfTheLargestCallFitsEverySmallerOne) {
   for (int64_t rows = 1; rows <= 9000; rows += rows < 80 ? 1 : 509) {
     for (const int64_t columns : {int64_t{1}, int64_t{1025}, int64_t{126464}, int64_t{262144}}) {
-      const CandidatesArguments small = {.rows = rows, .columns = columns, .requests_count = 8, .top_count = 1};
+      const CandidatesArguments small = {.rows = rows, .columns = columns, .batch = {.count = 8}, .top_count = 1};
       for (CandidatesArguments large :
-           {CandidatesArguments{.rows = rows + 1, .columns = columns, .requests_count = 8, .top_count = 1},
-            CandidatesArguments{.rows = rows, .columns = columns + 1000, .requests_count = 8, .top_count = 1},
-            CandidatesArguments{.rows = rows, .columns = columns, .requests_count = 9, .top_count = 1},
-            CandidatesArguments{.rows = rows, .columns = columns, .requests_count = 8, .top_count = 256}}) {
+           {CandidatesArguments{.rows = rows + 1, .columns = columns, .batch = {.count = 8}, .top_count = 1},
+            CandidatesArguments{.rows = rows, .columns = columns + 1000, .batch = {.count = 8}, .top_count = 1},
+            CandidatesArguments{.rows = rows, .columns = columns, .batch = {.count = 9}, .top_count = 1},
+            CandidatesArguments{.rows = rows, .columns = columns, .batch = {.count = 8}, .top_count = 256}}) {
         EXPECT_LE(CandidatesWorkspaceBytes(small), CandidatesWorkspaceBytes(large)) << rows << " x " << columns;
       }
     }
@@ -342,8 +339,7 @@ TEST_F(CandidatesKernelTest, ACapturedCallServesOtherRequestsAndLogits) {
   const CandidatesArguments arguments = {.rows = rows,
                                          .columns = columns,
                                          .shard = c.shard,
-                                         .requests = requests.data(),
-                                         .requests_count = requests_max,
+                                         .batch = {.requests = requests.data(), .count = requests_max},
                                          .top_count = 12,
                                          .out = out.data(),
                                          .top = top.data()};
