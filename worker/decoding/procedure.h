@@ -49,8 +49,8 @@ struct TokenWrite {
 
 struct Decision {
   std::vector<TokenWrite> writes;  ///< Ascending positions of the answer, each once.
-  int32_t grown = 0;               ///< The answer gets so many positions more, all masked, before `writes`; the open
-                                   ///< block ends later by as many.
+  int32_t grown = 0;               ///< The answer gets so many positions more at its end, all masked, before `writes`.
+                                   ///< Blocks keep their length: the last one may become longer, and new ones come.
   bool keep_open = false;          ///< The block stays open although it has no mask left.
   bool paced = false;              ///< commits_min made it write more than the policy asked for.
 };
@@ -79,6 +79,10 @@ class Procedure {
   /// Most forwards of a block of `positions` positions.
   virtual int32_t steps_max(int32_t positions) const { return positions + 2; }
 
+  /// Every forward writes a masked position, and nothing becomes masked again.
+  virtual bool writes_always() const { return false; }
+  /// It also writes positions behind the open block.
+  virtual bool writes_ahead() const { return false; }
   /// Between the steps of a block it knows more than the canvas tells: a resume begins at the block.
   virtual bool stateful() const { return false; }
   /// Committed tokens of the open block may change: no answer ends before its block closes.
