@@ -33,6 +33,13 @@ void AddModel(CLI::App& app, WorkerOptions& o) {
   app.add_option("--block-length", o.block_length, "Positions denoised together; default 0: what the checkpoint says")
       ->check(CLI::Range(0, 256))
       ->group(group);
+  app.add_option("--mask-id", o.mask_id,
+                 "Of the mask token, where the checkpoint does not state it; default -1: it does")
+      ->check(CLI::Range(-1, (1 << 24) - 1))
+      ->group(group);
+  app.add_flag("--expert-parallel", o.expert_parallel,
+               "Give each rank whole experts instead of columns of all; num_experts must be a multiple of the ranks")
+      ->group(group);
 }
 
 void AddDevice(CLI::App& app, WorkerOptions& o) {

@@ -33,6 +33,8 @@ struct WorkerOptions {
   int32_t step_time_target_ms = 0;
   std::string prefix_cache = "on";
   int32_t block_length = 0;
+  int32_t mask_id = -1;  ///< -1: what the checkpoint says.
+  bool expert_parallel = false;
   int32_t steps_per_launch = 0;
   double formation_timeout_seconds = 120;
   double peer_timeout_seconds = 5;

@@ -63,6 +63,7 @@ class DenseTransformer final : public Transformer {
   const ModelSpec& spec() const override { return spec_; }
   int32_t page_size() const override { return page_size_; }
   int32_t pages() const override { return pages_; }
+  int64_t shard_rows() const override { return shard_.vocabulary_rows; }
   size_t weight_bytes() const override { return weights_.bytes; }
   size_t kv_bytes() const override { return kv_bytes_; }
   void SetObserver(Observer observer) override { observer_ = std::move(observer); }

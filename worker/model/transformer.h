@@ -32,6 +32,7 @@ class Transformer {
   virtual const ModelSpec& spec() const = 0;
   virtual int32_t page_size() const = 0;
   virtual int32_t pages() const = 0;
+  virtual int64_t shard_rows() const = 0;  ///< V / tp rounded up: the logits of a row on this rank.
 
   /// Runs all layers over layout.rows rows, writing their KV. ids: [N] device. Enqueued; two all-reduces a layer.
   /// The result, final norm applied, stays inside until the next Forward.

@@ -50,7 +50,7 @@ size_t DataBytes(const Checkpoint& checkpoint) {
 bool Bidirectional(const ModelSpec& spec) { return spec.grid == BlockGrid::kAfterPrompt; }
 
 absl::StatusOr<int32_t> PageSize(const WorkerOptions& options, const ModelSpec& spec) {
-  const int32_t block = Bidirectional(spec) ? 1 : spec.block_length;
+  const int32_t block = spec.grid == BlockGrid::kAbsolute ? spec.block_length : 1;
   if (options.page_size == 0) return (kDefaultPageMin + block - 1) / block * block;
   if (options.page_size % block != 0) {
     return absl::OutOfRangeError(absl::StrCat("--page-size: ", options.page_size,
@@ -113,7 +113,9 @@ std::string Mebibytes(int64_t bytes) { return absl::StrFormat("%.1f MiB", static
 absl::StatusOr<OpenModel> OpenModelForServing(const WorkerOptions& options) {
   OpenModel model;
   ASSIGN_OR_RETURN(model.checkpoint, Checkpoint::Open(options.model));
-  ASSIGN_OR_RETURN(model.spec, LoadModelSpec(*model.checkpoint, {.block_length = options.block_length}));
+  ASSIGN_OR_RETURN(model.spec, LoadModelSpec(*model.checkpoint, {.block_length = options.block_length,
+                                                                 .mask_id = options.mask_id,
+                                                                 .expert_parallel = options.expert_parallel}));
   RETURN_IF_ERROR(CheckCheckpoint(model.spec, *model.checkpoint, options.tensor_parallel_size));
   return model;
 }
@@ -172,6 +174,8 @@ std::map<std::string, std::string> AgreementOf(const WorkerOptions& options, con
           {"collectives", options.collectives},
           {"steps per launch", absl::StrCat(plan.engine.steps_per_launch_max)},
           {"block length", absl::StrCat(plan.spec.block_length)},
+          {"mask id", absl::StrCat(plan.spec.mask_id)},
+          {"expert parallel", plan.spec.moe.expert_parallel ? "on" : "off"},
           {"page size", absl::StrCat(plan.page_size)},
           {"KV pages", absl::StrCat(plan.pages)},
           {"sequences max", absl::StrCat(plan.engine.sequences_max)},
@@ -186,11 +190,13 @@ v1::GroupInfo DescribeGroup(const WorkerOptions& options, const GroupPlan& plan,
   info.set_epoch(options.epoch);
   // Page counts and bounds change no byte of an answer and are left out. Threads do on a processor: they share the LM
   // head in panels whose sums are added panel by panel.
-  info.set_fingerprint(Sha256Hex(absl::StrCat(
-      "model=", plan.model_digest, "\nbuild=", VersionString(), "\ntp=", options.tensor_parallel_size,
-      "\ndevice=", plan.machine.device_name, "\ndtype=", DTypeName(plan.precision.activations), "\nquantization=",
-      options.quantization, "\nkernels=", kernels, "\nthreads=", plan.machine.cuda ? 0 : plan.threads,
-      "\nblock=", plan.spec.block_length, "\ndeterministic=", plan.precision.deterministic ? 1 : 0, "\n")));
+  info.set_fingerprint(Sha256Hex(
+      absl::StrCat("model=", plan.model_digest, "\nbuild=", VersionString(), "\ntp=", options.tensor_parallel_size,
+                   "\ndevice=", plan.machine.device_name, "\ndtype=", DTypeName(plan.precision.activations),
+                   "\nquantization=", options.quantization, "\nkernels=", kernels,
+                   "\nthreads=", plan.machine.cuda ? 0 : plan.threads, "\nblock=", plan.spec.block_length,
+                   "\nmask=", plan.spec.mask_id, "\nexperts=", plan.spec.moe.expert_parallel ? "whole" : "columns",
+                   "\ndeterministic=", plan.precision.deterministic ? 1 : 0, "\n")));
   info.set_model(options.served_model_name);
   info.set_architecture(plan.spec.architecture);
   info.set_tokenizer_digest(plan.tokenizer_digest);
