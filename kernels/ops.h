@@ -11,6 +11,7 @@
 #include "common/check.h"
 #include "kernels/candidate.h"
 #include "kernels/policy/block_step.h"
+#include "kernels/policy/soft_embedding.h"
 #include "kernels/tensor.h"
 
 namespace quicksilver {
@@ -272,8 +273,8 @@ class Ops {
   virtual void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads,
                          const AttentionRule& rule, const KvLayer& cache, Matrix out) = 0;
 
-  /// out[n,i] = silu(gate_up[n,i]) * gate_up[n, I + i]. gate_up: [N, 2 I]; out: [N, I].
-  virtual void SiluMul(ConstMatrix gate_up, Matrix out) = 0;
+  /// out[n,i] = activation(gate_up[n,i]) * gate_up[n, I + i]. gate_up: [N, 2 I]; out: [N, I].
+  virtual void GatedMul(Activation activation, ConstMatrix gate_up, Matrix out) = 0;
 
   /// Chooses experts. logits: [N, E], f32 or of the activation type; scores in float. Of a rule with a pool the rows'
   /// blocks follow from `layout`. experts: [N, k] device, weights: [N, k] floats, both in descending order of the score
@@ -294,12 +295,22 @@ class Ops {
   /// out[r, :] = x[rows[r], :]. rows: [R] device.
   virtual void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) = 0;
 
+  /// out[rows[r], :] = x[r, :] where rows[r] >= 0; no two are equal. rows: [R] device.
+  virtual void ScatterRows(ConstMatrix x, const int32_t* rows, Matrix out) = 0;
+
   /// Runs the LM head on the rows that are asked for, tile by tile, and reduces this rank's logits to a few numbers a
   /// row (candidate.h). Nothing of size requests x V is kept but the history. hidden: [R, H], final norm applied.
   /// weight: [V/tp, H]. out: [batch.count] device; top: [batch.count, top_count] device, descending logit, ties:
   /// smallest id first, missing entries {-inf, -1}; top_count in [0, kTopLogitsMax], may be 0 with top = nullptr.
   virtual void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
                           const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) = 0;
+
+  /// out[r, :] = the sum over the ids v of this shard, ascending, of act(p(v)) * table[v - shard.first_id, :], in
+  /// float; p: softmax(z / T) of all shards' logits z of request r (models.md §8.4), as the ranks' records tell. The
+  /// shards' outputs add up to the soft embedding. Nothing of size requests x V is kept. hidden, weight as in
+  /// Candidates(); table: [V/tp, H], f32 or bf16 device memory; out: [batch.count, H].
+  virtual void SoftEmbed(ConstMatrix hidden, const GemmWeight& weight, ConstMatrix table, const VocabularyShard& shard,
+                         const SoftEmbedBatch& batch, Matrix out) = 0;
 
  private:
   friend class DeviceBuffer;

@@ -224,7 +224,7 @@ class Step {
       timed("gemm", [&] { ops_->Gemm(mixed_.view, *layer.out, partial_.view); });
       timed("norm", [&] { ops_->AddRmsNorm(partial_.view, gains_.data(), 1e-6f, hidden_.view, normed_.view); });
       timed("gemm", [&] { ops_->Gemm(normed_.view, *layer.gate_up, gate_up_.view); });
-      timed("silu", [&] { ops_->SiluMul(gate_up_.view, activated_.view); });
+      timed("silu", [&] { ops_->GatedMul(Activation::kSilu, gate_up_.view, activated_.view); });
       timed("gemm", [&] { ops_->Gemm(activated_.view, *layer.down, partial_.view); });
       timed("norm", [&] { ops_->AddRmsNorm(partial_.view, gains_.data(), 1e-6f, hidden_.view, normed_.view); });
     }

@@ -22,6 +22,7 @@
 #include "kernels/cpu/host_routing.h"
 #include "kernels/cpu/moe.h"
 #include "kernels/cpu/row_kernels.h"
+#include "kernels/cpu/soft_embedding.h"
 #include "kernels/cpu/thread_team.h"
 #include "kernels/cpu/workspace.h"
 
@@ -66,6 +67,7 @@ class CpuOps final : public Ops {
               team_),
         attention_(team_),
         candidates_(gemm_, team_),
+        soft_embedder_(gemm_, team_),
         experts_(activation, gemm_, team_) {}
 
   std::string name() const override {
@@ -111,7 +113,7 @@ class CpuOps final : public Ops {
                       const KvLayer& cache, Matrix qkv) override;
   void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const AttentionRule& rule,
                  const KvLayer& cache, Matrix out) override;
-  void SiluMul(ConstMatrix gate_up, Matrix out) override;
+  void GatedMul(Activation activation, ConstMatrix gate_up, Matrix out) override;
   void Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
              float* weights) override {
     RouteOnHost(layout, logits, rule, activation_, experts, weights);
@@ -124,6 +126,9 @@ class CpuOps final : public Ops {
     Note(experts_.Run({x, weights, activation, experts, expert_weights, k, add, out}));
   }
   void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
+  void ScatterRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
+  void SoftEmbed(ConstMatrix hidden, const GemmWeight& weight, ConstMatrix table, const VocabularyShard& shard,
+                 const SoftEmbedBatch& batch, Matrix out) override;
   void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
                   const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) override;
 
@@ -155,6 +160,7 @@ class CpuOps final : public Ops {
   TiledGemm gemm_;
   PagedAttention attention_;
   CandidateReducer candidates_;
+  SoftEmbedder soft_embedder_;
   ExpertMixer experts_;
   absl::Status status_;
   // By theta, the pairs and their width, full precision.
@@ -319,10 +325,10 @@ void CpuOps::Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, i
   attention_.Run({layout, q, heads, kv_heads, rule, cache, out});
 }
 
-void CpuOps::SiluMul(ConstMatrix gate_up, Matrix out) {
+void CpuOps::GatedMul(Activation activation, ConstMatrix gate_up, Matrix out) {
   CHECK(gate_up.cols == 2 * out.cols && gate_up.rows == out.rows && gate_up.dtype == out.dtype);
   ForBands(out.rows, out.cols, [&](int64_t first, int64_t count) {
-    GatedMulRows(Activation::kSilu, RowBand(gate_up, first, count), RowBand(out, first, count));
+    GatedMulRows(activation, RowBand(gate_up, first, count), RowBand(out, first, count));
   });
 }
 
@@ -332,6 +338,21 @@ void CpuOps::GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) {
     CHECK(rows[r] >= 0 && rows[r] < x.rows);
     ConvertRows(RowBand(x, rows[r], 1), RowBand(out, r, 1));
   }
+}
+
+void CpuOps::ScatterRows(ConstMatrix x, const int32_t* rows, Matrix out) {
+  CHECK(x.cols == out.cols);
+  for (int64_t r = 0; r < x.rows; ++r) {
+    if (rows[r] < 0) continue;
+    CHECK(rows[r] < out.rows);
+    ConvertRows(RowBand(x, r, 1), RowBand(out, rows[r], 1));
+  }
+}
+
+void CpuOps::SoftEmbed(ConstMatrix hidden, const GemmWeight& weight, ConstMatrix table, const VocabularyShard& shard,
+                       const SoftEmbedBatch& batch, Matrix out) {
+  CHECK(hidden.cols == weight.in_features() && table.cols == out.cols && out.rows == batch.count);
+  Note(soft_embedder_.Run({hidden, weight, table, shard, batch, out}));
 }
 
 void CpuOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,

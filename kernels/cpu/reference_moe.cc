@@ -63,6 +63,15 @@ float Activate(Activation activation, float x) {
 
 }  // namespace
 
+void ReferenceOps::GatedMul(Activation activation, ConstMatrix gate_up, Matrix out) {
+  CHECK(gate_up.cols == 2 * out.cols && gate_up.rows == out.rows);
+  for (int64_t n = 0; n < out.rows; ++n) {
+    for (int64_t i = 0; i < out.cols; ++i) {
+      Store(out, n, i, Activate(activation, Load(gate_up, n, i)) * Load(gate_up, n, out.cols + i));
+    }
+  }
+}
+
 void ReferenceOps::Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
                          float* weights) {
   RouteOnHost(layout, logits, rule, activation_, experts, weights);

@@ -165,21 +165,20 @@ void ReferenceOps::Rotate(const StepLayout& layout, const RopeParameters& rope, 
   }
 }
 
-void ReferenceOps::SiluMul(ConstMatrix gate_up, Matrix out) {
-  CHECK(gate_up.cols == 2 * out.cols && gate_up.rows == out.rows);
-  for (int64_t n = 0; n < out.rows; ++n) {
-    for (int64_t i = 0; i < out.cols; ++i) {
-      const float gate = Load(gate_up, n, i);
-      Store(out, n, i, gate / (1.0f + std::exp(-gate)) * Load(gate_up, n, out.cols + i));
-    }
-  }
-}
-
 void ReferenceOps::GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) {
   CHECK(x.cols == out.cols);
   for (int64_t r = 0; r < out.rows; ++r) {
     CHECK(rows[r] >= 0 && rows[r] < x.rows);
     for (int64_t h = 0; h < x.cols; ++h) Store(out, r, h, Load(x, rows[r], h));
+  }
+}
+
+void ReferenceOps::ScatterRows(ConstMatrix x, const int32_t* rows, Matrix out) {
+  CHECK(x.cols == out.cols);
+  for (int64_t r = 0; r < x.rows; ++r) {
+    if (rows[r] < 0) continue;
+    CHECK(rows[r] < out.rows);
+    for (int64_t h = 0; h < x.cols; ++h) Store(out, rows[r], h, Load(x, r, h));
   }
 }
 

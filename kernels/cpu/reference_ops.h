@@ -62,13 +62,16 @@ class ReferenceOps final : public Ops {
                       const KvLayer& cache, Matrix qkv) override;
   void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const AttentionRule& rule,
                  const KvLayer& cache, Matrix out) override;
-  void SiluMul(ConstMatrix gate_up, Matrix out) override;
+  void GatedMul(Activation activation, ConstMatrix gate_up, Matrix out) override;
   void Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
              float* weights) override;
   absl::StatusOr<std::unique_ptr<ExpertWeights>> PrepareExperts(const ExpertShape& shape) override;
   void ExpertMlp(ConstMatrix x, const ExpertWeights& weights, Activation activation, const int32_t* experts,
                  const float* expert_weights, int32_t k, bool add, Matrix out) override;
   void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
+  void ScatterRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
+  void SoftEmbed(ConstMatrix hidden, const GemmWeight& weight, ConstMatrix table, const VocabularyShard& shard,
+                 const SoftEmbedBatch& batch, Matrix out) override;
   void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
                   const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) override;
 

@@ -21,6 +21,7 @@
 #include "kernels/cuda/patience.h"
 #include "kernels/cuda/program.h"
 #include "kernels/cuda/row_kernels.h"
+#include "kernels/cuda/soft_embedding.h"
 #include "kernels/cuda/staging.h"
 
 namespace quicksilver {
@@ -81,8 +82,11 @@ class CudaOps final : public Ops {
                       const KvLayer& cache, Matrix qkv) override;
   void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const AttentionRule& rule,
                  const KvLayer& cache, Matrix out) override;
-  void SiluMul(ConstMatrix gate_up, Matrix out) override;
+  void GatedMul(Activation activation, ConstMatrix gate_up, Matrix out) override;
   void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
+  void ScatterRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
+  void SoftEmbed(ConstMatrix hidden, const GemmWeight& weight, ConstMatrix table, const VocabularyShard& shard,
+                 const SoftEmbedBatch& batch, Matrix out) override;
   void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
                   const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) override;
 
@@ -349,9 +353,14 @@ void CudaOps::AddBias(const float* bias, Matrix x) {
   Enqueue("AddBias", [&] { return LaunchAddBias(bias, x, stream()); });
 }
 
-void CudaOps::SiluMul(ConstMatrix gate_up, Matrix out) {
+void CudaOps::GatedMul(Activation activation, ConstMatrix gate_up, Matrix out) {
   CHECK(gate_up.cols == 2 * out.cols && gate_up.rows == out.rows && gate_up.dtype == out.dtype);
-  Enqueue("SiluMul", [&] { return LaunchSiluMul(gate_up, out, stream()); });
+  Enqueue("GatedMul", [&] { return LaunchGatedMul(activation, gate_up, out, stream()); });
+}
+
+void CudaOps::ScatterRows(ConstMatrix x, const int32_t* rows, Matrix out) {
+  CHECK(x.cols == out.cols && x.dtype == out.dtype);
+  Enqueue("ScatterRows", [&] { return LaunchScatter(x, rows, out, stream()); });
 }
 
 void CudaOps::GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) {
@@ -435,6 +444,27 @@ void CudaOps::Candidates(ConstMatrix hidden, const GemmWeight& weight, const Voc
     };
     const cudaError_t error = RunCandidates(arguments, multiply, workspace, stream());
     return product.ok() ? CudaStatus(error, "Candidates") : product;
+  });
+}
+
+void CudaOps::SoftEmbed(ConstMatrix hidden, const GemmWeight& weight, ConstMatrix table, const VocabularyShard& shard,
+                        const SoftEmbedBatch& batch, Matrix out) {
+  CHECK(hidden.cols == weight.in_features() && table.cols == out.cols && out.rows == batch.count);
+  const SoftEmbedArguments arguments = {.rows = hidden.rows,
+                                        .columns = weight.out_features(),
+                                        .table = table,
+                                        .shard = shard,
+                                        .batch = batch,
+                                        .out = out};
+  Enqueue("SoftEmbed", [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(void* const workspace, candidates_memory_.Get(SoftEmbedWorkspaceBytes(arguments)));
+    absl::Status product;
+    const auto multiply = [&](int64_t first_column, Matrix logits) {
+      product = gemm_->MultiplyRows(hidden, weight, first_column, logits);
+      return product.ok() ? cudaSuccess : cudaErrorUnknown;
+    };
+    const cudaError_t error = RunSoftEmbed(arguments, multiply, workspace, stream());
+    return product.ok() ? CudaStatus(error, "SoftEmbed") : product;
   });
 }
 

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/ops.h"
+
 namespace quicksilver {
 
 // Loads, stores and sums of the kernels that work row by row. Elements are moved 16 bytes at a time where their address
@@ -124,6 +126,16 @@ __device__ __forceinline__ float BlockSum(float value, float* shared) {
   if (lane == 0) shared[threadIdx.x / 32] = value;
   __syncthreads();
   return WarpSum(lane < blockDim.x / 32 ? shared[lane] : 0.0f);
+}
+
+/// SiLU, or GELU in its form with tanh: (1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u)).
+__device__ __forceinline__ float Activated(Activation activation, float x) {
+  float exponent = -x;
+  if (activation == Activation::kGeluTanh) {
+    const float cubed = __fmul_rn(__fmul_rn(__fmul_rn(0.044715f, x), x), x);
+    exponent = __fmul_rn(-1.5957691216057308f, __fadd_rn(x, cubed));
+  }
+  return __fdiv_rn(x, __fadd_rn(1.0f, expf(exponent)));
 }
 
 /// 1 / sqrt(sum_squares / size + epsilon), every step rounded as on a host.

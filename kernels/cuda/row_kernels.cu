@@ -74,7 +74,20 @@ __global__ void __launch_bounds__(kThreads) AddBiasKernel(const float* bias, int
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) SiluMulKernel(ConstRows<T> gate_up, int64_t cols, Rows<T> out) {
+__global__ void __launch_bounds__(kThreads)
+    ScatterKernel(ConstRows<T> x, const int32_t* rows, int64_t cols, Rows<T> out) {
+  DependencyWait();
+  DependencyLaunch();
+  const int64_t r = blockIdx.x, c = FirstColumn<kRun<T>>();
+  if (c >= cols || rows[r] < 0) return;
+  float v[kRun<T>];
+  LoadRun(x.at(r, c), cols - c, v);
+  StoreRun(out.at(rows[r], c), cols - c, v);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    GatedMulKernel(Activation activation, ConstRows<T> gate_up, int64_t cols, Rows<T> out) {
   DependencyWait();
   DependencyLaunch();
   const int64_t n = blockIdx.x, c = FirstColumn<kRun<T>>();
@@ -84,8 +97,7 @@ __global__ void __launch_bounds__(kThreads) SiluMulKernel(ConstRows<T> gate_up, 
   LoadRun(gate_up.at(n, cols + c), cols - c, up);
 #pragma unroll
   for (int i = 0; i < kRun<T>; ++i) {
-    const float silu = __fdiv_rn(gate[i], __fadd_rn(1.0f, expf(-gate[i])));
-    gate[i] = __fmul_rn(silu, up[i]);
+    gate[i] = __fmul_rn(Activated(activation, gate[i]), up[i]);
   }
   StoreRun(out.at(n, c), cols - c, gate);
 }
@@ -272,13 +284,23 @@ cudaError_t LaunchAddBias(const float* bias, Matrix x, cudaStream_t stream) {
                 Rows<__nv_bfloat16>(x));
 }
 
-cudaError_t LaunchSiluMul(ConstMatrix gate_up, Matrix out, cudaStream_t stream) {
+cudaError_t LaunchScatter(ConstMatrix x, const int32_t* rows, Matrix out, cudaStream_t stream) {
+  if (x.rows == 0) return cudaSuccess;
+  if (x.dtype == DType::kF32) {
+    return Launch(ScatterKernel<float>, Elementwise(x.rows, x.cols, kRun<float>, stream), ConstRows<float>(x), rows,
+                  x.cols, Rows<float>(out));
+  }
+  return Launch(ScatterKernel<__nv_bfloat16>, Elementwise(x.rows, x.cols, kRun<__nv_bfloat16>, stream),
+                ConstRows<__nv_bfloat16>(x), rows, x.cols, Rows<__nv_bfloat16>(out));
+}
+
+cudaError_t LaunchGatedMul(Activation activation, ConstMatrix gate_up, Matrix out, cudaStream_t stream) {
   if (out.rows == 0) return cudaSuccess;
   if (out.dtype == DType::kF32) {
-    return Launch(SiluMulKernel<float>, Elementwise(out.rows, out.cols, kRun<float>, stream), ConstRows<float>(gate_up),
-                  out.cols, Rows<float>(out));
+    return Launch(GatedMulKernel<float>, Elementwise(out.rows, out.cols, kRun<float>, stream), activation,
+                  ConstRows<float>(gate_up), out.cols, Rows<float>(out));
   }
-  return Launch(SiluMulKernel<__nv_bfloat16>, Elementwise(out.rows, out.cols, kRun<__nv_bfloat16>, stream),
+  return Launch(GatedMulKernel<__nv_bfloat16>, Elementwise(out.rows, out.cols, kRun<__nv_bfloat16>, stream), activation,
                 ConstRows<__nv_bfloat16>(gate_up), out.cols, Rows<__nv_bfloat16>(out));
 }
 

@@ -19,6 +19,9 @@ inline constexpr int32_t kRotatedHeadSizeMax = 512;
 /// out[r, :] = table[ids[r] - first_id, :], or zeros when there is no such row. Ops::Embed and Ops::GatherRows.
 cudaError_t LaunchLookUp(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out, cudaStream_t stream);
 
+/// out[rows[r], :] = x[r, :] where rows[r] >= 0; of one dtype.
+cudaError_t LaunchScatter(ConstMatrix x, const int32_t* rows, Matrix out, cudaStream_t stream);
+
 cudaError_t LaunchRmsNorm(ConstMatrix x, NormGain gain, float epsilon, Matrix out, cudaStream_t stream);
 
 cudaError_t LaunchAddRmsNorm(ConstMatrix y, NormGain gain, float epsilon, Matrix x, Matrix out, cudaStream_t stream);
@@ -31,7 +34,7 @@ cudaError_t LaunchScale(const float* factor, Matrix x, cudaStream_t stream);
 
 cudaError_t LaunchAddBias(const float* bias, Matrix x, cudaStream_t stream);
 
-cudaError_t LaunchSiluMul(ConstMatrix gate_up, Matrix out, cudaStream_t stream);
+cudaError_t LaunchGatedMul(Activation activation, ConstMatrix gate_up, Matrix out, cudaStream_t stream);
 
 /// Cosine and sine of every rotated pair of a head for the rows of a step: angles[n, i] = {cos, sin} of positions[n]
 /// times the pair's frequency, rounded to `rounding`. angles: [rows, pairs] pairs of floats, aligned to 16 bytes.

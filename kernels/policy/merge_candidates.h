@@ -46,13 +46,15 @@ struct GatheredRow {
 /// the one that MergeCandidates() was asked for: the raw softmax of z, or what sampling draws from.
 struct RowChoice {
   TokenId token = -1;
-  float confidence = 0.0f;         ///< Probability of `token` in the distribution.
-  float log_probability = 0.0f;    ///< Natural log of its raw probability (before temperature, top-k and top-p).
-  float margin = 0.0f;             ///< Probability of the distribution's best token minus the second's.
-  float entropy = 0.0f;            ///< Of the distribution, in nats, at least 0.
-  float asked_probability = 0.0f;  ///< Raw, of CandidateRequest::asked_id.
-  double log_sum_exp = 0.0;        ///< Of the raw logits, all ranks together.
-  double mean_previous = 0.0;      ///< Candidate::mean_previous of all ranks together.
+  float confidence = 0.0f;            ///< Probability of `token` in the distribution.
+  float log_probability = 0.0f;       ///< Natural log of its raw probability (before temperature, top-k and top-p).
+  float margin = 0.0f;                ///< Probability of the distribution's best token minus the second's.
+  float entropy = 0.0f;               ///< Of the distribution, in nats, at least 0.
+  float asked_probability = 0.0f;     ///< Raw, of CandidateRequest::asked_id.
+  double log_sum_exp = 0.0;           ///< Of the raw logits, all ranks together.
+  double mean_previous = 0.0;         ///< Candidate::mean_previous of all ranks together.
+  TokenId best = -1;                  ///< The most likely token, also when another one was drawn.
+  float best_log_probability = 0.0f;  ///< Raw.
   bool finite = false;
 };
 
@@ -274,6 +276,8 @@ QS_HOST_DEVICE inline RowChoice MergeCandidates(const GatheredRow& row, const Sa
   choice.asked_probability = static_cast<float>(merging::ProbabilityOf(merged.raw, merged.asked_logit));
   choice.log_sum_exp = merged.raw.log_sum_exp;
   choice.mean_previous = merged.mean_previous;
+  choice.best = merged.best_id;
+  choice.best_log_probability = static_cast<float>(merged.raw.best_logit - merged.raw.log_sum_exp);
   choice.finite = choice.token >= 0;
   return choice;
 }

@@ -96,8 +96,15 @@ class TimedOps final : public Ops {
                  const KvLayer& cache, Matrix out) override {
     Time(kAttention, [&] { inner_->Attention(layout, q, heads, kv_heads, rule, cache, out); });
   }
-  void SiluMul(ConstMatrix gate_up, Matrix out) override {
-    Time(kOther, [&] { inner_->SiluMul(gate_up, out); });
+  void GatedMul(Activation activation, ConstMatrix gate_up, Matrix out) override {
+    Time(kOther, [&] { inner_->GatedMul(activation, gate_up, out); });
+  }
+  void ScatterRows(ConstMatrix x, const int32_t* rows, Matrix out) override {
+    Time(kOther, [&] { inner_->ScatterRows(x, rows, out); });
+  }
+  void SoftEmbed(ConstMatrix hidden, const GemmWeight& weight, ConstMatrix table, const VocabularyShard& shard,
+                 const SoftEmbedBatch& batch, Matrix out) override {
+    Time(kOther, [&] { inner_->SoftEmbed(hidden, weight, table, shard, batch, out); });
   }
   void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override {
     Time(kOther, [&] { inner_->GatherRows(x, rows, out); });

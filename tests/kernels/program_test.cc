@@ -49,7 +49,7 @@ TEST_P(ProgramTest, EveryLaunchWorksOnWhatTheMemoryHoldsThen) {
   const DeviceArray<float> gain = PutArray(RandomMatrix(1, 48, 5).values);
   const DeviceMatrix x = Space(5, 96), half = Space(5, 48), out = Space(5, 48);
   const auto run = [&] {
-    ops().SiluMul(x, half);
+    ops().GatedMul(Activation::kSilu, x, half);
     ops().RmsNorm(half, gain.data(), 1e-6f, out);
   };
   const std::unique_ptr<Program> program = Record(run);

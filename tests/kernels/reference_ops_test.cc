@@ -62,11 +62,14 @@ TEST_F(ReferenceOpsTest, RopeOfAPartOfAHeadHasThePartsFrequencies) {
   ExpectNear(RunRotate(*this, rotate, qkv, {2}, {0}).qkv, turned, 1e-6, 0.0);
 }
 
-TEST_F(ReferenceOpsTest, SiluMulMultipliesTheUpHalfByTheGate) {
+TEST_F(ReferenceOpsTest, GatedMulMultipliesTheUpHalfByTheGate) {
   const DeviceMatrix in = Put({1, 4, {0.0f, 1.0f, 5.0f, 2.0f}}), out = Space(1, 2);
-  ops().SiluMul(in, out);
+  ops().GatedMul(Activation::kSilu, in, out);
   // silu(1) = 1 / (1 + e^-1) = 0.731058579
   ExpectNear(Get(out), {1, 2, {0.0f, 1.462117157f}}, 1e-6, 0.0);
+  ops().GatedMul(Activation::kGeluTanh, in, out);
+  // gelu(1) = (1 + tanh(sqrt(2 / pi) 1.044715)) / 2 = 0.841191991
+  ExpectNear(Get(out), {1, 2, {0.0f, 1.682383981f}}, 1e-6, 0.0);
 }
 
 TEST_F(ReferenceOpsTest, GemmMultipliesByTheTransposedWeight) {

@@ -87,7 +87,7 @@ TEST_P(RowInvarianceTest, RowByRowOperations) {
   });
   ExpectRowsDoNotMix(x, [&](const HostMatrix& rows) {
     const DeviceMatrix m = Put(rows), out = Space(rows.rows, H / 2);
-    ops().SiluMul(m, out);
+    ops().GatedMul(Activation::kSilu, m, out);
     return Get(out);
   });
 }

@@ -130,9 +130,20 @@ void TimedOps::Attention(const StepLayout& layout, ConstMatrix q, int32_t heads,
   Note("attention");
 }
 
-void TimedOps::SiluMul(ConstMatrix gate_up, Matrix out) {
-  inner_->SiluMul(gate_up, out);
-  Note("silu and multiply");
+void TimedOps::GatedMul(Activation activation, ConstMatrix gate_up, Matrix out) {
+  inner_->GatedMul(activation, gate_up, out);
+  Note("activate and multiply");
+}
+
+void TimedOps::ScatterRows(ConstMatrix x, const int32_t* rows, Matrix out) {
+  inner_->ScatterRows(x, rows, out);
+  Note("scatter rows");
+}
+
+void TimedOps::SoftEmbed(ConstMatrix hidden, const GemmWeight& weight, ConstMatrix table, const VocabularyShard& shard,
+                         const SoftEmbedBatch& batch, Matrix out) {
+  inner_->SoftEmbed(hidden, weight, table, shard, batch, out);
+  Note("soft embedding");
 }
 
 void TimedOps::GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) {

@@ -158,7 +158,7 @@ void DenseTransformer::RunMlp(const LayerWeights& weights, const StepLayout& lay
     const Matrix gate_up = Narrowed(a.gate_up, weights.gate_up->out_features());
     const Matrix gated = Narrowed(a.gated, weights.down->in_features());
     ops_.Gemm(a.normed, *weights.gate_up, gate_up);  // [N, H] -> [N, 2 I / tp]
-    ops_.SiluMul(gate_up, gated);
+    ops_.GatedMul(Activation::kSilu, gate_up, gated);
     ops_.Gemm(gated, *weights.down, a.partial);  // [N, I / tp] -> [N, H]
   }
   if (weights.moe != nullptr) experts_.Run(*weights.moe, layout, a.normed, /*add=*/dense, a.partial);

@@ -147,14 +147,14 @@ TEST_F(CudaOpsTest, AFailedLaunchIsNamedAndNothingFollowsIt) {
   const DeviceArray<float> bias = PutArray(Ones(16));
   TwinDevice().FailCall("cudaLaunchKernel", 2, cudaErrorInvalidConfiguration);
   ops().AddBias(bias.data(), x);
-  ops().SiluMul(x, out);
+  ops().GatedMul(Activation::kSilu, x, out);
   const uint64_t launches = TwinDevice().calls("cudaLaunchKernel"), copies = TwinDevice().calls("cudaMemcpyAsync");
   ops().AddBias(bias.data(), x);
   ops().Upload(bias.data(), x.buffer.data(), 4);
   ops().BeginStep({});
   EXPECT_EQ(TwinDevice().calls("cudaLaunchKernel"), launches);
   EXPECT_EQ(TwinDevice().calls("cudaMemcpyAsync"), copies);
-  const auto names_it = AllOf(HasSubstr("CUDA device 0"), HasSubstr("SiluMul"), HasSubstr("InvalidConfiguration"));
+  const auto names_it = AllOf(HasSubstr("CUDA device 0"), HasSubstr("GatedMul"), HasSubstr("InvalidConfiguration"));
   EXPECT_THAT(ops().status(), FailsWith(absl::StatusCode::kInternal, names_it));
   EXPECT_THAT(ops().Synchronize(), FailsWith(absl::StatusCode::kInternal, names_it));
   EXPECT_THAT(ops().Await(nullptr, 1, 1000), FailsWith(absl::StatusCode::kInternal, names_it));
@@ -234,7 +234,7 @@ TEST_F(CudaOpsTest, AlignmentDoesNotShowInTheBits) {
     for (const int64_t gap : {8, 0, 1, 4}) {
       const DeviceMatrix device_x = Put(x, dtype, gap), device_y = Put(y, dtype, gap), out = Put(x, dtype, gap),
                          half = Put(HostMatrix(3, 1032), dtype, gap);
-      ops().SiluMul(device_x, half);
+      ops().GatedMul(Activation::kSilu, device_x, half);
       ops().AddRmsNorm(device_y, gain.data(), 1e-6f, device_x, out);
       normed.push_back(Get(out)), sums.push_back(Get(device_x)), products.push_back(Get(half));
       ExpectSameBits(normed.back(), normed.front());
@@ -354,7 +354,7 @@ TEST_F(CudaOpsTest, ALayerIsNineLaunches) {
     ops().Gemm(mixed, *out, partial);
     ops().AddRmsNorm(partial, gain.data(), 1e-6f, x, normed);
     ops().Gemm(normed, *up, gate_up);
-    ops().SiluMul(gate_up, half);
+    ops().GatedMul(Activation::kSilu, gate_up, half);
     ops().Gemm(half, *down, partial);
     ops().AddRmsNorm(partial, gain.data(), 1e-6f, x, normed);
   };
