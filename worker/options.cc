@@ -58,9 +58,10 @@ void AddDevice(CLI::App& app, WorkerOptions& o) {
       ->check(CLI::Range(0, 1023))
       ->group(group);
   app.add_option("--quantization", o.quantization,
-                 "fp8: keep the layers' weights as e4m3 with a scale a channel, and multiply in fp8; cuda only")
+                 "Of the layers' weights and of what they multiply, with a scale a channel and a row; fp8: e4m3, on a "
+                 "GPU; int8: 8-bit integers, on a processor with VNNI")
       ->capture_default_str()
-      ->check(CLI::IsMember({"none", "fp8"}))
+      ->check(CLI::IsMember({"none", "fp8", "int8"}))
       ->group(group);
   app.add_option(
          "--deterministic", o.deterministic,

@@ -15,7 +15,7 @@ class GroupPlanTest : public ::testing::Test {
     model_ = *OpenModelForServing(options_);
   }
   GroupPlan Plan(int cores = 2) { return *MakeGroupPlan(options_, model_, Processor(cores)); }
-  static Machine Processor(int cores) { return {.cores = cores, .device_name = "cpu"}; }
+  static Machine Processor(int cores) { return {.cores = cores, .int8_products = true, .device_name = "cpu"}; }
   static Machine Gpu(int64_t bytes) { return {.cuda = true, .cores = 8, .device_name = "H100", .device_bytes = bytes}; }
 
   WorkerOptions options_;
@@ -143,6 +143,32 @@ TEST_F(GroupPlanTest, Fp8LayersHalveWhatTheLayersTake) {
   const std::string fingerprint = DescribeGroup(options_, narrow, "kernels").fingerprint();
   options_.quantization = "none";
   EXPECT_NE(DescribeGroup(options_, wide, "kernels").fingerprint(), fingerprint);
+}
+
+TEST_F(GroupPlanTest, Int8LayersAreForProcessorsThatHaveTheInstructions) {
+  const GroupPlan wide = Plan();
+  options_.quantization = "int8";
+  const GroupPlan narrow = Plan();
+  EXPECT_TRUE(narrow.precision.int8_layers);
+  EXPECT_FALSE(narrow.precision.fp8_layers);
+  const ModelSpec& spec = model_.spec;
+  const int64_t head_and_table = spec.vocabulary * spec.hidden * (4 + 2);  // Floats, and as stored.
+  EXPECT_LT(narrow.memory.weights - head_and_table, (wide.memory.weights - head_and_table) * 3 / 10);
+  const std::string fingerprint = DescribeGroup(options_, narrow, "kernels").fingerprint();
+  const auto agreement = AgreementOf(options_, narrow);
+
+  Machine old = Processor(2);
+  old.int8_products = false;
+  const absl::Status without = MakeGroupPlan(options_, model_, old).status();
+  EXPECT_TRUE(absl::IsOutOfRange(without));
+  EXPECT_THAT(std::string(without.message()), HasSubstr("--quantization: int8 needs"));
+  const absl::Status gpu = MakeGroupPlan(options_, model_, Gpu(int64_t{8} << 30)).status();
+  EXPECT_TRUE(absl::IsOutOfRange(gpu));
+  EXPECT_THAT(std::string(gpu.message()), HasSubstr("int8 is for processors, and the ranks compute on H100"));
+
+  options_.quantization = "none";
+  EXPECT_NE(DescribeGroup(options_, wide, "kernels").fingerprint(), fingerprint);
+  EXPECT_NE(AgreementOf(options_, wide), agreement);
 }
 
 }  // namespace

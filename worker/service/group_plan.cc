@@ -78,9 +78,20 @@ absl::StatusOr<Precision> ChoosePrecision(const WorkerOptions& options, const Ma
   const bool narrow = options.dtype == "bf16" || (options.dtype == "auto" && machine.cuda);
   precision.activations = narrow ? DType::kBf16 : DType::kF32;
   precision.fp8_layers = options.quantization == "fp8";
+  precision.int8_layers = options.quantization == "int8";
   precision.deterministic = options.deterministic == "on" || (options.deterministic == "auto" && !machine.cuda);
   if (!machine.cuda && precision.fp8_layers) {
-    return absl::OutOfRangeError("--quantization: fp8 needs a GPU, and the ranks compute on the processor");
+    return absl::OutOfRangeError(
+        "--quantization: fp8 needs a GPU, and the ranks compute on the processor; take int8 there");
+  }
+  if (machine.cuda && precision.int8_layers) {
+    return absl::OutOfRangeError(absl::StrCat("--quantization: int8 is for processors, and the ranks compute on ",
+                                              machine.device_name, "; take fp8 there"));
+  }
+  if (precision.int8_layers && !machine.int8_products) {
+    return absl::OutOfRangeError(
+        "--quantization: int8 needs a processor that adds up products of bytes exactly (AVX-512 VNNI or AVX-VNNI), "
+        "which this one does not");
   }
   if (!machine.cuda && !precision.deterministic) {
     return absl::OutOfRangeError("--deterministic: off, but a processor has no other mode");

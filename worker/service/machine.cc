@@ -65,6 +65,7 @@ absl::StatusOr<Machine> InspectMachine(const WorkerOptions& options) {
   Machine machine;
   machine.cores = CoresOfProcess();
   machine.device_name = "cpu";
+  machine.int8_products = HasInt8Products();
   const std::string& device = options.planned_device.empty() ? options.device : options.planned_device;
   if (device == "cpu") return machine;
   if (device == "auto" && !HasCudaBackend()) return machine;
@@ -84,6 +85,7 @@ absl::StatusOr<std::unique_ptr<Ops>> OpenRankDevice(const WorkerOptions& options
   if (!machine.cuda) {
     CpuOpsOptions cpu;
     cpu.threads = threads;
+    cpu.int8_layers = precision.int8_layers;
     return MakeCpuOps(precision.activations, cpu);
   }
   return OpenCudaRank({.device = DeviceOfRank(options, std::max(options.rank, 0)),

@@ -12,10 +12,11 @@ namespace quicksilver {
 
 /// What the ranks of a group find on this host.
 struct Machine {
-  bool cuda = false;         ///< The ranks compute on NVIDIA devices, else on the processor.
-  int cores = 1;             ///< That this process may use.
-  std::string device_name;   ///< E.g. "NVIDIA H100 80GB HBM3"; "cpu".
-  int64_t device_bytes = 0;  ///< Memory of a rank: of its device, divided by the ranks on it. 0: not bounded here.
+  bool cuda = false;           ///< The ranks compute on NVIDIA devices, else on the processor.
+  int cores = 1;               ///< That this process may use.
+  bool int8_products = false;  ///< The processor adds up products of bytes exactly.
+  std::string device_name;     ///< E.g. "NVIDIA H100 80GB HBM3"; "cpu".
+  int64_t device_bytes = 0;    ///< Memory of a rank: of its device, divided by the ranks on it. 0: not bounded here.
 };
 
 /// The CUDA device of a rank: those of --devices that are healthy, in turn.
@@ -25,10 +26,11 @@ int32_t DeviceOfRank(const WorkerOptions& options, int rank);
 /// them. FailedPrecondition, saying what was found and what is needed.
 absl::StatusOr<Machine> InspectMachine(const WorkerOptions& options);
 
-/// How a rank computes.
+/// How a rank computes. Layers in fp8 are for GPUs, in 8-bit integers for processors.
 struct Precision {
   DType activations = DType::kF32;
   bool fp8_layers = false;
+  bool int8_layers = false;
   bool deterministic = true;
 };
 

@@ -23,8 +23,7 @@ MemoryPlan PlanMemory(const ModelSpec& spec, const Shard& shard, const Precision
   const RankBudget budget = BudgetOf(spec, shard, precision.activations);
   const int64_t width = static_cast<int64_t>(ElementBytes(precision.activations));
   MemoryPlan plan;
-  plan.weights =
-      machine.cuda ? DeviceWeightBytes(spec, shard, precision.activations, precision.fp8_layers) : budget.weight_bytes;
+  plan.weights = DeviceWeightBytes(spec, shard, precision.activations, precision.fp8_layers || precision.int8_layers);
   // Hidden states, q/k/v, gate and up, normed and partial copies: an upper bound of what a step touches at once.
   const int64_t row_elements =
       5 * spec.hidden + (2 * shard.heads + 2 * shard.kv_heads) * spec.head_size + 3 * shard.mlp;
