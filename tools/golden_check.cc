@@ -191,7 +191,6 @@ std::vector<CaseResult> CheckTraces(const GoldenSet& set, const GoldenCheckpoint
     options.page_size = std::max(kPageSize, block_length);
     options.make_ops = make_ops;
     options.engine.step_rows_max = kStepRows;
-    options.engine.finish_blocks = true;
     for (CaseResult& result : CheckTogether(traces, options, confidence_error_max))
       results.push_back(std::move(result));
   }

@@ -179,8 +179,8 @@ std::string DecodingReader::ReadDreamBlock() {
     ReadThreshold();
     known_.insert("steps");
   } else if (algorithm == "entropy") {
-    decoding_.set_policy(v1::POLICY_STATIC);
-    decoding_.set_confidence(v1::CONFIDENCE_ENTROPY);
+    decoding_.set_policy(v1::POLICY_ENTROPY);
+    decoding_.set_confidence_source(v1::CONFIDENCE_SOURCE_PROCESSED);
     ReadSteps("steps");
   } else {
     return absl::StrCat("alg ", algorithm);

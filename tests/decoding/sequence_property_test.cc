@@ -41,7 +41,7 @@ SequenceSpec RandomSpec(Dice& dice) {
   spec.decoding.policy = static_cast<Policy>(dice.Roll(0, 3));
   spec.decoding.threshold = static_cast<float>(dice.Roll(0, 10)) / 10.0f;
   spec.decoding.guidance_scale = spec.grid == BlockGrid::kAfterPrompt && dice.Roll(0, 1) == 0 ? 1.0f : 0.0f;
-  spec.finish_blocks = dice.Roll(0, 1) == 0;
+  spec.decoding.finish_blocks = dice.Roll(0, 1) == 0;
   return spec;
 }
 
@@ -52,7 +52,10 @@ RowChoice Says(const Sequence& sequence, int32_t position, int32_t keys) {
     hash = (hash ^ static_cast<uint64_t>(sequence.canvas()[static_cast<size_t>(p)])) * 0x100000001B3u;
   }
   const PhiloxWords words = Philox(hash, 1, 2, 3, 4);
-  return {static_cast<TokenId>(words.w[0] % 60), static_cast<float>(words.w[1] % 1000) / 1000.0f, -1.0f, 0.0f, true};
+  return {.token = static_cast<TokenId>(words.w[0] % 60),
+          .confidence = static_cast<float>(words.w[1] % 1000) / 1000.0f,
+          .log_probability = -1.0f,
+          .finite = true};
 }
 
 struct Outcome {
@@ -87,7 +90,7 @@ Outcome RunToEnd(const SequenceSpec& spec, Dice* dice) {
       continue;
     }
     std::vector<RowChoice> choices;
-    for (const int32_t p : sequence.masked()) choices.push_back(Says(sequence, p, segment.keys));
+    for (const RowAsk& ask : sequence.asked()) choices.push_back(Says(sequence, ask.position, segment.keys));
     const int32_t final_was = sequence.final_before();
     const StepOutcome outcome = sequence.ApplyDenoise(segment, choices);
     EXPECT_FALSE(outcome.commits.empty()) << "every step makes progress";
@@ -150,7 +153,7 @@ StepOutcome Step(Sequence& sequence, Dice& dice) {
       continue;
     }
     std::vector<RowChoice> choices;
-    for (const int32_t p : sequence.masked()) choices.push_back(Says(sequence, p, segment.keys));
+    for (const RowAsk& ask : sequence.asked()) choices.push_back(Says(sequence, ask.position, segment.keys));
     return sequence.ApplyDenoise(segment, choices);
   }
 }
@@ -250,7 +253,7 @@ TEST(SequencePropertyTest, ADamagedCheckpointIsRefusedOrRunsToItsEnd) {
     }
     ++ran;
     Sequence resumed(spec);
-    EXPECT_FALSE(resumed.masked().empty());
+    EXPECT_FALSE(resumed.asked().empty());
     for (int steps = 0; steps < 200; ++steps) {
       if (Step(resumed, dice).end != SequenceEndReason::kNone) break;
       ASSERT_LT(steps, 199);
@@ -297,7 +300,7 @@ TEST(SequencePropertyTest, APacedSequenceCommitsAtLeastItsPaceAndSaysWhenThatWas
       Sequence unpaced(rest);
       const size_t would = Step(unpaced, dice).commits.size();
       sequence.set_commits_min(pace);
-      const size_t masks = sequence.masked().size();
+      const size_t masks = sequence.asked().size();
       const StepOutcome outcome = Step(sequence, dice);
       EXPECT_EQ(outcome.commits.size(), std::max(would, std::min(masks, static_cast<size_t>(pace))));
       EXPECT_EQ(outcome.paced, outcome.commits.size() > would);
@@ -315,9 +318,9 @@ TEST(SequencePropertyTest, FinishingTheBlockOfAStopTokenChangesNothingVisible) {
     SCOPED_TRACE(seed);
     Dice dice(seed);
     SequenceSpec spec = RandomSpec(dice);
-    spec.finish_blocks = false;
+    spec.decoding.finish_blocks = false;
     const Outcome early = RunToEnd(spec, nullptr);
-    spec.finish_blocks = true;
+    spec.decoding.finish_blocks = true;
     const Outcome late = RunToEnd(spec, nullptr);
     ASSERT_EQ(early.end, late.end);
     ASSERT_EQ(early.final_before, late.final_before);

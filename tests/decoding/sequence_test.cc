@@ -13,7 +13,9 @@ using ::testing::ElementsAre;
 constexpr TokenId kMask = 99;
 constexpr TokenId kStop = 50;
 
-RowChoice Says(TokenId token, float confidence) { return {token, confidence, -1.0f, 0.0f, true}; }
+RowChoice Says(TokenId token, float confidence) {
+  return {.token = token, .confidence = confidence, .log_probability = -1.0f, .finite = true};
+}
 
 /// SDAR-like: blocks of 4 from position 0, one token a step.
 SequenceSpec BlockCausal(int32_t prompt, int32_t tokens_max) {
@@ -38,6 +40,13 @@ SequenceSpec Bidirectional(int32_t prompt, int32_t tokens_max, int32_t block, in
   return spec;
 }
 
+/// The positions that the next step is asked about.
+std::vector<int32_t> Asked(const Sequence& sequence) {
+  std::vector<int32_t> positions;
+  for (const RowAsk& ask : sequence.asked()) positions.push_back(ask.position);
+  return positions;
+}
+
 /// One denoising step in which row i of the open block says tokens[i] with confidences[i].
 StepOutcome Denoise(Sequence& sequence, const std::vector<TokenId>& tokens, const std::vector<float>& confidences) {
   std::vector<RowChoice> choices;
@@ -54,7 +63,7 @@ std::vector<int32_t> Positions(const StepOutcome& outcome) {
 /// All rows say `token` with full confidence until the sequence ends.
 SequenceEndReason RunWith(Sequence& sequence, TokenId token) {
   for (;;) {
-    const std::vector<RowChoice> choices(sequence.masked().size(), Says(token, 1.0f));
+    const std::vector<RowChoice> choices(sequence.asked().size(), Says(token, 1.0f));
     const StepOutcome outcome = sequence.ApplyDenoise(sequence.Next(sequence.denoise_rows()), choices);
     if (outcome.end != SequenceEndReason::kNone) return outcome.end;
   }
@@ -63,7 +72,7 @@ SequenceEndReason RunWith(Sequence& sequence, TokenId token) {
 TEST(SequenceTest, PromptTailSharesItsBlockWithTheAnswer) {
   Sequence sequence(BlockCausal(/*prompt=*/6, /*tokens_max=*/6));
   EXPECT_EQ(sequence.canvas().size(), 12u);
-  EXPECT_THAT(sequence.masked(), ElementsAre(6, 7));
+  EXPECT_THAT(Asked(sequence), ElementsAre(6, 7));
   EXPECT_EQ(sequence.prefill_rows(), 4);
   const Segment segment = sequence.Next(100);
   EXPECT_TRUE(segment.denoise) << "prefill and the first denoising share a forward when both fit";
@@ -95,7 +104,7 @@ TEST(SequenceTest, AClosedBlockIsRunOnceMoreInFrontOfTheNext) {
   Segment segment = sequence.Next(sequence.denoise_rows());
   EXPECT_EQ(segment.first_position, 4);
   EXPECT_EQ(segment.rows, 8);
-  EXPECT_THAT(sequence.masked(), ElementsAre(8, 9, 10, 11));
+  EXPECT_THAT(Asked(sequence), ElementsAre(8, 9, 10, 11));
   Denoise(sequence, {1, 1, 1, 1}, {0.1f, 0.2f, 0.3f, 0.4f});
   segment = sequence.Next(sequence.denoise_rows());
   EXPECT_EQ(segment.first_position, 8) << "written once";
@@ -132,7 +141,7 @@ TEST(SequenceTest, AStopTokenEndsTheAnswerOnceNoMaskIsBeforeIt) {
 
 TEST(SequenceTest, FinishBlocksDenoisesTheBlockOfTheStopTokenToItsEnd) {
   SequenceSpec spec = BlockCausal(4, 12);
-  spec.finish_blocks = true;
+  spec.decoding.finish_blocks = true;
   Sequence sequence(spec);
   EXPECT_EQ(Denoise(sequence, {kStop, 2, 3, 4}, {0.95f, 0.95f, 0.95f, 0.3f}).end, SequenceEndReason::kNone);
   EXPECT_EQ(Denoise(sequence, {4}, {0.3f}).end, SequenceEndReason::kStop);
@@ -188,21 +197,21 @@ TEST(SequenceTest, StaticScheduleIsClampedToTheMasksOfThePromptsBlock) {
 
 TEST(SequenceTest, BidirectionalStepsRunTheWholeCanvasAndFollowTheSchedule) {
   Sequence sequence(Bidirectional(/*prompt=*/3, /*tokens_max=*/8, /*block=*/4, /*steps=*/6));
-  EXPECT_THAT(sequence.masked(), ElementsAre(3, 4, 5, 6));
+  EXPECT_THAT(Asked(sequence), ElementsAre(3, 4, 5, 6));
   const Segment segment = sequence.Next(sequence.denoise_rows());
   EXPECT_EQ(segment.rows, 11);
   EXPECT_EQ(segment.keys, 11);
   EXPECT_THAT(Positions(Denoise(sequence, {1, 2, 3, 4}, {0.4f, 0.1f, 0.3f, 0.2f})), ElementsAre(3, 5));
   EXPECT_THAT(Positions(Denoise(sequence, {2, 4}, {0.1f, 0.2f})), ElementsAre(6)) << "3 steps: 2 + 1 + 1";
   EXPECT_TRUE(Denoise(sequence, {2}, {0.1f}).block_closed);
-  EXPECT_THAT(sequence.masked(), ElementsAre(7, 8, 9, 10));
+  EXPECT_THAT(Asked(sequence), ElementsAre(7, 8, 9, 10));
 }
 
 TEST(SequenceTest, StepsThatDoNotDivideGoToTheEarlyBlocks) {
   Sequence sequence(Bidirectional(1, 12, /*block=*/4, /*steps=*/8));  // 3, 3 and 2 steps.
   std::vector<int> steps_of_block(3, 0);
   for (SequenceEndReason end = SequenceEndReason::kNone; end == SequenceEndReason::kNone;) {
-    const std::vector<RowChoice> choices(sequence.masked().size(), Says(1, 0.5f));
+    const std::vector<RowChoice> choices(sequence.asked().size(), Says(1, 0.5f));
     const StepOutcome outcome = sequence.ApplyDenoise(sequence.Next(100), choices);
     ++steps_of_block[static_cast<size_t>(outcome.block)];
     end = outcome.end;
@@ -217,14 +226,14 @@ TEST(SequenceTest, GuideRowsSeeAMaskedPromptAndDoubleTheRows) {
   EXPECT_TRUE(sequence.guided());
   EXPECT_EQ(sequence.denoise_rows(), 14);
   EXPECT_EQ(sequence.Next(14).rows, 7);
-  EXPECT_EQ(sequence.GuideTokenAt(2), kMask);
+  EXPECT_EQ(sequence.GuideInputAt(2), kMask);
   EXPECT_EQ(sequence.canvas()[2], 2);
 }
 
 TEST(SequenceTest, DistrustedStopTokensAreWrittenLast) {
   SequenceSpec spec = Bidirectional(1, 4, 4, 4);
   spec.stop_ids.clear();
-  spec.eos_ids = {kStop};
+  spec.decoding.eos_ids = {kStop};
   spec.decoding.distrust_eos = true;
   Sequence sequence(spec);
   EXPECT_THAT(Positions(Denoise(sequence, {kStop, 1, 2, 3}, {0.9f, 0.1f, 0.2f, 0.3f})), ElementsAre(4));
@@ -240,7 +249,7 @@ TEST(SequenceTest, RandomRemaskingFollowsTheSeedAndNotTheConfidence) {
     Sequence sequence(spec);
     std::vector<int32_t> positions;
     for (SequenceEndReason end = SequenceEndReason::kNone; end == SequenceEndReason::kNone;) {
-      std::vector<RowChoice> choices(sequence.masked().size(), Says(1, 0.5f));
+      std::vector<RowChoice> choices(sequence.asked().size(), Says(1, 0.5f));
       choices[0].confidence = confidence;
       const StepOutcome outcome = sequence.ApplyDenoise(sequence.Next(100), choices);
       EXPECT_EQ(outcome.commits.size(), 1u);

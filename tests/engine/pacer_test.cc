@@ -21,7 +21,8 @@ Sequence Fresh() {
 }
 
 StepOutcome Denoise(Sequence& sequence) {
-  const std::vector<RowChoice> choices(sequence.masked().size(), RowChoice{3, 0.5f, -1.0f, 0.0f, true});
+  const std::vector<RowChoice> choices(
+      sequence.asked().size(), RowChoice{.token = 3, .confidence = 0.5f, .log_probability = -1.0f, .finite = true});
   return sequence.ApplyDenoise(sequence.Next(100), choices);
 }
 

@@ -93,7 +93,8 @@ class Bench {
         sequence.ApplyPrefill(segment);
         continue;
       }
-      choices_.assign(sequence.masked().size(), {7, 0.5f, -1.0f, 0.0f, true});
+      choices_.assign(sequence.asked().size(),
+                      RowChoice{.token = 7, .confidence = 0.5f, .log_probability = -1.0f, .finite = true});
       if (sequence.ApplyDenoise(segment, choices_).end != SequenceEndReason::kNone) scheduler_.Remove(running->id);
     }
   }

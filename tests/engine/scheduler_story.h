@@ -46,7 +46,10 @@ inline RowChoice Says(const Sequence& sequence, int32_t position) {
   uint64_t hash = static_cast<uint64_t>(position);
   for (const TokenId token : sequence.canvas()) hash = (hash ^ static_cast<uint64_t>(token)) * 0x100000001B3u;
   const PhiloxWords words = Philox(hash, 1, 2, 3, 4);
-  return {static_cast<TokenId>(words.w[0] % 60), static_cast<float>(words.w[1] % 1000) / 1000.0f, -1.0f, 0.0f, true};
+  return {.token = static_cast<TokenId>(words.w[0] % 60),
+          .confidence = static_cast<float>(words.w[1] % 1000) / 1000.0f,
+          .log_probability = -1.0f,
+          .finite = true};
 }
 
 /// The keys of a block-causal model: each is known by the tokens that it depends on.
@@ -117,7 +120,7 @@ inline std::map<uint64_t, std::vector<TokenId>> Finish(Scheduler& scheduler, std
       continue;
     }
     std::vector<RowChoice> choices;
-    for (const int32_t position : sequence.masked()) choices.push_back(Says(sequence, position));
+    for (const RowAsk& ask : sequence.asked()) choices.push_back(Says(sequence, ask.position));
     if (sequence.ApplyDenoise(planned.segment, choices).end == SequenceEndReason::kNone) continue;
     const uint64_t id = planned.running->id;
     ended[id].assign(sequence.canvas().begin(), sequence.canvas().end());

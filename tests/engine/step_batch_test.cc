@@ -32,11 +32,11 @@ std::vector<int32_t> Array(const int32_t* first, int32_t count) { return {first,
 
 /// A step's arrays in host memory.
 struct LaidOut {
-  LaidOut(absl::Span<const PlannedSegment> plan, const StepShape& shape)
-      : batch(kPageSize, kBidirectional), memory(1 << 16) {
+  LaidOut(absl::Span<const PlannedSegment> plan, const StepShape& shape) : batch(kPageSize, history), memory(1 << 16) {
     arrays = MapStepArrays(reinterpret_cast<char*>(memory.data()), shape);
     batch.LayOut(plan, shape, arrays);
   }
+  HistorySlots history{0};
   StepBatch batch;
   std::vector<uint64_t> memory;
   StepArrays arrays;

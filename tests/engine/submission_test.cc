@@ -37,7 +37,7 @@ v1::Submit Valid() {
 std::string Refusal(const std::function<void(v1::Submit&)>& change) {
   v1::Submit submit = Valid();
   change(submit);
-  const absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(Model(), submit, false);
+  const absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(Model(), submit);
   EXPECT_EQ(spec.status().code(), absl::StatusCode::kInvalidArgument);
   return std::string(spec.status().message());
 }
@@ -54,12 +54,12 @@ TEST(MakeSequenceSpecTest, ReadsEveryField) {
   submit.set_choice(3);
   submit.mutable_decoding()->set_policy(v1::POLICY_STATIC);
   submit.mutable_decoding()->set_steps(4);
-  submit.mutable_decoding()->set_threshold(0.25f);
   submit.mutable_decoding()->set_remasking(v1::REMASKING_RANDOM);
-  const SequenceSpec spec = *MakeSequenceSpec(Model(), submit, true);
+  submit.mutable_decoding()->set_finish_blocks(true);
+  const SequenceSpec spec = *MakeSequenceSpec(Model(), submit);
   EXPECT_THAT(spec.prompt, ElementsAre(5));
   EXPECT_THAT(spec.stop_ids, ElementsAre(50, 60));
-  EXPECT_THAT(spec.eos_ids, ElementsAre(50));
+  EXPECT_THAT(spec.decoding.eos_ids, ElementsAre(50));
   EXPECT_EQ(spec.tokens_max, 10);
   EXPECT_EQ(spec.sampling.temperature, 0.5f);
   EXPECT_EQ(spec.sampling.top_p, 0.9f);
@@ -68,15 +68,14 @@ TEST(MakeSequenceSpecTest, ReadsEveryField) {
   EXPECT_EQ(spec.sampling.choice, 3u);
   EXPECT_EQ(spec.decoding.policy, Policy::kStatic);
   EXPECT_EQ(spec.decoding.steps, 4);
-  EXPECT_EQ(spec.decoding.threshold, 0.25f);
   EXPECT_EQ(spec.decoding.remasking, Remasking::kRandom);
-  EXPECT_TRUE(spec.finish_blocks);
+  EXPECT_TRUE(spec.decoding.finish_blocks);
 }
 
 TEST(MakeSequenceSpecTest, WithoutSamplingItIsGreedy) {
   v1::Submit submit = Valid();
   submit.clear_sampling();
-  const SequenceSpec spec = *MakeSequenceSpec(Model(), submit, false);
+  const SequenceSpec spec = *MakeSequenceSpec(Model(), submit);
   EXPECT_EQ(spec.sampling.temperature, 0.0f);
   EXPECT_EQ(spec.sampling.top_p, 1.0f);
 }
@@ -134,13 +133,15 @@ v1::Submit Resumed(uint32_t step, uint32_t block_step, uint32_t final_before, co
 }
 
 TEST(MakeSequenceSpecTest, ACheckpointIsWhereTheSequenceGoesOn) {
-  const SequenceSpec spec = *MakeSequenceSpec(Model(), Resumed(5, 1, 8, {1, 2, 3, 4, 5, 6, 7, -1, 9, -1}), false);
+  const SequenceSpec spec = *MakeSequenceSpec(Model(), Resumed(5, 1, 8, {1, 2, 3, 4, 5, 6, 7, -1, 9, -1}));
   const Sequence sequence(spec);
   EXPECT_EQ(sequence.forwards(), 5);
   EXPECT_EQ(sequence.block_forwards(), 1);
   EXPECT_EQ(sequence.final_before(), 8);
   EXPECT_THAT(sequence.canvas(), ElementsAre(5, 1, 2, 3, 4, 5, 6, 7, 99, 9, 99, 99, 99, 99, 99, 99));
-  EXPECT_THAT(sequence.masked(), ElementsAre(8, 10, 11, 12, 13, 14, 15));
+  std::vector<int32_t> asked;
+  for (const RowAsk& ask : sequence.asked()) asked.push_back(ask.position);
+  EXPECT_THAT(asked, ElementsAre(8, 10, 11, 12, 13, 14, 15));
   EXPECT_EQ(sequence.prefill_rows(), 8);
 }
 
@@ -148,7 +149,7 @@ TEST(MakeSequenceSpecTest, RefusalsOfCheckpointsNameFieldValueAndBound) {
   const auto refusal = [](const v1::Submit& submit) {
     v1::Submit stopping = submit;
     stopping.add_stop_ids(50);
-    const absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(Model(), stopping, false);
+    const absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(Model(), stopping);
     EXPECT_EQ(spec.status().code(), absl::StatusCode::kInvalidArgument);
     return std::string(spec.status().message());
   };

@@ -25,7 +25,7 @@ uint64_t Extend(uint64_t context, absl::Span<const TokenId> block) {
 std::vector<TokenId> GuideTokens(const Sequence& sequence) {
   std::vector<TokenId> tokens;
   for (size_t p = 0; p < sequence.canvas().size(); ++p)
-    tokens.push_back(sequence.GuideTokenAt(static_cast<int32_t>(p)));
+    tokens.push_back(sequence.GuideInputAt(static_cast<int32_t>(p)));
   return tokens;
 }
 
@@ -57,7 +57,7 @@ RowChoice Choose(const DrawPlace& place, uint64_t context, uint64_t build) {
 }
 
 Answer RunAlone(const Plan& plan, const RequestPlan& request, int choice, const std::string& build) {
-  absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(plan.model, SubmitOf(plan, request, choice), false);
+  absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(plan.model, SubmitOf(plan, request, choice));
   CHECK(spec.ok());
   Sequence sequence(*std::move(spec));
   SequenceEndReason end = SequenceEndReason::kNone;
@@ -65,8 +65,8 @@ Answer RunAlone(const Plan& plan, const RequestPlan& request, int choice, const 
     const Segment segment = sequence.Next(1 << 20);
     const uint64_t context = ContextOf(sequence, segment, sequence.spec().decoding.block_length);
     std::vector<RowChoice> choices;
-    for (const int32_t position : sequence.masked()) {
-      choices.push_back(Choose(sequence.PlaceOf(position), context, BuildOf(build)));
+    for (const RowAsk& ask : sequence.asked()) {
+      choices.push_back(Choose(sequence.PlaceOf(ask.position), context, BuildOf(build)));
       choices.back().finite = sequence.forwards() != request.nan_at;
     }
     end = sequence.ApplyDenoise(segment, choices).end;

@@ -28,7 +28,7 @@ SchedulerLimits LimitsOf(const Plan& plan, const GroupPlan& group) {
 std::vector<RunningSequence> Replica::Apply(const v1::LogEntry& entry, bool leak) {
   const absl::Duration now = absl::Microseconds(entry.clock_micros());
   for (const v1::Admission& admission : entry.admissions()) {
-    absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(model_, admission.submit(), false);
+    absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(model_, admission.submit());
     CHECK(spec.ok());  // The leader has checked it.
     scheduler_.Add(admission.engine_id(), Sequence(*std::move(spec)), TermsOf(admission), now);
     const absl::Duration target = TargetOf(admission);
@@ -203,8 +203,8 @@ void SimEngine::RunModel(const std::vector<PlannedSegment>& plan) {
     const Sequence& sequence = plan[i].running->sequence;
     if (plan[i].segment.denoise) {
       const RequestPlan& request = *history_.requests().at(RequestOf(sequence)).plan;
-      for (const int32_t position : sequence.masked()) {
-        planned.choices.push_back(Choose(sequence.PlaceOf(position), rows[i].context, build_));
+      for (const RowAsk& ask : sequence.asked()) {
+        planned.choices.push_back(Choose(sequence.PlaceOf(ask.position), rows[i].context, build_));
         planned.choices.back().finite = sequence.forwards() != request.nan_at;
       }
     }

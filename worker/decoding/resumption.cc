@@ -19,9 +19,10 @@ struct OpenRange {
   int32_t end = 0;
 };
 
-absl::StatusOr<OpenRange> FindOpenBlock(const SequenceSpec& spec, int32_t length) {
+absl::StatusOr<OpenRange> FindOpenBlock(const SequenceSpec& spec, int32_t answer_end) {
   const int32_t final_before = spec.resumption->final_before;
-  const int32_t prompt = static_cast<int32_t>(spec.prompt.size()), wanted = prompt + spec.tokens_max;
+  const int32_t prompt = static_cast<int32_t>(spec.prompt.size());
+  const int32_t wanted = std::min(prompt + spec.tokens_max, answer_end);
   if (final_before < prompt || final_before >= wanted) {
     return Refuse("final_before", final_before,
                   absl::StrCat("in [", prompt, ", ", wanted, "): from the prompt's end to the last wanted token"));
@@ -33,36 +34,81 @@ absl::StatusOr<OpenRange> FindOpenBlock(const SequenceSpec& spec, int32_t length
         "final_before", final_before,
         absl::StrCat("the end of the prompt (", prompt, ") or of a block: ", origin, " plus a multiple of ", block));
   }
-  return OpenRange{final_before, std::min(origin + ((final_before - origin) / block + 1) * block, length)};
+  return OpenRange{final_before, std::min(origin + ((final_before - origin) / block + 1) * block, answer_end)};
 }
 
-// How many positions of the open block have a token.
-absl::StatusOr<int32_t> CheckTokens(const SequenceSpec& spec, const OpenRange& open) {
+absl::StatusOr<int32_t> AnswerEndOf(const SequenceSpec& spec) {
+  const int32_t first = AnswerEndAtFirst(spec), most = AnswerEndMax(spec);
+  const int32_t length = spec.resumption->canvas_length, suffix = static_cast<int32_t>(spec.suffix.size());
+  if (length == 0) return first;
+  if (length < first + suffix || length > most + suffix) {
+    return Refuse("canvas_length", length, absl::StrCat("0 or in [", first + suffix, ", ", most + suffix, "]"));
+  }
+  return length - suffix;
+}
+
+bool IsGiven(const std::vector<TokenId>& tokens, size_t i) { return i < tokens.size() && tokens[i] >= 0; }
+
+// How many positions of the open block were decided.
+absl::StatusOr<int32_t> CheckTokens(const SequenceSpec& spec, const Procedure& procedure, const OpenRange& open) {
   const std::vector<TokenId>& tokens = spec.resumption->tokens;
   const int32_t prompt = static_cast<int32_t>(spec.prompt.size()), count = static_cast<int32_t>(tokens.size());
   if (prompt + count < open.first) {
     return Refuse("tokens", count, absl::StrCat("at least ", open.first - prompt, " long: the final ones"));
   }
+  const bool ahead = procedure.writes_ahead();
+  const bool undecided = spec.decoding.finish_blocks || procedure.edits();
   int32_t committed = 0;
   bool masked = false;
   for (int32_t i = 0; i < count; ++i) {
     const int32_t position = prompt + i;
-    const TokenId token = tokens[static_cast<size_t>(i)];
+    const size_t index = static_cast<size_t>(i);
     const std::string field = absl::StrCat("tokens[", i, "]");
+    const bool fixed = IsGiven(spec.fixed, index), given = fixed || IsGiven(spec.draft, index);
+    const TokenId token = tokens[index] < 0 && fixed ? spec.fixed[index] : tokens[index];
+    if (fixed && token != spec.fixed[index]) {
+      return Refuse(field, token, absl::StrCat(spec.fixed[index], ", as in fixed_ids"));
+    }
     if (token < 0) {
       if (position < open.first) return Refuse(field, token, "a token: its position is final");
-      masked = masked || position < open.end;
+      masked = masked || (position < open.end && !given);
       continue;
     }
-    if (position >= open.end) return Refuse(field, token, absl::StrCat("-1: its block is not open before ", open.end));
-    const bool unfinished = position >= open.first && (masked || spec.finish_blocks);
+    if (position >= open.end && !given && !ahead) {
+      return Refuse(field, token, absl::StrCat("-1: its block is not open before ", open.end));
+    }
+    const bool unfinished = position >= open.first && (masked || undecided || position >= open.end);
     const bool wanted = position < prompt + spec.tokens_max;
     if (wanted && !unfinished && std::binary_search(spec.stop_ids.begin(), spec.stop_ids.end(), token)) {
       return Refuse(field, token, "no stop token: the sequence has ended");
     }
-    if (position >= open.first) ++committed;
+    if (position >= open.first && position < open.end && !given) ++committed;
   }
   return committed;
+}
+
+// `decided`, of `closed` positions of closed blocks: every forward of a rank policy writes a token; other procedures
+// may take a number of forwards that only their own bound tells.
+absl::Status CheckForwards(const SequenceSpec& spec, const Procedure& procedure, bool exact, int32_t committed,
+                           int32_t closed) {
+  const Resumption& from = *spec.resumption;
+  const int32_t block = spec.decoding.block_length;
+  const int32_t least = exact && committed > 0 ? 1 : 0, most = exact ? committed : procedure.steps_max(block);
+  if (from.block_forwards < least || from.block_forwards > most) {
+    return Refuse("block_step", from.block_forwards,
+                  exact ? absl::StrCat("in [", least, ", ", most, "]: the open block has so many tokens")
+                        : absl::StrCat("in [", least, ", ", most, "]"));
+  }
+  const int32_t closed_blocks = (closed + block - 1) / block + 1;
+  const int64_t closed_most = exact ? closed : int64_t{closed_blocks} * procedure.steps_max(block);
+  const int32_t closed_least = closed > 0 && exact ? 1 : 0;
+  const int64_t closed_forwards = int64_t{from.forwards} - from.block_forwards;
+  if (closed_forwards < closed_least || closed_forwards > closed_most) {
+    return Refuse("step", from.forwards,
+                  absl::StrCat("in [", from.block_forwards + closed_least, ", ", from.block_forwards + closed_most,
+                               "]: block_step and the forwards of ", closed, " final tokens"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -70,28 +116,22 @@ absl::StatusOr<int32_t> CheckTokens(const SequenceSpec& spec, const OpenRange& o
 absl::Status CheckResumption(const SequenceSpec& spec) {
   CHECK(spec.resumption.has_value());
   const Resumption& from = *spec.resumption;
-  const int32_t prompt = static_cast<int32_t>(spec.prompt.size());
-  const int32_t length =
-      CanvasLength(spec.grid, prompt, spec.tokens_max, spec.decoding.block_length, spec.positions_max);
-  ASSIGN_OR_RETURN(const OpenRange open, FindOpenBlock(spec, length));
-  ASSIGN_OR_RETURN(const int32_t committed, CheckTokens(spec, open));
-  if (committed == open.end - open.first) {
+  const std::unique_ptr<Procedure> procedure = MakeProcedure(spec.decoding, ContextOf(spec));
+  ASSIGN_OR_RETURN(const int32_t answer_end, AnswerEndOf(spec));
+  ASSIGN_OR_RETURN(const OpenRange open, FindOpenBlock(spec, answer_end));
+  ASSIGN_OR_RETURN(const int32_t committed, CheckTokens(spec, *procedure, open));
+  if (procedure->stateful() || spec.decoding.cache != Cache::kNone) {
+    if (from.block_forwards != 0) {
+      return Refuse("block_step", from.block_forwards, "0: the open block has state that its tokens do not tell");
+    }
+    if (committed != 0) return Refuse("tokens", committed, "-1 in the open block: it begins anew");
+  }
+  if (committed == open.end - open.first && !procedure->edits()) {
     return Refuse("final_before", from.final_before,
                   absl::StrCat("at least ", open.end, ": no position below that is masked"));
   }
-  // Every forward commits a token.
-  if (from.block_forwards < (committed > 0 ? 1 : 0) || from.block_forwards > committed) {
-    return Refuse("block_step", from.block_forwards,
-                  absl::StrCat("in [", committed > 0 ? 1 : 0, ", ", committed, "]: the open block has so many tokens"));
-  }
-  const int32_t closed = open.first - prompt;
-  const int32_t closed_forwards = from.forwards - from.block_forwards;
-  if (closed_forwards < (closed > 0 ? 1 : 0) || closed_forwards > closed) {
-    return Refuse("step", from.forwards,
-                  absl::StrCat("in [", from.block_forwards + (closed > 0 ? 1 : 0), ", ", from.block_forwards + closed,
-                               "]: block_step and the forwards of ", closed, " final tokens"));
-  }
-  return absl::OkStatus();
+  const bool exact = procedure->writes_always() && spec.fixed.empty() && spec.draft.empty();
+  return CheckForwards(spec, *procedure, exact, committed, open.first - static_cast<int32_t>(spec.prompt.size()));
 }
 
 }  // namespace quicksilver

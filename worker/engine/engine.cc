@@ -46,7 +46,7 @@ SchedulerLimits LimitsOf(const Transformer& model, const EngineOptions& options)
   limits.pages = model.pages();
   limits.page_size = model.page_size();
   // Where every step computes the whole canvas there is nothing to keep.
-  limits.share_prefixes = options.share_prefixes && model.spec().grid == BlockGrid::kAbsolute;
+  limits.share_prefixes = options.share_prefixes && model.spec().grid != BlockGrid::kAfterPrompt;
   return limits;
 }
 
@@ -89,6 +89,7 @@ class EngineImpl final : public Engine {
   absl::Status Step(const v1::LogEntry& entry);
   int32_t StepsFor(const std::vector<PlannedSegment>& plan) const;
   absl::Status RunPlan(const std::vector<PlannedSegment>& plan);
+  void TakeHistorySlots(std::vector<PlannedSegment>& plan);
   void NoteLoad(bool stepped);
   void ApplyChoices(const PlannedSegment& planned, size_t index, absl::Duration now);
   void SendReports();
@@ -173,7 +174,7 @@ absl::Status EngineImpl::Apply(const v1::LogEntry& entry) {
 }
 
 absl::Status EngineImpl::Admit(const v1::Admission& admission) {
-  absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(model_.spec(), admission.submit(), options_.finish_blocks);
+  absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(model_.spec(), admission.submit());
   // The leader has checked it: only ranks that differ get here.
   if (!spec.ok()) return absl::InternalError(absl::StrCat("admission: ", std::string(spec.status().message())));
   const uint64_t id = admission.engine_id();
@@ -196,11 +197,13 @@ void EngineImpl::EndExpired() {
 
 void EngineImpl::Remove(uint64_t id, bool sound) {
   pacer_.Remove(id);
+  runner_.history_slots().Release(id);
   CHECK(scheduler_.Remove(id, sound));
 }
 
 absl::Status EngineImpl::Step(const v1::LogEntry& entry) {
-  const std::vector<PlannedSegment>& plan = scheduler_.Plan(now_, static_cast<int32_t>(entry.prefill_rows()));
+  std::vector<PlannedSegment> plan = scheduler_.Plan(now_, static_cast<int32_t>(entry.prefill_rows()));
+  TakeHistorySlots(plan);
   if (!plan.empty()) {
     const absl::Duration step = absl::Microseconds(entry.step_micros());
     for (const PlannedSegment& planned : plan) {
@@ -222,6 +225,15 @@ absl::Status EngineImpl::Step(const v1::LogEntry& entry) {
   return absl::OkStatus();
 }
 
+// A sequence that finds no slots waits until another one has closed its block.
+void EngineImpl::TakeHistorySlots(std::vector<PlannedSegment>& plan) {
+  std::erase_if(plan, [this](const PlannedSegment& planned) {
+    const Sequence& sequence = planned.running->sequence;
+    const int32_t rows = sequence.open_block_end() - sequence.open_block_start();
+    return sequence.wants_history() && !runner_.history_slots().Acquire(planned.running->id, rows);
+  });
+}
+
 void EngineImpl::NoteLoad(bool stepped) {
   const SchedulerStatistics statistics = scheduler_.statistics();
   {
@@ -239,9 +251,9 @@ void EngineImpl::NoteLoad(bool stepped) {
 // Several steps at a time pay only where they repeat little: rows in front of the open blocks run again in each.
 int32_t EngineImpl::StepsFor(const std::vector<PlannedSegment>& plan) const {
   constexpr int32_t kCleanRowsMax = 64;
-  const bool denoises =
-      std::all_of(plan.begin(), plan.end(), [](const PlannedSegment& planned) { return planned.segment.denoise; });
-  return denoises && StepBatch::CleanRows(plan) <= kCleanRowsMax ? options_.steps_per_launch_max : 1;
+  const bool repeats =
+      std::all_of(plan.begin(), plan.end(), [](const PlannedSegment& planned) { return planned.segment.repeats; });
+  return repeats && StepBatch::CleanRows(plan) <= kCleanRowsMax ? options_.steps_per_launch_max : 1;
 }
 
 absl::Status EngineImpl::RunPlan(const std::vector<PlannedSegment>& plan) {
@@ -270,7 +282,8 @@ void EngineImpl::ApplyChoices(const PlannedSegment& planned, size_t index, absl:
   if (!planned.segment.denoise) return sequence.ApplyPrefill(planned.segment);
   absl::Span<RowChoice> choices = runner_.Choices(index, sequence);
   if (QS_FAILPOINT("engine.nan_row", sequence.spec().sampling.seed)) choices[0].finite = false;
-  const StepOutcome outcome = sequence.ApplyDenoise(planned.segment, choices);
+  const StepOutcome outcome = sequence.ApplyDenoise(planned.segment, choices, runner_.tops());
+  if (outcome.block_closed) runner_.history_slots().Release(planned.running->id);
   for (const TokenCommit& commit : outcome.commits) {
     seal_.Mix(static_cast<uint64_t>(commit.position) << 32 | static_cast<uint32_t>(commit.token));
   }
@@ -292,8 +305,15 @@ void EngineImpl::SendReports() {
 
 absl::Status EngineImpl::Submit(uint64_t stream, const v1::Submit& submit, int32_t streams) {
   CHECK(leads());
-  ASSIGN_OR_RETURN(SequenceSpec spec, MakeSequenceSpec(model_.spec(), submit, options_.finish_blocks));
-  RETURN_IF_ERROR(CheckFits(limits_, Sequence(std::move(spec))));
+  ASSIGN_OR_RETURN(SequenceSpec spec, MakeSequenceSpec(model_.spec(), submit));
+  const Sequence sequence(std::move(spec));
+  RETURN_IF_ERROR(CheckFits(limits_, sequence));
+  // As many rows keep their logits as a step has.
+  if (const int32_t block = sequence.spec().decoding.block_length;
+      sequence.wants_history() && block > options_.step_rows_max) {
+    return absl::InvalidArgumentError(absl::StrCat("decoding.block_length (", block, ") must be at most ",
+                                                   options_.step_rows_max, ": the policy keeps the logits of a block"));
+  }
   return mailbox_.Submit(stream, submit, streams);
 }
 

@@ -25,9 +25,6 @@ struct EngineOptions {
   int32_t steps_per_launch_max = 1;
   absl::Duration idle_beat = absl::Seconds(1);     ///< The leader's log entry when there is nothing to do.
   absl::Duration peer_timeout = absl::Seconds(5);  ///< Silence after which a peer counts as lost.
-  /// For comparisons with the reference procedures: denoise the block of a stop token to its end. The answer is the
-  /// same, the forwards are more.
-  bool finish_blocks = false;
   /// Block-causal families: pages of equal prefixes are computed once for all sequences of equal Submit.cache_salt.
   bool share_prefixes = true;
   /// Prefill beside denoising is cut so that a step takes about this long; at least a block goes in each. Zero: about

@@ -5,16 +5,22 @@
 #include <utility>
 
 #include "common/check.h"
+#include "worker/engine/decoding_wire.h"
 
 namespace quicksilver {
 namespace {
 
-void AddCommit(const TokenCommit& commit, v1::SequenceUpdate& update) {
+void AddCommit(const TokenCommit& commit, TokenId mask_id, v1::SequenceUpdate& update) {
   v1::Commit& out = *update.add_commits();
   out.set_position(static_cast<uint32_t>(commit.position));
-  out.set_token(commit.token);
+  out.set_token(commit.token == mask_id ? -1 : commit.token);
   out.set_confidence(commit.confidence);
   out.set_log_probability(commit.log_probability);
+  for (const TopLogit& top : commit.top) {
+    v1::TopToken& alternative = *out.add_top();
+    alternative.set_id(top.id);
+    alternative.set_log_probability(top.logit);
+  }
 }
 
 double Seconds(absl::Duration from, absl::Duration to) {
@@ -83,16 +89,27 @@ void ReportBuilder::FillUpdate(Record& record, const Sequence& sequence, const S
   update.set_block_step(outcome.block_closed ? 0 : static_cast<uint32_t>(sequence.block_forwards()));
   update.set_block(static_cast<uint32_t>(outcome.block));
   update.set_final_before(static_cast<uint32_t>(sequence.final_before()));
+  const TokenId mask_id = sequence.spec().mask_id;
+  update.set_block_state(!outcome.block_closed && sequence.stateful());
+  update.set_canvas_length(static_cast<uint32_t>(sequence.grown_length()));
   if (record.provisional) {
-    for (const TokenCommit& commit : outcome.commits) AddCommit(commit, update);
+    for (const TokenCommit& commit : outcome.commits) AddCommit(commit, mask_id, update);
     return;
   }
-  std::sort(record.held.begin(), record.held.end(),
-            [](const TokenCommit& a, const TokenCommit& b) { return a.position < b.position; });
-  for (const TokenCommit& commit : record.held) {
-    if (commit.position < sequence.final_before()) AddCommit(commit, update);
+  // The last word on each position counts, and what stands behind the closed blocks waits.
+  std::stable_sort(record.held.begin(), record.held.end(),
+                   [](const TokenCommit& a, const TokenCommit& b) { return a.position < b.position; });
+  std::vector<TokenCommit> kept;
+  for (size_t i = 0; i < record.held.size(); ++i) {
+    const TokenCommit& commit = record.held[i];
+    if (i + 1 < record.held.size() && record.held[i + 1].position == commit.position) continue;
+    if (commit.position < sequence.final_before()) {
+      AddCommit(commit, mask_id, update);
+    } else {
+      kept.push_back(commit);
+    }
   }
-  record.held.clear();
+  record.held = std::move(kept);
 }
 
 void ReportBuilder::FillEnd(const Record& record, const RunningSequence& running, SequenceEndReason reason,
@@ -126,6 +143,8 @@ void ReportBuilder::FillEnd(const Record& record, const RunningSequence& running
   end.set_cached_tokens(static_cast<uint32_t>(running.cached_tokens));
   end.set_preemptions(static_cast<uint32_t>(running.preemptions));
   end.set_paced_steps(static_cast<uint32_t>(record.paced_steps));
+  end.set_policy(WireOf(running.sequence.spec().decoding.policy));
+  end.set_cache(WireOf(running.sequence.spec().decoding.cache));
   end.set_queue_seconds(Seconds(record.submitted, std::min(record.started, now)));
   end.set_prefill_seconds(Seconds(record.started, std::min(record.denoised, now)));
   end.set_decode_seconds(Seconds(record.denoised, now));

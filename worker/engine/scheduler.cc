@@ -28,7 +28,7 @@ uint64_t HighKey(int32_t level, uint64_t detail) {
 
 // Without the guide's.
 int32_t PagesOf(const SchedulerLimits& limits, const Sequence& sequence) {
-  const int32_t positions = static_cast<int32_t>(sequence.canvas().size());
+  const int32_t positions = sequence.keys_needed_max();
   return (positions + limits.page_size - 1) / limits.page_size;
 }
 
@@ -178,15 +178,15 @@ void Scheduler::CollectDemands() {
     record.demand.prefill = sequence.prefill_rows();
     if (record.demand.prefill > 0) {
       ++prefilling_;
-      prefill_block_ = std::max(prefill_block_, sequence.spec().decoding.block_length);
-      fewest_rows_ = std::min(fewest_rows_, sequence.spec().decoding.block_length);
+      prefill_block_ = std::max(prefill_block_, sequence.prefill_unit());
+      fewest_rows_ = std::min(fewest_rows_, sequence.prefill_unit());
       continue;
     }
     ready_rows += record.demand.whole;
     fewest_rows_ = std::min(fewest_rows_, record.demand.whole);
     ready_priority_ = std::min(ready_priority_, record.priority);
     record.demand.segment = sequence.Next(record.demand.whole);
-    const int32_t keys = record.demand.segment.keys;
+    const int32_t keys = record.demand.segment.keys_held();
     const int32_t held = static_cast<int32_t>(running.pages.size());
     if (int64_t{held} * limits_.page_size < keys) {
       ready_pages += PagesFor(sequence, keys) - held - static_cast<int32_t>(running.guide_pages.size());
@@ -199,7 +199,7 @@ void Scheduler::CollectDemands() {
     Record& record = records_[i];
     if (!record.runs) continue;
     if (all_ready_run && record.demand.prefill == 0) {
-      CHECK(ReservePages(record, record.demand.segment.keys));
+      CHECK(ReservePages(record, record.demand.segment.keys_held()));
       record.demand.granted = record.demand.whole;
     } else {
       order_.push_back({0, i});
@@ -293,7 +293,7 @@ void Scheduler::GrantReady(Record& record) {
 
 void Scheduler::GrantChunk(Record& record) {
   const Demand& demand = record.demand;
-  const int32_t block = record.live->running.sequence.spec().decoding.block_length;
+  const int32_t block = record.live->running.sequence.prefill_unit();
   const bool shares = short_of_rows_ && record.priority >= ready_priority_;
   int32_t rows = std::min({demand.prefill, prefill_left_, rows_left_});
   if (shares) {
@@ -316,12 +316,12 @@ void Scheduler::GrantChunk(Record& record) {
 void Scheduler::Lengthen(Record& record) {
   Demand& demand = record.demand;
   const Sequence& sequence = record.live->running.sequence;
-  const int32_t block = sequence.spec().decoding.block_length;
+  const int32_t block = sequence.prefill_unit();
   const int32_t more = std::min({demand.prefill - demand.granted, prefill_left_, rows_left_}) / block * block;
   int32_t rows = demand.granted + more;
   if (rows == demand.prefill && demand.whole - demand.granted <= rows_left_) rows = demand.whole;
   const int32_t held = static_cast<int32_t>(record.live->running.pages.size());
-  if (rows == demand.granted || PagesFor(sequence, sequence.Next(rows).keys) - held > PagesAtHand()) return;
+  if (rows == demand.granted || PagesFor(sequence, sequence.Next(rows).keys_held()) - held > PagesAtHand()) return;
   rows_left_ += demand.granted;
   prefill_left_ += demand.granted;
   CHECK(Grant(record, rows));
@@ -329,7 +329,7 @@ void Scheduler::Lengthen(Record& record) {
 
 bool Scheduler::Grant(Record& record, int32_t rows) {
   const Segment segment = record.live->running.sequence.Next(rows);
-  if (!ReservePages(record, segment.keys)) return false;
+  if (!ReservePages(record, segment.keys_held())) return false;
   record.demand.granted = rows;
   record.demand.segment = segment;
   rows_left_ -= rows;

@@ -21,10 +21,10 @@ void Scheduler::CheckStep() const {
   Require(owned == pool_.owners(), "the pages of all sequences are those that have owners");
   Require(pool_.free() + pool_.cached() + pool_.used() == pool_.total(), "free + cached + used pages are all");
   for (const auto& [running, segment] : plan_) {
-    const int64_t end = segment.first_position + segment.rows;
+    const int64_t end = segment.first_position + segment.rows, written = end + segment.shadow_rows;
     const int64_t held = static_cast<int64_t>(running->pages.size()) * limits_.page_size;
-    Require(end <= segment.keys && segment.keys <= held, "a segment's keys have pages");
-    for (int64_t page = segment.first_position / limits_.page_size; page * limits_.page_size < end; ++page) {
+    Require(end <= segment.keys && segment.keys_held() <= held, "a segment's keys have pages");
+    for (int64_t page = segment.first_position / limits_.page_size; page * limits_.page_size < written; ++page) {
       Require(IsPrivate(running->pages[static_cast<size_t>(page)]), "what a segment writes belongs to it alone");
     }
   }

@@ -14,12 +14,6 @@ namespace {
 constexpr int kOvertakenMax = 4;
 constexpr uint64_t kRetrySteps = 4;
 
-// Keys of the next denoising segment.
-int32_t KeysToDenoise(const Sequence& sequence) {
-  if (sequence.spec().grid != BlockGrid::kAbsolute) return static_cast<int32_t>(sequence.canvas().size());
-  return sequence.written() + sequence.denoise_rows();
-}
-
 }  // namespace
 
 // A guide's included.
@@ -46,7 +40,8 @@ Scheduler::Record* Scheduler::NextToStart() {
   if (running_ == limits_.sequences_max) {
     priorities = 0;
     for (const Record& record : records_) {
-      if (record.runs && record.id != favoured_) priorities = std::max(priorities, record.priority);
+      if (!record.runs || record.id == favoured_ || record.live->running.sequence.must_keep_kv()) continue;
+      priorities = std::max(priorities, record.priority);
     }
   }
   Record* next = nullptr;
@@ -74,7 +69,7 @@ bool Scheduler::Start(Record& record) {
     LetGo(live);
     return true;
   }
-  const int32_t needed = PagesFor(running.sequence, KeysToDenoise(running.sequence)) - found;
+  const int32_t needed = PagesFor(running.sequence, running.sequence.denoise_keys()) - found;
   if (promised_step_ != step_) CountPromised();
   const int32_t wanted = needed + promised_[static_cast<size_t>(record.priority)];
   if (running_ > 0 && PagesAtHand() < wanted && !MakeRoom(record, wanted)) {
@@ -109,14 +104,13 @@ bool Scheduler::Start(Record& record) {
 // Takes the pages that hold what comes before its open block already; returns how many.
 int32_t Scheduler::AcquirePrefix(Live& live) {
   const Sequence& sequence = live.running.sequence;
-  const SequenceSpec& spec = sequence.spec();
-  live.shares = limits_.share_prefixes && !live.cache_salt.empty() && spec.grid == BlockGrid::kAbsolute &&
-                limits_.page_size % spec.decoding.block_length == 0;
+  live.shares = limits_.share_prefixes && !live.cache_salt.empty() && sequence.spec().grid != BlockGrid::kAfterPrompt &&
+                limits_.page_size % sequence.prefill_unit() == 0;
   if (!live.shares) return 0;
   std::vector<int32_t>& pages = live.running.pages;
   const int32_t page_size = limits_.page_size;
   int32_t parent = PrefixCache::kNone;
-  for (int32_t start = 0; start + page_size <= sequence.open_block_start(); start += page_size) {
+  for (int32_t start = 0; start + page_size <= sequence.cacheable_before(); start += page_size) {
     parent = cache_.Find(parent, live.cache_salt, sequence.canvas().subspan(start, page_size));
     if (parent == PrefixCache::kNone) break;
     cache_.Acquire(parent);
@@ -136,7 +130,7 @@ bool Scheduler::Awaits(Record& record) {
     if (ahead.published != live.published || ahead.cache_salt != live.cache_salt) continue;
     if (found > 0 && ahead.running.pages[found - 1] != live.running.pages[found - 1]) continue;
     const Sequence &one = live.running.sequence, &two = ahead.running.sequence;
-    const int32_t positions = two.prefill_rows() == 0 ? 0 : std::min(one.open_block_start(), two.open_block_start());
+    const int32_t positions = two.prefill_rows() == 0 ? 0 : std::min(one.cacheable_before(), two.open_block_start());
     const auto same = one.canvas().subspan(0, static_cast<size_t>(positions));
     const auto differs = std::mismatch(same.begin(), same.end(), two.canvas().begin()).first;
     const int32_t shared = static_cast<int32_t>(differs - same.begin()) / limits_.page_size;
@@ -162,8 +156,8 @@ bool Scheduler::StillAwaits(Record& record) {
 int32_t Scheduler::PromisedTo(const RunningSequence& running) const {
   const Sequence& sequence = running.sequence;
   const int32_t held = static_cast<int32_t>(running.pages.size() + running.guide_pages.size());
-  const int32_t known = PagesFor(sequence, KeysToDenoise(sequence));
-  const int32_t all = PagesFor(sequence, static_cast<int32_t>(sequence.canvas().size()));
+  const int32_t known = PagesFor(sequence, sequence.denoise_keys());
+  const int32_t all = PagesFor(sequence, sequence.keys_needed_max());
   return std::max(0, std::min(all, known + 1) - held);
 }
 
@@ -190,8 +184,11 @@ bool Scheduler::ReservePages(Record& record, int32_t keys) {
   return true;
 }
 
-// One that runs may preempt all that are less urgent, one that is to start only those of a lower class.
+// One that runs may preempt all that are less urgent, one that is to start only those of a lower class. Who keeps more
+// than clean keys on its pages keeps them for its block, whose keys have all their pages, so that it ends without
+// others.
 bool Scheduler::MayPreempt(const Record& wants, const Record& victim) const {
+  if (victim.live->running.sequence.must_keep_kv()) return false;
   if (wants.runs) return IsLessUrgent(victim, wants);
   return victim.id != favoured_ && victim.priority > wants.priority;
 }

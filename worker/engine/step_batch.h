@@ -7,6 +7,7 @@
 
 #include "absl/types/span.h"
 #include "kernels/ops.h"
+#include "worker/engine/history_slots.h"
 #include "worker/engine/scheduler.h"
 
 namespace quicksilver {
@@ -19,10 +20,14 @@ struct StepShape {
   int32_t blocks = 0;             ///< Sequences that denoise.
   int32_t head_rows[2] = {0, 0};  ///< Rows that need logits, without and with top lists; guides' included.
   int32_t list_tokens = 0;
+  int32_t biases = 0;
 
   int32_t requests() const { return head_rows[0] + head_rows[1]; }
   auto operator<=>(const StepShape&) const = default;
 };
+
+/// Most attention segments of one planned segment: clean rows and canvas, each with a guide's.
+inline constexpr int32_t kSegmentsEach = 4;
 
 /// `shape` rounded up to one of few, within the bounds of a step: rows to 8 times a power of two or 1.5 times one, the
 /// rows that need logits to half or all of them, the largest segment to 16, 32, 64 or all rows.
@@ -40,9 +45,11 @@ struct StepArrays {
   CandidateRequest* requests = nullptr;  // [requests()]: those of part 0, then those of part 1
   BlockRow* block_rows = nullptr;        // [requests()]
   int32_t* live = nullptr;               // [requests()]
+  int32_t* block_positions = nullptr;    // [requests()]
   int32_t* live_positions = nullptr;     // [requests()]
   OpenBlock* blocks = nullptr;           // [blocks]
   TokenId* token_lists = nullptr;        // [list_tokens]
+  TokenBias* biases = nullptr;           // [biases]
   int32_t* page_table = nullptr;
   size_t bytes_before_pages = 0;
 };
@@ -50,18 +57,18 @@ struct StepArrays {
 /// Where the arrays of `shape` are in memory that starts at `base` (aligned to 64 bytes).
 StepArrays MapStepArrays(char* base, const StepShape& shape);
 
-/// The rows of one planned segment that are to be decided, in the order of Sequence::masked() when the step was laid
+/// The rows of one planned segment that are to be decided, in the order of Sequence::asked() when the step was laid
 /// out.
 struct OpenRows {
-  int32_t first_row = 0;           ///< Among the requests.
-  std::vector<int32_t> positions;  ///< Ascending.
+  int32_t first_row = 0;  ///< Among the requests.
+  std::vector<RowAsk> asked;
 };
 
 /// Lays out the ragged batch of a plan. Pure.
 class StepBatch {
  public:
-  /// `mask_block`: AttentionSegment::block_length of all segments.
-  StepBatch(int32_t page_size, int32_t mask_block) : page_size_(page_size), mask_block_(mask_block) {}
+  /// `history`, which outlives it, says where the logits of a row are kept.
+  StepBatch(int32_t page_size, const HistorySlots& history) : page_size_(page_size), history_(history) {}
 
   /// The exact shape of `plan`.
   static StepShape ShapeOf(absl::Span<const PlannedSegment> plan);
@@ -76,14 +83,26 @@ class StepBatch {
   const OpenRows& open_rows(size_t index) const { return open_rows_[index]; }
 
  private:
-  int32_t AddSegment(const RunningSequence& running, const Segment& segment, bool guide, const StepArrays& arrays);
-  void AddBlock(const RunningSequence& running, const Segment& segment, int32_t first_row, int32_t guide_first_row,
-                const StepShape& shape, const StepArrays& arrays, OpenRows& open);
+  /// Where the rows of a planned segment went.
+  struct Places {
+    int32_t first_row = 0;
+    int32_t guide_first_row = -1;
+    int32_t shadow_first_row = -1;
+  };
+  enum class RowKind { kMain, kGuide, kShadow };
+
+  int32_t AddRows(const RunningSequence& running, const Segment& segment, RowKind kind, const StepArrays& arrays);
+  void AddAttention(AttentionSegment segment, const std::vector<int32_t>& pages, const StepArrays& arrays);
+  void AddBlock(const RunningSequence& running, const Segment& segment, const Places& places, const StepShape& shape,
+                const StepArrays& arrays, OpenRows& open);
+  void AddRequests(const RunningSequence& running, const Segment& segment, const Places& places,
+                   const StepArrays& arrays, const OpenRows& open);
+  void AddBiases(const Sequence& sequence, const OpenRows& open, const StepArrays& arrays);
   int32_t AddList(absl::Span<const TokenId> tokens, const StepArrays& arrays);
   void Pad(const StepShape& shape, const StepArrays& arrays);
 
   const int32_t page_size_;
-  const int32_t mask_block_;
+  const HistorySlots& history_;
 
   // How far the arrays are filled.
   int32_t rows_ = 0;
@@ -92,6 +111,7 @@ class StepBatch {
   int32_t head_rows_[2] = {0, 0};
   int32_t requests_[2] = {0, 0};
   int32_t list_tokens_ = 0;
+  int32_t biases_ = 0;
   int32_t pages_ = 0;
   std::vector<OpenRows> open_rows_;
 };

@@ -17,6 +17,21 @@ namespace {
 // The first record of a rank carries its seal in place of a candidate.
 static_assert(sizeof(uint64_t) <= sizeof(Candidate));
 
+// More biases than most steps have.
+constexpr int32_t kBiasesAtFirst = 1 << 14;
+
+// Rows whose logits are kept between two steps.
+int32_t HistoryRows(const ModelSpec& spec, const StepRunner::Limits& limits) {
+  const std::vector<Policy> policies = AllowedPolicies(spec);
+  const bool wanted = std::find(policies.begin(), policies.end(), Policy::kKlass) != policies.end();
+  return wanted ? limits.rows_max : 0;
+}
+
+// Of a rank's LM head.
+size_t VocabularyRowsOf(const ModelSpec& spec, int ranks) {
+  return static_cast<size_t>((spec.vocabulary + ranks - 1) / ranks);
+}
+
 // Programs that are kept; each holds some megabytes of the host's and the device's memory.
 constexpr size_t kProgramsMax = 256;
 
@@ -24,12 +39,14 @@ constexpr size_t kProgramsMax = 256;
 constexpr size_t kSealsOffset = 64;
 constexpr size_t kChoicesOffset = kSealsOffset + kRanksMax * sizeof(uint64_t);
 
-StepResults MapResults(void* base) {
+// `choices`: how many there is room for; the alternatives come behind them.
+StepResults MapResults(void* base, size_t choices = 0) {
   char* const bytes = static_cast<char*>(base);
   StepResults results;
   results.published = reinterpret_cast<uint32_t*>(bytes);
   results.seals = reinterpret_cast<uint64_t*>(bytes + kSealsOffset);
   results.choices = reinterpret_cast<RowChoice*>(bytes + kChoicesOffset);
+  results.tops = reinterpret_cast<TopLogit*>(bytes + kChoicesOffset + choices * sizeof(RowChoice));
   return results;
 }
 
@@ -49,8 +66,8 @@ StepRunner::StepRunner(Transformer& model, Ops& ops, Communicator& ranks, const 
       ranks_(ranks),
       limits_(limits),
       loops_(!ops.prefers_programs()),
-      batch_(model.page_size(),
-             model.spec().grid == BlockGrid::kAbsolute ? model.spec().block_length : kBidirectional) {
+      history_slots_(HistoryRows(model.spec(), limits)),
+      batch_(model.page_size(), history_slots_) {
   CHECK(ranks.size() <= kRanksMax && limits.steps_per_launch_max >= 1);
 }
 
@@ -61,11 +78,12 @@ StepShape StepRunner::ShapeMax() const {
   StepShape shape;
   shape.rows = limits_.rows_max;
   shape.segment_rows = limits_.rows_max;
-  shape.segments = std::min(limits_.rows_max, 2 * limits_.sequences_max);
+  shape.segments = std::min(limits_.rows_max, kSegmentsEach * limits_.sequences_max);
   shape.blocks = std::min(limits_.rows_max, limits_.sequences_max);
   // Each part alone may take all rows, and each is rounded up for itself.
   shape.head_rows[0] = shape.head_rows[1] = limits_.rows_max;
   shape.list_tokens = 2 * lists;
+  shape.biases = kBiasesAtFirst;
   return shape;
 }
 
@@ -73,18 +91,23 @@ StepShape StepRunner::ShapeMax() const {
 size_t StepRunner::PageTableMax() const {
   const int64_t pages = model_.pages(), page_size = model_.page_size();
   const int64_t of_one = std::min(pages, (model_.spec().positions_max + page_size - 1) / page_size);
-  return static_cast<size_t>(std::max(pages, of_one * std::min(limits_.sequences_max, limits_.rows_max)));
+  const int64_t lists = kSegmentsEach / 2;
+  return static_cast<size_t>(lists * std::max(pages, of_one * std::min(limits_.sequences_max, limits_.rows_max)));
 }
 
 absl::Status StepRunner::Allocate() {
   const StepShape most = ShapeMax();
   const size_t ranks = static_cast<size_t>(ranks_.size()), requests = static_cast<size_t>(most.requests());
-  const size_t arrays = MapStepArrays(nullptr, most).bytes_before_pages + PageTableMax() * sizeof(int32_t);
-  ASSIGN_OR_RETURN(staging_, ops_.AllocateShared(arrays));
-  ASSIGN_OR_RETURN(arrays_, ops_.Allocate(arrays));
+  RETURN_IF_ERROR(AllocateArrays(most));
   ASSIGN_OR_RETURN(scratch_, ops_.Allocate(requests * (sizeof(float) + sizeof(uint8_t))));
-  const size_t choices = requests * static_cast<size_t>(limits_.steps_per_launch_max) * sizeof(RowChoice);
-  ASSIGN_OR_RETURN(results_, ops_.AllocateShared(kChoicesOffset + choices));
+  const size_t steps = static_cast<size_t>(limits_.steps_per_launch_max);
+  choices_max_ = requests * steps;
+  const size_t tops = static_cast<size_t>(limits_.rows_max) * steps * kTopReportedMax * sizeof(TopLogit);
+  ASSIGN_OR_RETURN(results_, ops_.AllocateShared(kChoicesOffset + choices_max_ * sizeof(RowChoice) + tops));
+  const size_t history = static_cast<size_t>(history_slots_.free()) * VocabularyRowsOf(model_.spec(), ranks_.size());
+  if (history > 0) {
+    ASSIGN_OR_RETURN(history_, ops_.Allocate(history * sizeof(float)));
+  }
   const size_t candidates = (requests + 1) * sizeof(Candidate);
   const size_t top = static_cast<size_t>(limits_.rows_max) * kTopLogitsMax * sizeof(TopLogit);
   ASSIGN_OR_RETURN(candidates_, ops_.Allocate(candidates));
@@ -98,6 +121,24 @@ absl::Status StepRunner::Allocate() {
   if (!ops_.prefers_programs()) return absl::OkStatus();
   RETURN_IF_ERROR(AgreeOnLoops());
   return limits_.record_common_shapes ? RecordCommonShapes() : absl::OkStatus();
+}
+
+absl::Status StepRunner::AllocateArrays(const StepShape& shape) {
+  const size_t bytes = MapStepArrays(nullptr, shape).bytes_before_pages + PageTableMax() * sizeof(int32_t);
+  programs_.clear();
+  ASSIGN_OR_RETURN(staging_, ops_.AllocateShared(bytes));
+  ASSIGN_OR_RETURN(arrays_, ops_.Allocate(bytes));
+  biases_max_ = shape.biases;
+  return absl::OkStatus();
+}
+
+// Biases have no bound of their own; a step that has more than any before makes room for twice as many.
+absl::Status StepRunner::MakeRoom(const StepShape& shape) {
+  if (shape.biases <= biases_max_) return absl::OkStatus();
+  StepShape most = ShapeMax();
+  most.biases = 2 * shape.biases;
+  RETURN_IF_ERROR(Finish());
+  return AllocateArrays(most);
 }
 
 StepShape StepRunner::DenoisingShape(int32_t sequences, int32_t rows, int32_t masked) const {
@@ -194,7 +235,9 @@ StepLayout StepRunner::LayoutOf(const StepShape& shape, int32_t rows_max, int32_
 
 absl::Status StepRunner::Prepare(absl::Span<const PlannedSegment> plan) {
   if (!ops_.prefers_programs()) return absl::OkStatus();
-  return ProgramOf(RoundUp(StepBatch::ShapeOf(plan), limits_.rows_max, limits_.sequences_max)).status();
+  const StepShape shape = RoundUp(StepBatch::ShapeOf(plan), limits_.rows_max, limits_.sequences_max);
+  RETURN_IF_ERROR(MakeRoom(shape));
+  return ProgramOf(shape).status();
 }
 
 absl::Status StepRunner::Launch(absl::Span<const PlannedSegment> plan, uint64_t seal, int32_t steps_max) {
@@ -202,6 +245,7 @@ absl::Status StepRunner::Launch(absl::Span<const PlannedSegment> plan, uint64_t 
   const StepShape exact = StepBatch::ShapeOf(plan);
   const bool programs = ops_.prefers_programs();
   shape_ = programs ? RoundUp(exact, limits_.rows_max, limits_.sequences_max) : exact;
+  RETURN_IF_ERROR(MakeRoom(shape_));
   Program* program = nullptr;
   if (programs) {
     ASSIGN_OR_RETURN(program, ProgramOf(shape_));
@@ -223,7 +267,7 @@ absl::Status StepRunner::Launch(absl::Span<const PlannedSegment> plan, uint64_t 
     return absl::OkStatus();
   }
   int32_t keys_max = 0;
-  for (const PlannedSegment& planned : plan) keys_max = std::max(keys_max, planned.segment.keys);
+  for (const PlannedSegment& planned : plan) keys_max = std::max(keys_max, planned.segment.keys_held());
   const StepLayout layout = LayoutOf(shape_, shape_.segment_rows, keys_max);
   const StepArrays device = MapStepArrays(static_cast<char*>(arrays_.data()), shape_);
   ASSIGN_OR_RETURN(const std::unique_ptr<Program> once,
@@ -245,7 +289,10 @@ void StepRunner::RunCandidates(const StepShape& shape, const StepArrays& arrays)
   for (int i = 0; i < 2; ++i) {
     if (shape.head_rows[i] == 0) continue;
     const int32_t first = i == 0 ? 0 : shape.head_rows[0];
-    const CandidateBatch batch = {.requests = arrays.requests + first, .count = shape.head_rows[i]};
+    const CandidateBatch batch = {.requests = arrays.requests + first,
+                                  .count = shape.head_rows[i],
+                                  .biases = shape.biases > 0 ? arrays.biases : nullptr,
+                                  .history = static_cast<float*>(history_.data())};
     model_.Candidates(arrays.head_rows[i], shape.head_rows[i], batch, i == 0 ? 0 : kTopLogitsMax, records + first,
                       i == 0 ? nullptr : static_cast<TopLogit*>(top_.data()));
   }
@@ -275,13 +322,14 @@ BlockStep StepRunner::BlockStepOf(const StepShape& shape, const StepArrays& arra
   step.rows_count = shape.requests();
   step.requests = arrays.requests;
   step.live = arrays.live;
+  step.positions = arrays.block_positions;
   step.positions = arrays.live_positions;
   step.ranking = static_cast<float*>(scratch_.data());
   step.selected = reinterpret_cast<uint8_t*>(step.ranking + shape.requests());
   step.token_lists = arrays.token_lists;
   step.ids = arrays.ids;
   step.control = arrays.control;
-  step.results = MapResults(results_.data());
+  step.results = MapResults(results_.data(), choices_max_);
   return step;
 }
 
@@ -328,11 +376,20 @@ absl::Span<RowChoice> StepRunner::Choices(size_t index, const Sequence& sequence
   const RowChoice* const of_step =
       MapResults(results_.data()).choices + int64_t{steps_read_ - 1} * shape_.requests() + open.first_row;
   choices_.clear();
-  if (open.positions.empty()) return absl::MakeSpan(choices_);
+  tops_.clear();
+  if (open.asked.empty()) return absl::MakeSpan(choices_);
+  const TopLogit* const tops_of_step =
+      MapResults(results_.data(), choices_max_).tops +
+      (int64_t{steps_read_ - 1} * shape_.head_rows[1] + open.first_row - shape_.head_rows[0]) * kTopReportedMax;
   size_t i = 0;
-  for (const int32_t position : sequence.masked()) {
-    while (open.positions[i] != position) CHECK(++i < open.positions.size());
+  for (const RowAsk& ask : sequence.asked()) {
+    while (open.asked[i].position != ask.position || open.asked[i].shadow != ask.shadow) {
+      CHECK(++i < open.asked.size());
+    }
     choices_.push_back(of_step[i]);
+    if (!sequence.wants_tops()) continue;
+    const TopLogit* const tops = tops_of_step + static_cast<int64_t>(i) * kTopReportedMax;
+    tops_.insert(tops_.end(), tops, tops + kTopReportedMax);
   }
   return absl::MakeSpan(choices_);
 }

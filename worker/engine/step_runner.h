@@ -49,9 +49,14 @@ class StepRunner {
   /// device failed; Unavailable: a rank is gone.
   absl::StatusOr<bool> Next();
 
-  /// After Next(): what the masked rows of plan[index] chose, in the order of Sequence::masked(), which the caller has
-  /// brought up to date with the steps before. Empty for prefill. Good until the next call.
+  /// After Next(): what the rows of plan[index] chose, in the order of Sequence::asked(), which the caller has brought
+  /// up to date with the steps before. Empty for prefill. Good until the next call.
   absl::Span<RowChoice> Choices(size_t index, const Sequence& sequence);
+  /// The alternatives of the last Choices(), kTopReportedMax each, when Sequence::wants_tops().
+  absl::Span<const TopLogit> tops() const { return tops_; }
+
+  /// Where rows keep their logits between steps: a sequence that wants_history() is planned only while it holds some.
+  HistorySlots& history_slots() { return history_slots_; }
 
  private:
   struct Recorded {
@@ -60,6 +65,8 @@ class StepRunner {
   };
 
   StepShape ShapeMax() const;
+  absl::Status AllocateArrays(const StepShape& shape);
+  absl::Status MakeRoom(const StepShape& shape);
   size_t PageTableMax() const;
   StepShape DenoisingShape(int32_t sequences, int32_t rows, int32_t masked) const;
   absl::Status AgreeOnLoops();
@@ -80,6 +87,7 @@ class StepRunner {
   const Limits limits_;
   bool loops_;  // Several steps can be recorded as a loop on the device.
 
+  HistorySlots history_slots_;
   StepBatch batch_;
   std::map<StepShape, Recorded> programs_;
   uint64_t uses_ = 0;
@@ -90,6 +98,9 @@ class StepRunner {
   uint32_t steps_read_ = 0;
   bool running_ = false;
   std::vector<RowChoice> choices_;
+  std::vector<TopLogit> tops_;
+  size_t choices_max_ = 0;
+  int32_t biases_max_ = 0;
 
   DeviceBuffer staging_;  // Shared: what the host lays out.
   DeviceBuffer arrays_;   // Its copy on the device, which a launch changes.
@@ -98,6 +109,7 @@ class StepRunner {
   DeviceBuffer gathered_candidates_;
   DeviceBuffer top_;
   DeviceBuffer gathered_top_;
+  DeviceBuffer history_;
   DeviceBuffer results_;  // Shared: what the host reads.
 };
 

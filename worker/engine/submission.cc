@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "worker/engine/decoding_wire.h"
 
 namespace quicksilver {
 namespace {
@@ -44,48 +45,7 @@ absl::Status CheckLengths(const v1::Submit& submit, const ModelSpec& model) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<DecodingParams> ReadChoice(const v1::Decoding& decoding) {
-  DecodingParams choice;
-  switch (decoding.policy()) {
-    case v1::POLICY_UNSPECIFIED:
-      break;
-    case v1::POLICY_STATIC:
-      choice.policy = Policy::kStatic;
-      break;
-    case v1::POLICY_DYNAMIC:
-      choice.policy = Policy::kDynamic;
-      break;
-    case v1::POLICY_SEQUENTIAL:
-      choice.policy = Policy::kSequential;
-      break;
-    case v1::POLICY_THRESHOLD:
-      choice.policy = Policy::kThreshold;
-      break;
-    default:
-      return Refuse("decoding.policy", static_cast<int>(decoding.policy()), "a known policy");
-  }
-  switch (decoding.remasking()) {
-    case v1::REMASKING_UNSPECIFIED:
-      break;
-    case v1::REMASKING_LOW_CONFIDENCE:
-      choice.remasking = Remasking::kLowConfidence;
-      break;
-    case v1::REMASKING_RANDOM:
-      choice.remasking = Remasking::kRandom;
-      break;
-    default:
-      return Refuse("decoding.remasking", static_cast<int>(decoding.remasking()), "a known remasking");
-  }
-  if (decoding.has_block_length()) choice.block_length = decoding.block_length();
-  if (decoding.has_steps()) choice.steps = decoding.steps();
-  if (decoding.has_threshold()) choice.threshold = decoding.threshold();
-  if (decoding.has_guidance_scale()) choice.guidance_scale = decoding.guidance_scale();
-  choice.suppress_eos = decoding.suppress_eos();
-  choice.distrust_eos = decoding.distrust_eos();
-  return choice;
-}
-
-absl::StatusOr<SamplingRule> ReadSampling(const v1::Submit& submit) {
+absl::StatusOr<SamplingRule> ReadSampling(const v1::Submit& submit, const ModelSpec& model) {
   const v1::ResolvedSampling& sampling = submit.sampling();
   if (sampling.top_k() > static_cast<uint32_t>(kTopLogitsMax)) {
     return Refuse("sampling.top_k", sampling.top_k(), absl::StrCat("in [0, ", kTopLogitsMax, "]"));
@@ -95,6 +55,8 @@ absl::StatusOr<SamplingRule> ReadSampling(const v1::Submit& submit) {
   // An absent message is a message of zeros.
   rule.top_p = submit.has_sampling() ? sampling.top_p() : 1.0f;
   rule.top_k = static_cast<int32_t>(sampling.top_k());
+  // Dream's reference truncates before it looks at confidences, whatever the temperature.
+  rule.top_p_first = rule.truncate_greedy = model.grid == BlockGrid::kAfterPrompt && model.shift;
   rule.seed = sampling.seed();
   rule.choice = submit.choice();
   RETURN_IF_ERROR(CheckSampling(rule));
@@ -127,13 +89,14 @@ absl::StatusOr<Resumption> ReadCheckpoint(const v1::Checkpoint& checkpoint, cons
   resumption.forwards = count(checkpoint.step());
   resumption.block_forwards = count(checkpoint.block_step());
   resumption.final_before = count(checkpoint.final_before());
+  resumption.canvas_length = count(checkpoint.canvas_length());
   if (checkpoint.tokens_size() > model.positions_max) {
     return Refuse("checkpoint.tokens", checkpoint.tokens_size(),
                   absl::StrCat("at most ", model.positions_max, " long"));
   }
   for (int i = 0; i < checkpoint.tokens_size(); ++i) {
     const TokenId token = checkpoint.tokens(i);
-    if (token < -1 || token >= model.tokens || token == model.mask_id) {
+    if (token < -1 || token >= model.tokens || (token >= 0 && token == model.mask_id)) {
       return Refuse(
           absl::StrCat("checkpoint.tokens[", i, "]"), token,
           absl::StrCat("in [0, ", model.tokens, ") and not the mask token's (", model.mask_id, "), or -1 for a mask"));
@@ -141,6 +104,67 @@ absl::StatusOr<Resumption> ReadCheckpoint(const v1::Checkpoint& checkpoint, cons
     resumption.tokens.push_back(token);
   }
   return resumption;
+}
+
+// Tokens of the answer's positions; -1: none.
+absl::StatusOr<std::vector<TokenId>> ReadGiven(const char* field, const google::protobuf::RepeatedField<int32_t>& ids,
+                                               const ModelSpec& model) {
+  std::vector<TokenId> given;
+  for (int i = 0; i < ids.size(); ++i) {
+    if (ids[i] < -1 || ids[i] >= model.tokens) {
+      return Refuse(absl::StrCat(field, "[", i, "]"), ids[i], absl::StrCat("in [0, ", model.tokens, "), or -1"));
+    }
+    if (ids[i] >= 0 && ids[i] == model.mask_id) {
+      return Refuse(absl::StrCat(field, "[", i, "]"), ids[i], "another id than the mask token's");
+    }
+    given.push_back(ids[i]);
+  }
+  return given;
+}
+
+absl::Status ReadBiases(const v1::ResolvedSampling& sampling, const ModelSpec& model, SequenceSpec& spec) {
+  if (sampling.biases_size() > kBiasesMax) {
+    return Refuse("sampling.biases", sampling.biases_size(), absl::StrCat("at most ", kBiasesMax, " ids"));
+  }
+  TokenId last = -1;
+  for (int i = 0; i < sampling.biases_size(); ++i) {
+    const v1::TokenBias& bias = sampling.biases(i);
+    const std::string field = absl::StrCat("sampling.biases[", i, "]");
+    if (bias.id() <= last || bias.id() >= model.tokens) {
+      return Refuse(absl::StrCat(field, ".id"), bias.id(),
+                    absl::StrCat("above the id before it and below ", model.tokens));
+    }
+    if (!(bias.bias() <= kBiasMax)) {
+      return Refuse(absl::StrCat(field, ".bias"), bias.bias(), absl::StrCat("a number of at most ", kBiasMax));
+    }
+    last = bias.id();
+    spec.biases.push_back({bias.id(), bias.bias()});
+  }
+  for (const auto& [field, penalty] : {std::pair{"sampling.presence_penalty", sampling.presence_penalty()},
+                                       std::pair{"sampling.frequency_penalty", sampling.frequency_penalty()}}) {
+    if (!(penalty >= -2.0f && penalty <= 2.0f)) return Refuse(field, penalty, "in [-2, 2]");
+  }
+  spec.presence_penalty = sampling.presence_penalty();
+  spec.frequency_penalty = sampling.frequency_penalty();
+  if (sampling.top_log_probabilities() > static_cast<uint32_t>(kTopReportedMax)) {
+    return Refuse("sampling.top_log_probabilities", sampling.top_log_probabilities(),
+                  absl::StrCat("at most ", kTopReportedMax));
+  }
+  spec.tops = static_cast<int32_t>(sampling.top_log_probabilities());
+  return absl::OkStatus();
+}
+
+// Uniform noise has a sampler of its own.
+absl::Status CheckRenoise(const SequenceSpec& spec) {
+  if (spec.decoding.policy != Policy::kRenoise) return absl::OkStatus();
+  if (spec.sampling.top_k > 0) return Refuse("sampling.top_k", spec.sampling.top_k, "0 with the policy renoise");
+  if (spec.sampling.top_p < 1.0f) return Refuse("sampling.top_p", spec.sampling.top_p, "1 with the policy renoise");
+  if (!spec.biases.empty()) return Refuse("sampling.biases", spec.biases.size(), "empty with the policy renoise");
+  if (spec.presence_penalty != 0.0f || spec.frequency_penalty != 0.0f) {
+    return Refuse("sampling.presence_penalty", spec.presence_penalty,
+                  "0, and so frequency_penalty, with the policy renoise");
+  }
+  return absl::OkStatus();
 }
 
 std::vector<TokenId> SortedIds(const google::protobuf::RepeatedField<int32_t>& ids) {
@@ -152,23 +176,29 @@ std::vector<TokenId> SortedIds(const google::protobuf::RepeatedField<int32_t>& i
 
 }  // namespace
 
-absl::StatusOr<SequenceSpec> MakeSequenceSpec(const ModelSpec& model, const v1::Submit& submit, bool finish_blocks) {
+absl::StatusOr<SequenceSpec> MakeSequenceSpec(const ModelSpec& model, const v1::Submit& submit) {
   RETURN_IF_ERROR(CheckLengths(submit, model));
   RETURN_IF_ERROR(CheckTerms(submit));
   RETURN_IF_ERROR(CheckIds("prompt_ids", submit.prompt_ids(), model));
   RETURN_IF_ERROR(CheckIds("stop_ids", submit.stop_ids(), model));
   SequenceSpec spec;
   spec.grid = model.grid;
+  spec.shift = model.shift;
   spec.mask_id = model.mask_id;
   spec.positions_max = static_cast<int32_t>(model.positions_max);
   spec.prompt.assign(submit.prompt_ids().begin(), submit.prompt_ids().end());
   spec.tokens_max = static_cast<int32_t>(submit.max_tokens());
   spec.stop_ids = SortedIds(submit.stop_ids());
-  spec.eos_ids = model.stop_ids;
-  spec.finish_blocks = finish_blocks;
-  ASSIGN_OR_RETURN(spec.sampling, ReadSampling(submit));
-  ASSIGN_OR_RETURN(const DecodingParams choice, ReadChoice(submit.decoding()));
+  ASSIGN_OR_RETURN(spec.sampling, ReadSampling(submit, model));
+  RETURN_IF_ERROR(ReadBiases(submit.sampling(), model, spec));
+  ASSIGN_OR_RETURN(const DecodingParams choice, ReadDecoding(submit.decoding()));
   ASSIGN_OR_RETURN(spec.decoding, ResolveDecoding(model, choice, spec.tokens_max));
+  RETURN_IF_ERROR(CheckRenoise(spec));
+  RETURN_IF_ERROR(CheckIds("suffix_ids", submit.suffix_ids(), model));
+  spec.suffix.assign(submit.suffix_ids().begin(), submit.suffix_ids().end());
+  ASSIGN_OR_RETURN(spec.fixed, ReadGiven("fixed_ids", submit.fixed_ids(), model));
+  ASSIGN_OR_RETURN(spec.draft, ReadGiven("draft_ids", submit.draft_ids(), model));
+  RETURN_IF_ERROR(CheckInfill(spec));
   if (submit.has_checkpoint()) {
     ASSIGN_OR_RETURN(spec.resumption, ReadCheckpoint(submit.checkpoint(), model));
     RETURN_IF_ERROR(CheckResumption(spec));

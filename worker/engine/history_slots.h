@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "common/check.h"
+
+namespace quicksilver {
+
+/// Which memory keeps the logits of which rows until the next step (CandidateRequest::history_slot). Pure.
+class HistorySlots {
+ public:
+  explicit HistorySlots(int32_t slots) {
+    for (int32_t slot = slots; slot-- > 0;) free_.push_back(slot);
+  }
+
+  /// True when sequence `id` has slots for `rows` rows, from now on until Release(); false when they are short.
+  bool Acquire(uint64_t id, int32_t rows) {
+    const auto held = held_.find(id);
+    if (held != held_.end()) {
+      CHECK(static_cast<int32_t>(held->second.size()) >= rows);
+      return true;
+    }
+    if (rows > free()) return false;
+    held_[id].assign(free_.end() - rows, free_.end());
+    free_.resize(free_.size() - static_cast<size_t>(rows));
+    return true;
+  }
+  /// Of a sequence that has none, too.
+  void Release(uint64_t id) {
+    const auto held = held_.find(id);
+    if (held == held_.end()) return;
+    free_.insert(free_.end(), held->second.begin(), held->second.end());
+    held_.erase(held);
+  }
+  /// The slot of row `row` of its block.
+  int32_t SlotOf(uint64_t id, int32_t row) const { return held_.at(id)[static_cast<size_t>(row)]; }
+  int32_t free() const { return static_cast<int32_t>(free_.size()); }
+
+ private:
+  std::vector<int32_t> free_;
+  std::map<uint64_t, std::vector<int32_t>> held_;
+};
+
+}  // namespace quicksilver
