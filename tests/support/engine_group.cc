@@ -31,7 +31,9 @@ std::vector<TokenId> Answer(const Transcript& transcript) {
 
 absl::StatusOr<std::unique_ptr<EngineGroup>> EngineGroup::Start(const Options& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.directory));
-  ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(*checkpoint, {.block_length = options.block_length}));
+  ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(*checkpoint, {.block_length = options.block_length,
+                                                                     .mask_id = options.mask_id,
+                                                                     .expert_parallel = options.expert_parallel}));
   std::unique_ptr<EngineGroup> group(new EngineGroup(options));
   for (int rank = 0; rank < options.ranks; ++rank) {
     Member& member = group->members_[static_cast<size_t>(rank)];

@@ -33,6 +33,8 @@ class EngineGroup {
     std::string directory;  ///< Of the checkpoint.
     int ranks = 1;
     int32_t block_length = 0;  ///< 0: the checkpoint's.
+    TokenId mask_id = -1;      ///< -1: the checkpoint's.
+    bool expert_parallel = false;
     int32_t pages = 256;
     int32_t page_size = 16;
     EngineOptions engine;

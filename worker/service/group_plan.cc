@@ -13,6 +13,8 @@
 #include "common/options.h"
 #include "common/status_macros.h"
 #include "worker/checkpoint/file.h"
+#include "worker/decoding/decoding_rule.h"
+#include "worker/engine/decoding_wire.h"
 #include "worker/model/load_spec.h"
 #include "worker/model/tensor_plan.h"
 
@@ -220,6 +222,9 @@ v1::GroupInfo DescribeGroup(const WorkerOptions& options, const GroupPlan& plan,
   info.set_pages_total(static_cast<uint64_t>(plan.pages));
   info.set_page_size(static_cast<uint32_t>(plan.page_size));
   for (const TokenId id : plan.spec.stop_ids) info.add_stop_ids(id);
+  info.set_family(plan.spec.family);
+  for (const Policy policy : AllowedPolicies(plan.spec)) info.add_policies(WireOf(policy));
+  info.set_infill(Bidirectional(plan.spec));
   info.set_grid(plan.spec.grid == BlockGrid::kAbsolute      ? v1::GRID_ABSOLUTE
                 : plan.spec.grid == BlockGrid::kAfterPrompt ? v1::GRID_AFTER_PROMPT
                                                             : v1::GRID_CANVAS);

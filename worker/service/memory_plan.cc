@@ -24,14 +24,19 @@ MemoryPlan PlanMemory(const ModelSpec& spec, const Shard& shard, const Precision
   const int64_t width = static_cast<int64_t>(ElementBytes(precision.activations));
   MemoryPlan plan;
   plan.weights = DeviceWeightBytes(spec, shard, precision.activations, precision.fp8_layers || precision.int8_layers);
-  // Hidden states, q/k/v, gate and up, normed and partial copies: an upper bound of what a step touches at once.
-  const int64_t row_elements =
-      5 * spec.hidden + (2 * shard.heads + 2 * shard.kv_heads) * spec.head_size + 3 * shard.mlp;
+  // Hidden states, q/k/v, gate and up, normed and partial copies, and what a row's experts see and answer: an upper
+  // bound of what a step touches at once.
+  const int64_t row_elements = 5 * spec.hidden + (2 * shard.heads + 2 * shard.kv_heads) * spec.head_size +
+                               3 * std::max(shard.mlp, shard.shared_mlp) +
+                               spec.moe.routing.chosen * (2 * spec.hidden + 3 * shard.expert_mlp);
+  const int64_t routing_bytes = spec.moe.experts * static_cast<int64_t>(sizeof(float)) +
+                                spec.moe.routing.chosen * static_cast<int64_t>(sizeof(int32_t) + sizeof(float));
   // The answers of the LM head: top lists and candidates of this rank and, gathered, of all.
   const int64_t answer_bytes =
       int64_t{kTopLogitsMax} * static_cast<int64_t>(sizeof(TopLogit)) + 2 * static_cast<int64_t>(sizeof(Candidate));
   const int64_t answers = answer_bytes * (shard.ranks == 1 ? 1 : 1 + shard.ranks);
-  plan.workspace = step_rows_max * (row_elements * width + answers) + (machine.cuda ? kCudaFixedBytes : 0);
+  plan.workspace =
+      step_rows_max * (row_elements * width + routing_bytes + answers) + (machine.cuda ? kCudaFixedBytes : 0);
   plan.kv_page = page_size * budget.kv_position_bytes;
   plan.budget = static_cast<int64_t>(static_cast<double>(machine.device_bytes) * fraction);
   plan.pages = pages;
