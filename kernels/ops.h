@@ -8,7 +8,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "common/check.h"
 #include "kernels/candidate.h"
 #include "kernels/policy/block_step.h"
 #include "kernels/policy/soft_embedding.h"
@@ -280,17 +279,17 @@ class Ops {
   /// blocks follow from `layout`. experts: [N, k] device, weights: [N, k] floats, both in descending order of the score
   /// that experts are chosen by. Rows of no segment get experts -1 and weights 0.
   virtual void Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
-                     float* weights);
+                     float* weights) = 0;
 
   /// Room for the experts of one layer: all zero until they are loaded.
-  virtual absl::StatusOr<std::unique_ptr<ExpertWeights>> PrepareExperts(const ExpertShape& shape);
+  virtual absl::StatusOr<std::unique_ptr<ExpertWeights>> PrepareExperts(const ExpertShape& shape) = 0;
 
   /// out[n, :] = sum over the k experts of row n that `weights` holds, in order, of weight * down(act(gate(x)) up(x)),
   /// in float; experts that it does not hold, -1 among them, count 0. gate(x), up(x), their product and each expert's
   /// output are rounded to the activation type, as is the sum. add: the rounded sum is added to what `out` holds. x,
-  /// out: [N, H], different; experts, expert_weights: [N, k] as Route() leaves them.
+  /// out: [N, H], different; experts, expert_weights: [N, k] as Route() leaves them, so a row's experts differ.
   virtual void ExpertMlp(ConstMatrix x, const ExpertWeights& weights, Activation activation, const int32_t* experts,
-                         const float* expert_weights, int32_t k, bool add, Matrix out);
+                         const float* expert_weights, int32_t k, bool add, Matrix out) = 0;
 
   /// out[r, :] = x[rows[r], :]. rows: [R] device.
   virtual void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) = 0;
@@ -316,15 +315,6 @@ class Ops {
   friend class DeviceBuffer;
   virtual void Free(void* data, size_t bytes) = 0;
 };
-
-inline void Ops::Route(const StepLayout&, ConstMatrix, const RoutingRule&, int32_t*, float*) { CHECK(false); }
-inline absl::StatusOr<std::unique_ptr<ExpertWeights>> Ops::PrepareExperts(const ExpertShape&) {
-  return absl::UnimplementedError("experts");
-}
-inline void Ops::ExpertMlp(ConstMatrix, const ExpertWeights&, Activation, const int32_t*, const float*, int32_t, bool,
-                           Matrix) {
-  CHECK(false);
-}
 
 inline DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
   if (this != &other) {

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "common/check.h"
+#include "kernels/check_routing.h"
 #include "kernels/cpu/host_matrix.h"
 
 namespace quicksilver {
@@ -111,22 +111,9 @@ void WeighRow(const RowScores& scores, const RoutingRule& rule, DType activation
 
 }  // namespace
 
-void CheckRouting(const RoutingRule& rule, const ConstMatrix& logits, DType activation) {
-  CHECK(rule.experts >= 1 && rule.experts <= kExpertsMax && logits.cols == rule.experts);
-  CHECK(rule.chosen >= 1 && rule.chosen <= std::min(rule.experts, kChosenExpertsMax));
-  CHECK(logits.dtype == DType::kF32 || logits.dtype == activation);
-  CHECK(rule.groups == 0 || rule.pool_block == 0);
-  if (rule.groups > 0) {
-    CHECK(rule.experts % rule.groups == 0 && rule.experts / rule.groups >= 2 && rule.groups_kept <= rule.groups);
-    CHECK(rule.groups_kept * (rule.experts / rule.groups) >= rule.chosen);
-  }
-  if (rule.pool_block > 0) CHECK(rule.pool_experts >= rule.chosen && rule.pool_experts <= rule.experts);
-}
-
 void RouteOnHost(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, DType activation,
                  int32_t* experts, float* weights) {
-  CheckRouting(rule, logits, activation);
-  CHECK(logits.rows == layout.rows);
+  CheckRouting(layout, logits, rule, activation);
   std::fill_n(experts, logits.rows * rule.chosen, -1);
   std::fill_n(weights, logits.rows * rule.chosen, 0.0f);
   for (int32_t s = 0; s < layout.segments_count; ++s) {

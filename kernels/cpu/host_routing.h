@@ -10,7 +10,4 @@ namespace quicksilver {
 void RouteOnHost(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, DType activation,
                  int32_t* experts, float* weights);
 
-/// What every implementation requires of a rule and its logits (CHECK).
-void CheckRouting(const RoutingRule& rule, const ConstMatrix& logits, DType activation);
-
 }  // namespace quicksilver

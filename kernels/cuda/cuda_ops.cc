@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "common/check.h"
 #include "common/status_macros.h"
+#include "kernels/check_routing.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/blocks.h"
 #include "kernels/cuda/candidates.h"
@@ -18,6 +19,8 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/device_workspace.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/moe.h"
+#include "kernels/cuda/moe_kernels.h"
 #include "kernels/cuda/patience.h"
 #include "kernels/cuda/program.h"
 #include "kernels/cuda/row_kernels.h"
@@ -83,6 +86,11 @@ class CudaOps final : public Ops {
   void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const AttentionRule& rule,
                  const KvLayer& cache, Matrix out) override;
   void GatedMul(Activation activation, ConstMatrix gate_up, Matrix out) override;
+  void Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
+             float* weights) override;
+  absl::StatusOr<std::unique_ptr<ExpertWeights>> PrepareExperts(const ExpertShape& shape) override;
+  void ExpertMlp(ConstMatrix x, const ExpertWeights& weights, Activation activation, const int32_t* experts,
+                 const float* expert_weights, int32_t k, bool add, Matrix out) override;
   void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
   void ScatterRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
   void SoftEmbed(ConstMatrix hidden, const GemmWeight& weight, ConstMatrix table, const VocabularyShard& shard,
@@ -133,6 +141,7 @@ class CudaOps final : public Ops {
   std::unique_ptr<CudaGemm> gemm_;
   CudaMemory attention_memory_;
   std::unique_ptr<CudaAttention> attention_;
+  std::unique_ptr<CudaExperts> experts_;
   DeviceWorkspace angles_memory_{"rotation angles"};
   DeviceWorkspace candidates_memory_{"logits"};
   RopeKind angles_kind_;  // Of the angles of this step.
@@ -172,6 +181,7 @@ absl::Status CudaOps::MakeParts(const CudaOpsOptions& options) {
   ASSIGN_OR_RETURN(attention_memory_,
                    AllocateDeviceMemory(CudaAttention::WorkspaceBytes(attention), "partial results of the attention"));
   attention_ = std::make_unique<CudaAttention>(attention, attention_memory_.get());
+  experts_ = std::make_unique<CudaExperts>(activation_, device_.ordinal, *staging_, stream());
   return absl::OkStatus();
 }
 
@@ -361,6 +371,23 @@ void CudaOps::GatedMul(Activation activation, ConstMatrix gate_up, Matrix out) {
 void CudaOps::ScatterRows(ConstMatrix x, const int32_t* rows, Matrix out) {
   CHECK(x.cols == out.cols && x.dtype == out.dtype);
   Enqueue("ScatterRows", [&] { return LaunchScatter(x, rows, out, stream()); });
+}
+
+void CudaOps::Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
+                    float* weights) {
+  CheckRouting(layout, logits, rule, activation_);
+  Enqueue("Route", [&] { return LaunchRoute(layout, logits, rule, activation_, experts, weights, stream()); });
+}
+
+absl::StatusOr<std::unique_ptr<ExpertWeights>> CudaOps::PrepareExperts(const ExpertShape& shape) {
+  RETURN_IF_ERROR(status());
+  UseDevice();
+  return experts_->Prepare(shape);
+}
+
+void CudaOps::ExpertMlp(ConstMatrix x, const ExpertWeights& weights, Activation activation, const int32_t* experts,
+                        const float* expert_weights, int32_t k, bool add, Matrix out) {
+  Enqueue("ExpertMlp", [&] { return experts_->Run({x, weights, activation, experts, expert_weights, k, add, out}); });
 }
 
 void CudaOps::GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) {

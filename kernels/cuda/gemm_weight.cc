@@ -80,6 +80,20 @@ size_t CudaGemmWeight::BytesOf(int64_t out, int64_t in, GemmArithmetic arithmeti
   return static_cast<size_t>(rows * row_bytes + (IsE4m3(arithmetic) ? rows * static_cast<int64_t>(sizeof(float)) : 0));
 }
 
+absl::Status ForUploadedRows(ConstMatrix matrix, Staging& staging, DeviceWorkspace& raw,
+                             absl::FunctionRef<absl::Status(const ConstMatrix& rows, int64_t first_row)> take) {
+  ASSIGN_OR_RETURN(const bool on_device, IsDeviceMemory(matrix.data));
+  if (on_device) return take(matrix, 0);
+  const int64_t rows_at_once = std::clamp<int64_t>(kRawBytes / BytesOfRows(matrix, 1), 1, matrix.rows);
+  ASSIGN_OR_RETURN(void* const buffer, raw.Get(static_cast<size_t>(BytesOfRows(matrix, rows_at_once))));
+  for (int64_t first = 0; first < matrix.rows; first += rows_at_once) {
+    const ConstMatrix part = RowsOf(matrix, first, std::min(rows_at_once, matrix.rows - first));
+    RETURN_IF_ERROR(UploadRows(part, buffer, staging));
+    RETURN_IF_ERROR(take({buffer, part.rows, part.cols, part.cols, part.dtype}, first));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<CudaGemmWeight>> LoadGemmWeight(ConstMatrix matrix, GemmArithmetic arithmetic,
                                                                Staging& staging, DeviceWorkspace& raw,
                                                                cudaStream_t stream) {
@@ -88,18 +102,9 @@ absl::StatusOr<std::unique_ptr<CudaGemmWeight>> LoadGemmWeight(ConstMatrix matri
   ASSIGN_OR_RETURN(CudaMemory memory,
                    AllocateDeviceMemory(bytes, absl::StrCat("a weight of ", matrix.rows, " x ", matrix.cols)));
   auto weight = std::make_unique<CudaGemmWeight>(matrix.rows, matrix.cols, arithmetic, std::move(memory));
-  ASSIGN_OR_RETURN(const bool on_device, IsDeviceMemory(matrix.data));
-  if (on_device) {
-    RETURN_IF_ERROR(Round(matrix, 0, *weight, stream));
-    return weight;
-  }
-  const int64_t rows_at_once = std::clamp<int64_t>(kRawBytes / BytesOfRows(matrix, 1), 1, matrix.rows);
-  ASSIGN_OR_RETURN(void* const buffer, raw.Get(static_cast<size_t>(BytesOfRows(matrix, rows_at_once))));
-  for (int64_t first = 0; first < matrix.rows; first += rows_at_once) {
-    const ConstMatrix part = RowsOf(matrix, first, std::min(rows_at_once, matrix.rows - first));
-    RETURN_IF_ERROR(UploadRows(part, buffer, staging));
-    RETURN_IF_ERROR(Round({buffer, part.rows, part.cols, part.cols, part.dtype}, first, *weight, stream));
-  }
+  RETURN_IF_ERROR(ForUploadedRows(matrix, staging, raw, [&](const ConstMatrix& rows, int64_t first_row) {
+    return Round(rows, first_row, *weight, stream);
+  }));
   return weight;
 }
 

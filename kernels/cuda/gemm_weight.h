@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/cuda/device_workspace.h"
 #include "kernels/cuda/gemm_memory.h"
@@ -41,8 +43,14 @@ class CudaGemmWeight final : public GemmWeight {
   CudaMemory memory_;
 };
 
+/// Calls `take` for the rows of a matrix, part by part and in order, each dense in device memory that is good until the
+/// next call's work in the stream. Host memory has been read on return and passes through `staging` and at most a few
+/// MiB of `raw` device memory; device memory is taken as it is, in one part.
+absl::Status ForUploadedRows(ConstMatrix matrix, Staging& staging, DeviceWorkspace& raw,
+                             absl::FunctionRef<absl::Status(const ConstMatrix& rows, int64_t first_row)> take);
+
 /// Copies a matrix [out, in], f32 or bf16, from host or device memory and rounds it to what `arithmetic` multiplies.
-/// Host memory has been read on return and passes through `staging` and at most a few MiB of `raw` device memory;
+/// As ForUploadedRows;
 /// device memory is read in the order of the stream.
 absl::StatusOr<std::unique_ptr<CudaGemmWeight>> LoadGemmWeight(ConstMatrix matrix, GemmArithmetic arithmetic,
                                                                Staging& staging, DeviceWorkspace& raw,

@@ -106,6 +106,17 @@ class TimedOps final : public Ops {
                  const SoftEmbedBatch& batch, Matrix out) override {
     Time(kOther, [&] { inner_->SoftEmbed(hidden, weight, table, shard, batch, out); });
   }
+  void Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
+             float* weights) override {
+    Time(kOther, [&] { inner_->Route(layout, logits, rule, experts, weights); });
+  }
+  absl::StatusOr<std::unique_ptr<ExpertWeights>> PrepareExperts(const ExpertShape& shape) override {
+    return inner_->PrepareExperts(shape);
+  }
+  void ExpertMlp(ConstMatrix x, const ExpertWeights& weights, Activation activation, const int32_t* experts,
+                 const float* expert_weights, int32_t k, bool add, Matrix out) override {
+    Time(kGemm, [&] { inner_->ExpertMlp(x, weights, activation, experts, expert_weights, k, add, out); });
+  }
   void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override {
     Time(kOther, [&] { inner_->GatherRows(x, rows, out); });
   }

@@ -146,6 +146,19 @@ void TimedOps::SoftEmbed(ConstMatrix hidden, const GemmWeight& weight, ConstMatr
   Note("soft embedding");
 }
 
+void TimedOps::Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
+                     float* weights) {
+  inner_->Route(layout, logits, rule, experts, weights);
+  Note("route");
+}
+
+// Which weights it reads, the device decides: their bytes are not counted.
+void TimedOps::ExpertMlp(ConstMatrix x, const ExpertWeights& weights, Activation activation, const int32_t* experts,
+                         const float* expert_weights, int32_t k, bool add, Matrix out) {
+  inner_->ExpertMlp(x, weights, activation, experts, expert_weights, k, add, out);
+  Note("experts");
+}
+
 void TimedOps::GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) {
   inner_->GatherRows(x, rows, out);
   Note("gather rows");

@@ -67,6 +67,13 @@ class TimedOps final : public Ops {
   void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const AttentionRule& rule,
                  const KvLayer& cache, Matrix out) override;
   void GatedMul(Activation activation, ConstMatrix gate_up, Matrix out) override;
+  void Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
+             float* weights) override;
+  absl::StatusOr<std::unique_ptr<ExpertWeights>> PrepareExperts(const ExpertShape& shape) override {
+    return inner_->PrepareExperts(shape);
+  }
+  void ExpertMlp(ConstMatrix x, const ExpertWeights& weights, Activation activation, const int32_t* experts,
+                 const float* expert_weights, int32_t k, bool add, Matrix out) override;
   void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
   void ScatterRows(ConstMatrix x, const int32_t* rows, Matrix out) override;
   void SoftEmbed(ConstMatrix hidden, const GemmWeight& weight, ConstMatrix table, const VocabularyShard& shard,
