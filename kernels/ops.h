@@ -90,8 +90,8 @@ struct KvLayer {
 /// What a layer's attention does besides the masks of the segments.
 struct AttentionRule {
   float scale = 0.0f;  ///< Of the scores; 0: 1/sqrt(hd).
-  /// 0: none. Else a causal row at position q sees no key before q - (window - 1), and the rows of a bidirectional
-  /// segment none before first_position - (window - 1) (models.md §8.4).
+  /// 0: none. Else a row at position q sees no key before q - (window - 1), and the rows of a bidirectional segment none
+  /// before first_position - (window - 1) (models.md §8.4).
   int32_t window = 0;
 };
 

@@ -31,8 +31,11 @@ struct TaskState {
   float* largest = nullptr;  // [kTaskQueries]: score so far
   float* totals = nullptr;   // [kTaskQueries]: of e^(score - largest)
   float* rows = nullptr;     // [max(kTaskQueries, 2 kTileKeys), padded]: queries or keys and values as floats, by row.
-  int32_t visible[kTaskQueries];  // How many keys, from position 0 on, each query sees.
-  const float* keys[kTileKeys];   // Of the tile; past the tile's end any key.
+  // Each query sees the keys in [first, visible) but `unseen`.
+  int32_t first[kTaskQueries];
+  int32_t visible[kTaskQueries];
+  int32_t unseen[kTaskQueries];  // -1: none.
+  const float* keys[kTileKeys];  // Of the tile; past the tile's end any key.
   const float* values[kTileKeys];
 };
 
@@ -153,24 +156,42 @@ QS_INLINE void ScoreTile(const TaskState& state, int64_t count, float scale) {
   }
 }
 
-/// Turns scores into weights; returns what older sums must be multiplied by. `visible`: keys of this tile, a query a
-/// lane.
+/// Which keys of one tile the queries of a vector see; all count from the tile's first.
+struct TileMask {
+  Ints first, visible, unseen;
+
+  QS_INLINE Ints Sees(int64_t j) const {
+    const auto key = static_cast<int32_t>(j);
+    return (key >= first) & (key < visible) & (key != unseen);
+  }
+};
+
+QS_INLINE Ints LoadInts(const int32_t* p) {
+  Ints v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+/// Turns scores into weights; returns what older sums must be multiplied by. kRagged: some key is hidden from some
+/// query.
 template <bool kRagged>
-QS_INLINE Floats WeighTile(float* weights, int64_t count, Ints visible, float* largest_so_far, float* totals) {
+QS_INLINE Floats WeighTile(float* weights, int64_t count, const TileMask& mask, float* largest_so_far, float* totals) {
   const Floats before = simd::Load(largest_so_far);
   Floats largest = before;
   for (int64_t j = 0; j < count; ++j) {
     Floats score = simd::Load(weights + j * kTaskQueries);
     if constexpr (kRagged) {
-      score = static_cast<int32_t>(j) < visible ? score : simd::Splat(kMinusInfinity);
+      score = mask.Sees(j) ? score : simd::Splat(kMinusInfinity);
       simd::Store(weights + j * kTaskQueries, score);
     }
     largest = simd::Max(largest, score);
   }
-  const Floats rescale = simd::Exp(before - largest);
+  // A query that has seen no key yet has -inf, and its scores are all -inf.
+  const Floats reference = kRagged ? (largest == simd::Splat(kMinusInfinity) ? Floats{} : largest) : largest;
+  const Floats rescale = simd::Exp(before - reference);
   Floats total = simd::Load(totals) * rescale;
   for (int64_t j = 0; j < count; ++j) {
-    const Floats weight = simd::Exp(simd::Load(weights + j * kTaskQueries) - largest);
+    const Floats weight = simd::Exp(simd::Load(weights + j * kTaskQueries) - reference);
     total += weight;
     simd::Store(weights + j * kTaskQueries, weight);
   }
@@ -182,7 +203,8 @@ QS_INLINE Floats WeighTile(float* weights, int64_t count, Ints visible, float* l
 /// sums = sums * rescale + the weighted values, for features [d, d + D). A hidden value must not even be multiplied by
 /// its weight of 0: it may be NaN.
 template <int V, int D, bool kRagged>
-QS_INLINE void AddValues(const TaskState& state, int64_t count, int64_t d, const Floats* rescale, const Ints* visible) {
+QS_INLINE void AddValues(const TaskState& state, int64_t count, int64_t d, const Floats* rescale,
+                         const TileMask* masks) {
   Floats sums[D][V];
   for (int i = 0; i < D; ++i) {
     for (int v = 0; v < V; ++v) {
@@ -196,7 +218,7 @@ QS_INLINE void AddValues(const TaskState& state, int64_t count, int64_t d, const
     for (int i = 0; i < D; ++i) {
       for (int v = 0; v < V; ++v) {
         const Floats more = sums[i][v] + weights[v] * values[i];
-        sums[i][v] = kRagged ? (static_cast<int32_t>(j) < visible[v] ? more : sums[i][v]) : more;
+        sums[i][v] = kRagged ? (masks[v].Sees(j) ? more : sums[i][v]) : more;
       }
     }
   }
@@ -211,18 +233,20 @@ QS_INLINE void AttendTile(const TaskState& state, int64_t first, int64_t count, 
   constexpr int kFeaturesAtOnce = 8 / V;
   ScoreTile<V>(state, count, scale);
   Floats rescale[V];
-  Ints visible[V];
+  TileMask masks[V];
   for (int v = 0; v < V; ++v) {
-    __builtin_memcpy(&visible[v], state.visible + v * kLanes, sizeof visible[v]);
-    visible[v] -= static_cast<int32_t>(first);
-    rescale[v] = WeighTile<kRagged>(state.weights + v * kLanes, count, visible[v], state.largest + v * kLanes,
+    const auto start = static_cast<int32_t>(first);
+    masks[v].first = LoadInts(state.first + v * kLanes) - start;
+    masks[v].visible = LoadInts(state.visible + v * kLanes) - start;
+    masks[v].unseen = LoadInts(state.unseen + v * kLanes) - start;
+    rescale[v] = WeighTile<kRagged>(state.weights + v * kLanes, count, masks[v], state.largest + v * kLanes,
                                     state.totals + v * kLanes);
   }
   int64_t d = 0;
   for (; d + kFeaturesAtOnce <= state.head_size; d += kFeaturesAtOnce) {
-    AddValues<V, kFeaturesAtOnce, kRagged>(state, count, d, rescale, visible);
+    AddValues<V, kFeaturesAtOnce, kRagged>(state, count, d, rescale, masks);
   }
-  for (; d < state.head_size; ++d) AddValues<V, 1, kRagged>(state, count, d, rescale, visible);
+  for (; d < state.head_size; ++d) AddValues<V, 1, kRagged>(state, count, d, rescale, masks);
 }
 
 int32_t VisibleKeys(const AttentionSegment& segment, int64_t row) {
@@ -230,6 +254,48 @@ int32_t VisibleKeys(const AttentionSegment& segment, int64_t row) {
   const int64_t position = segment.first_position + row;
   return static_cast<int32_t>(
       std::min<int64_t>(segment.keys, (position / segment.block_length + 1) * segment.block_length));
+}
+
+/// The first key that the window leaves to a row.
+int32_t FirstKey(const AttentionSegment& segment, const AttentionRule& rule, int64_t row) {
+  if (rule.window == 0) return 0;
+  const int64_t position = segment.first_position + (segment.block_length == kBidirectional ? 0 : row);
+  return static_cast<int32_t>(std::max<int64_t>(0, position - (rule.window - 1)));
+}
+
+/// What the queries of a task see together.
+struct TaskRange {
+  int32_t first = 0;      // Of any query.
+  int32_t first_all = 0;  // From here on, …
+  int32_t end_all = 0;    // … up to here, all queries see every key but the unseen ones.
+  int32_t end = 0;        // Of any query.
+  int32_t first_unseen = 0, end_unseen = 0;
+
+  /// Whether some query does not see some of the keys [from, to).
+  bool IsRagged(int64_t from, int64_t to) const {
+    return from < first_all || to > end_all || (from < end_unseen && to > first_unseen);
+  }
+};
+
+/// Fills the state's masks; lanes of no query see what the last query sees.
+TaskRange SetMasks(const AttentionCall& call, const PagedAttention::Task& task, TaskState* state) {
+  const AttentionSegment& segment = *task.segment;
+  const int64_t group = call.heads / call.kv_heads;
+  TaskRange range = {.first = segment.keys, .end_all = segment.keys};
+  for (int64_t i = 0; i < kTaskQueries; ++i) {
+    const int64_t row = (task.first_query + std::min(i, task.queries - 1)) / group;
+    state->first[i] = FirstKey(segment, call.rule, row);
+    state->visible[i] = VisibleKeys(segment, row);
+    state->unseen[i] = segment.unseen_key < 0 ? -1 : segment.unseen_key + static_cast<int32_t>(row);
+    range.first = std::min(range.first, state->first[i]);
+    range.first_all = std::max(range.first_all, state->first[i]);
+    range.end_all = std::min(range.end_all, state->visible[i]);
+    range.end = std::max(range.end, state->visible[i]);
+  }
+  if (segment.unseen_key < 0) return range;
+  range.first_unseen = state->unseen[0];
+  range.end_unseen = state->unseen[kTaskQueries - 1] + 1;
+  return range;
 }
 
 /// A query's elements in q or out.
@@ -242,25 +308,20 @@ QS_INLINE int64_t ElementOf(const AttentionCall& call, const PagedAttention::Tas
 template <typename T>
 QS_INLINE void Attend(const AttentionCall& call, const PagedAttention::Task& task, float* scratch) {
   TaskState state = Carve(scratch, call.q.cols / call.heads);
-  const int64_t group = call.heads / call.kv_heads;
+  const TaskRange range = SetMasks(call, task, &state);
   std::fill_n(state.rows, kTaskQueries * state.padded, 0.0f);
-  int32_t shortest = task.segment->keys, longest = 0;
   for (int64_t i = 0; i < task.queries; ++i) {
     const T* from = static_cast<const T*>(call.q.data) + ElementOf(call, task, call.q.stride, i);
     Widen(from, state.head_size, state.rows + i * state.padded);
-    state.visible[i] = VisibleKeys(*task.segment, (task.first_query + i) / group);
-    shortest = std::min(shortest, state.visible[i]);
-    longest = std::max(longest, state.visible[i]);
   }
-  std::fill(state.visible + task.queries, state.visible + kTaskQueries, longest);  // Lanes of no query.
   Transpose(state.rows, kTaskQueries, state.padded, state.queries);
 
   const float scale =
       call.rule.scale != 0.0f ? call.rule.scale : 1.0f / __builtin_sqrtf(static_cast<float>(state.head_size));
-  for (int64_t first = 0; first < longest; first += kTileKeys) {
-    const int64_t count = std::min<int64_t>(kTileKeys, longest - first);
+  for (int64_t first = range.first / kTileKeys * kTileKeys; first < range.end; first += kTileKeys) {
+    const int64_t count = std::min<int64_t>(kTileKeys, range.end - first);
     GatherTile<T>(call, task, first, count, &state);
-    const bool ragged = first + count > shortest;
+    const bool ragged = range.IsRagged(first, first + count);
     if (task.queries <= kLanes) {
       ragged ? AttendTile<1, true>(state, first, count, scale) : AttendTile<1, false>(state, first, count, scale);
     } else {

@@ -88,7 +88,7 @@ int64_t TilesMax(const StepLayout& layout, int32_t group, int32_t tile_queries) 
 
 size_t CudaAttention::WorkspaceBytes(const CudaAttentionOptions& options) {
   Carver carver(nullptr);
-  Carve(carver);
+  for (int32_t i = 0; i < kPlans; ++i) Carve(carver);
   return carver.used() + options.partial_bytes;
 }
 
@@ -104,31 +104,44 @@ int32_t CudaAttention::PartialRows(int32_t head_size) const {
   return static_cast<int32_t>(std::min(static_cast<int64_t>(rows), kPartialRowsMax));
 }
 
-Plan CudaAttention::PlanFor(int32_t head_size) const {
+Plan CudaAttention::PlanFor(int32_t place, int32_t head_size) const {
   Carver carver(workspace_);
-  Plan plan = Carve(carver);
+  Plan plan;
+  for (int32_t i = 0; i < kPlans; ++i) {
+    const Plan other = Carve(carver);
+    if (i == place) plan = other;
+  }
   const size_t rows = static_cast<size_t>(PartialRows(head_size));
   plan.partial_weights = carver.Take<float>(rows * 2);
   plan.partial_sums = carver.Take<float>(rows * static_cast<size_t>(attention::PartialStride(head_size)));
   return plan;
 }
 
+int32_t CudaAttention::PlaceOf(const Planned& wanted) const {
+  for (int32_t i = 0; i < kPlans; ++i) {
+    if (planned_[i] == wanted) return i;
+  }
+  return -1;
+}
+
 cudaError_t CudaAttention::MakePlan(cudaStream_t stream, const StepLayout& layout, const Planned& wanted) {
-  if (wanted == planned_) return cudaSuccess;
   const int32_t group = wanted.heads / wanted.kv_heads;
   CHECK(layout.segments_count <= kSegmentsMax && TilesMax(layout, group, wanted.tile_queries) <= kJobsMax);
   const cudaError_t error = attention::LaunchPlan(stream,
                                                   {.segments = layout.segments,
                                                    .segments_count = layout.segments_count,
                                                    .group = Divisor::Of(group),
+                                                   .window = wanted.window,
                                                    .kv_heads = wanted.kv_heads,
                                                    .tile_queries = wanted.tile_queries,
                                                    .blocks = wanted.blocks,
                                                    .partial_rows_max = PartialRows(wanted.head_size),
                                                    .split = options_.split},
-                                                  PlanFor(wanted.head_size));
-  if (error == cudaSuccess) planned_ = wanted;
-  return error;
+                                                  PlanFor(next_place_, wanted.head_size));
+  if (error != cudaSuccess) return error;
+  planned_[next_place_] = wanted;
+  next_place_ = (next_place_ + 1) % kPlans;
+  return cudaSuccess;
 }
 
 cudaError_t CudaAttention::Run(cudaStream_t stream, const StepLayout& layout, ConstMatrix q, int32_t heads,
@@ -148,12 +161,15 @@ cudaError_t CudaAttention::Run(cudaStream_t stream, const StepLayout& layout, Co
 
   const int32_t room = options_.multiprocessors * variant.blocks_per_multiprocessor;
   // A plan that has only now been enqueued has to be waited for.
-  const bool early_keys = Planned{heads, kv_heads, head_size, variant.tile_queries, room} == planned_;
-  const cudaError_t planned = MakePlan(stream, layout, {heads, kv_heads, head_size, variant.tile_queries, room});
-  if (planned != cudaSuccess) return planned;
+  const Planned wanted = {heads, kv_heads, head_size, variant.tile_queries, room, rule.window};
+  const bool early_keys = PlaceOf(wanted) >= 0;
+  if (!early_keys) {
+    if (const cudaError_t error = MakePlan(stream, layout, wanted); error != cudaSuccess) return error;
+  }
 
   Arguments arguments = ArgumentsOf(layout, q, heads, kv_heads, cache, out);
-  arguments.plan = PlanFor(head_size);
+  arguments.plan = PlanFor(PlaceOf(wanted), head_size);
+  arguments.window = rule.window;
   arguments.early_keys = early_keys;
   const float scale = rule.scale != 0.0f ? rule.scale : 1.0f / std::sqrt(static_cast<float>(head_size));
   arguments.scale = tensor_core ? kBinaryUnit * scale : scale;

@@ -16,7 +16,8 @@ constexpr int32_t kThreads = 32 * kWarps;
 constexpr int32_t kWarpQueries = 4;
 constexpr int32_t kQueries = kWarps * kWarpQueries;
 constexpr int32_t kStepKeys = 32;
-constexpr int32_t kBlocks = 2;
+/// Blocks that a multiprocessor has room for.
+constexpr int32_t BlocksOf(int32_t slices) { return slices > 8 ? 1 : 2; }
 constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
 
 __device__ __forceinline__ float ToFloat(float value) { return value; }
@@ -56,7 +57,14 @@ struct WarpState {
   float all_sums[kWarpQueries][kSlices];
   float largest[kWarpQueries], total[kWarpQueries];  // `total`: this lane's share until the chunk ends.
   float all_largest[kWarpQueries], all_total[kWarpQueries];
+  // A query sees the keys in [first, visible) but `unseen`.
+  int32_t first[kWarpQueries];
   int32_t visible[kWarpQueries];  // 0 for a query that the job does not have.
+  int32_t unseen[kWarpQueries];   // -1: none.
+
+  __device__ __forceinline__ bool Sees(int32_t i, int32_t key) const {
+    return key >= first[i] && key < visible[i] && key != unseen[i];
+  }
 };
 
 template <typename T>
@@ -106,8 +114,7 @@ __device__ __forceinline__ void WeighStep(const Arguments& a, int32_t first_key,
   }
 #pragma unroll
   for (int32_t i = 0; i < kWarpQueries; ++i) {
-    const bool visible = first_key + lane < state.visible[i];
-    const float score = visible ? __fmul_rn(scores[i], a.scale) : MinusInfinity();
+    const float score = state.Sees(i, first_key + lane) ? __fmul_rn(scores[i], a.scale) : MinusInfinity();
     float top = score;
 #pragma unroll
     for (int32_t other = 16; other > 0; other /= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, other));
@@ -136,7 +143,7 @@ __device__ __forceinline__ void AddValues(const Arguments& a, int32_t first_key,
     }
 #pragma unroll
     for (int32_t i = 0; i < kWarpQueries; ++i) {
-      if (first_key + j >= state.visible[i]) continue;
+      if (!state.Sees(i, first_key + j)) continue;
       const float weight = weights[i * kStepKeys + j];
 #pragma unroll
       for (int32_t c = 0; c < kSlices; ++c) state.sums[i][c] = __fmaf_rn(weight, value[c], state.sums[i][c]);
@@ -150,7 +157,9 @@ __device__ __forceinline__ void BeginItem(const Arguments& a, const Job& job, Wa
 #pragma unroll
   for (int32_t i = 0; i < kWarpQueries; ++i) {
     const int32_t query = first_query + i;
-    const int32_t position = job.first_position + a.group.Quotient(job.first_query + query);
+    const int32_t row = a.group.Quotient(job.first_query + query), position = job.first_position + row;
+    state.first[i] = FirstKey(a.window, job.block_length, job.first_position, position);
+    state.unseen[i] = job.unseen_key < 0 ? -1 : job.unseen_key + row;
     state.visible[i] = query < job.queries ? VisibleKeys(job.block_length, job.keys, position) : 0;
     state.all_largest[i] = MinusInfinity();
     state.all_total[i] = 0.0f;
@@ -223,7 +232,7 @@ __device__ __forceinline__ void StoreOutput(const Arguments& a, const Job& job, 
 }
 
 template <typename T, int32_t kSlices>
-__global__ void __launch_bounds__(kThreads, kBlocks) FloatKernel(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(kThreads, BlocksOf(kSlices)) FloatKernel(const __grid_constant__ Arguments a) {
   const Shared shared = Carve(a.head_size);
   DependencyWait();
   DependencyLaunch();
@@ -267,9 +276,10 @@ cudaError_t LaunchFloat(cudaStream_t stream, int32_t blocks, const Arguments& ar
 
 template <typename T>
 Variant VariantOf(int32_t head_size) {
-  if (head_size <= 64) return {kQueries, kBlocks, LaunchFloat<T, 2>};
-  if (head_size <= 128) return {kQueries, kBlocks, LaunchFloat<T, 4>};
-  return {kQueries, kBlocks, LaunchFloat<T, 8>};
+  if (head_size <= 64) return {kQueries, BlocksOf(2), LaunchFloat<T, 2>};
+  if (head_size <= 128) return {kQueries, BlocksOf(4), LaunchFloat<T, 4>};
+  if (head_size <= 256) return {kQueries, BlocksOf(8), LaunchFloat<T, 8>};
+  return {kQueries, BlocksOf(16), LaunchFloat<T, 16>};
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ struct Arguments {
   Divisor group;  ///< Query heads of a key head.
   Divisor kv_heads;
   int32_t head_size = 0;
+  int32_t window = 0;         ///< AttentionRule::window
   float scale = 1.0f;         ///< Of the dot products. Scores of the tensor-core kernels are in units of ln 2.
   bool early_keys = false;    ///< The plan, and keys of rows of earlier steps, may be read before DependencyWait().
   bool aligned_keys = false;  ///< Rows of keys and values begin at multiples of 16 bytes.
@@ -46,7 +47,7 @@ Variant TensorCoreVariant(int32_t head_size, int64_t queries_max);
 /// The kernels that multiply in float: any head size up to kHeadSizeMax.
 Variant FloatVariant(DType dtype, int32_t head_size);
 
-inline constexpr int32_t kHeadSizeMax = 256;
+inline constexpr int32_t kHeadSizeMax = 512;
 
 /// Merges the partial results of the plan into `out`. `queries`: rows * heads of the step. `tensor_core`: which kernels
 /// have made the results.

@@ -146,8 +146,9 @@ cudaError_t LaunchSlices(LaunchShape shape, const Arguments& arguments) {
 
 template <typename T, typename Scores>
 cudaError_t LaunchFor(const LaunchShape& shape, const Arguments& arguments) {
-  return arguments.head_size <= 128 ? LaunchSlices<T, Scores, 1>(shape, arguments)
-                                    : LaunchSlices<T, Scores, 2>(shape, arguments);
+  if (arguments.head_size <= 128) return LaunchSlices<T, Scores, 1>(shape, arguments);
+  return arguments.head_size <= 256 ? LaunchSlices<T, Scores, 2>(shape, arguments)
+                                    : LaunchSlices<T, Scores, 4>(shape, arguments);
 }
 
 }  // namespace

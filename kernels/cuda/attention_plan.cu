@@ -70,14 +70,25 @@ __device__ __forceinline__ Job WholeJob(const PlanRequest& request, const Plan& 
   job.keys = segment.keys;
   job.first_page = segment.first_page;
   job.block_length = segment.block_length;
+  job.unseen_key = segment.unseen_key;
   job.first_query = (tile - plan.first_tiles[low]) * request.tile_queries;
   job.queries = min(request.tile_queries, segment.rows * request.group.divisor - job.first_query);
   const int32_t last_row = request.group.Quotient(job.first_query + job.queries - 1);
   job.visible = VisibleKeys(segment.block_length, segment.keys, segment.first_position + last_row);
+  const int32_t first_row = request.group.Quotient(job.first_query);
+  job.first_tile =
+      FirstKey(request.window, segment.block_length, segment.first_position, segment.first_position + first_row) /
+      kTileKeys;
   job.end_tile = (job.visible + kTileKeys - 1) / kTileKeys;
   job.partial = -1;
   return job;
 }
+
+/// Key tiles of a job.
+__device__ __forceinline__ int32_t CostOf(const Job& job) { return job.end_tile - job.first_tile; }
+
+/// The first chunk that a job has keys of.
+__device__ __forceinline__ int32_t FirstChunk(const Job& job) { return ChunkOf(job.first_tile * kTileKeys); }
 
 /// Fills costs_before; returns the sum of all costs.
 __device__ __forceinline__ int32_t CountCosts(const PlanRequest& request, const Plan& plan, int32_t tiles,
@@ -85,7 +96,7 @@ __device__ __forceinline__ int32_t CountCosts(const PlanRequest& request, const 
   int32_t total = 0;
   for (int32_t base = 0; base < tiles; base += kThreads) {
     const int32_t tile = base + static_cast<int32_t>(threadIdx.x);
-    const Sums cost = SumBlock(tile < tiles ? WholeJob(request, plan, tile).end_tile : 0, scratch);
+    const Sums cost = SumBlock(tile < tiles ? CostOf(WholeJob(request, plan, tile)) : 0, scratch);
     if (tile < tiles) plan.costs_before[tile] = total + cost.before;
     total += cost.all;
   }
@@ -108,8 +119,9 @@ __device__ __forceinline__ bool WantsSplit(const PlanRequest& request, const Pla
 __device__ __forceinline__ void WritePieces(const PlanRequest& request, const Job& whole, int32_t chunks, Job* pieces) {
   for (int32_t c = 0; c < chunks; ++c) {
     Job piece = whole;
-    piece.first_tile = ChunkStart(c) / kTileKeys;
-    piece.end_tile = min(whole.end_tile, ChunkStart(c + 1) / kTileKeys);
+    const int32_t chunk = FirstChunk(whole) + c;
+    piece.first_tile = max(whole.first_tile, ChunkStart(chunk) / kTileKeys);
+    piece.end_tile = min(whole.end_tile, ChunkStart(chunk + 1) / kTileKeys);
     piece.partial = whole.partial + c * request.kv_heads * whole.queries;
     pieces[c] = piece;
   }
@@ -124,8 +136,8 @@ __device__ __forceinline__ Counts WriteJobs(const PlanRequest& request, const Pl
     const int32_t tile = base + static_cast<int32_t>(threadIdx.x);
     const bool exists = tile < tiles;
     Job job = exists ? WholeJob(request, plan, tile) : Job{};
-    const int32_t chunks = exists ? ChunkOf(job.visible - 1) + 1 : 0;
-    const bool wants = chunks > 1 && WantsSplit(request, plan, tile, job.end_tile, total_cost);
+    const int32_t chunks = exists ? ChunkOf(job.visible - 1) - FirstChunk(job) + 1 : 0;
+    const bool wants = chunks > 1 && WantsSplit(request, plan, tile, CostOf(job), total_cost);
     const int32_t rows = chunks * request.kv_heads * job.queries;
     // What finds no room stays whole. One that is larger than all the room must not make the sum run over.
     const Sums wanted_rows = SumBlock(wants ? min(rows, request.partial_rows_max + 1) : 0, scratch);

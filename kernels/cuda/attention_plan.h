@@ -60,15 +60,24 @@ __host__ __device__ constexpr int32_t VisibleKeys(int32_t block_length, int32_t 
   return block_end < keys ? block_end : keys;
 }
 
+/// The first key that a window (0: none) leaves to a query at `position` of a segment which begins at `first_position`.
+__host__ __device__ constexpr int32_t FirstKey(int32_t window, int32_t block_length, int32_t first_position,
+                                               int32_t position) {
+  if (window == 0) return 0;
+  const int32_t first = (block_length == kBidirectional ? first_position : position) - (window - 1);
+  return first > 0 ? first : 0;
+}
+
 /// What one block does at a time, for each key head: some queries of one segment over some key tiles. A query is a row
 /// and a head of the key head's group; the heads of a row are neighbours: query = row in the segment * group + head.
 struct alignas(16) Job {
-  int32_t first_row;  ///< Of the segment; this and the next five are the segment's.
+  int32_t first_row;  ///< Of the segment; this and the next six are the segment's.
   int32_t rows;
   int32_t first_position;
   int32_t keys;
   int32_t first_page;
   int32_t block_length;
+  int32_t unseen_key;
   int32_t first_query;
   int32_t queries;
   int32_t visible;     ///< Keys that the last query sees, and so the most that any does.
@@ -77,8 +86,8 @@ struct alignas(16) Job {
   int32_t partial;  ///< First row of the partial results of key head 0, or -1: the job holds all keys, and makes `out`.
 };
 
-/// Queries whose chunks are jobs of their own, and have to be merged. Partial results of chunk c, key head h and query
-/// i are in row partial + (c * kv_heads + h) * queries + i.
+/// Queries whose chunks are jobs of their own, and have to be merged. Partial results of their chunk c, counted from
+/// the first that they see, key head h and query i are in row partial + (c * kv_heads + h) * queries + i.
 struct alignas(16) Merge {
   int32_t first_row;
   int32_t first_query;
@@ -121,6 +130,7 @@ struct PlanRequest {
   const AttentionSegment* segments = nullptr;
   int32_t segments_count = 0;
   Divisor group;  ///< Query heads of a key head.
+  int32_t window = 0;
   int32_t kv_heads = 1;
   int32_t tile_queries = 0;      ///< Of a job, at most.
   int32_t blocks = 0;            ///< Of the kernel that does the jobs: block b does items b, b + blocks, ...

@@ -29,6 +29,7 @@ class Loader {
     const int32_t item = ItemOf(turn_);
     if (item >= items_) return false;
     const Job& job = JobOf(a_, item);
+    if (job.unseen_key >= 0) return false;  // Its keys are those of another segment's rows, too.
     const int32_t first_key = tile_ * kTileKeys;
     return first_key + kTileKeys <= job.first_position || first_key >= job.first_position + job.rows;
   }
@@ -201,10 +202,32 @@ __device__ __forceinline__ void AddParts(float4* exchange, bool active, Scores& 
   }
 }
 
+/// Hides the keys at `first_key` + n that the window or unseen_key hides from a query. Reads the job again: most steps
+/// have neither, and registers are dear.
+__device__ __forceinline__ void HideSingles(const Arguments& a, const Job& job, const Place& place, int32_t first_key,
+                                            Scores& scores) {
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32, lane_key = first_key + lane % 4 * 2;
+#pragma unroll
+  for (int32_t r = 0; r < 2; ++r) {
+    const int32_t query = min(place.first_query + lane / 4 + 8 * r, job.queries - 1);
+    const int32_t row = a.group.Quotient(job.first_query + query);
+    const int32_t first = FirstKey(a.window, job.block_length, job.first_position, job.first_position + row);
+    const int32_t unseen = job.unseen_key < 0 ? -1 : job.unseen_key + row;
+#pragma unroll
+    for (int32_t n = 0; n < kTileKeys / 8; ++n) {
+#pragma unroll
+      for (int32_t i = 0; i < 2; ++i) {
+        const int32_t key = lane_key + n * 8 + i;
+        if (key < first || key == unseen) scores[n][2 * r + i] = MinusInfinity();
+      }
+    }
+  }
+}
+
 /// Lets the warp's queries see the keys from `first_key` on, as far as they may. Called by all threads.
 template <typename S>
-__device__ __forceinline__ void AttendTile(const Arguments& a, const Place& place, const unsigned char* stage,
-                                           float4* exchange, int32_t first_key, int32_t loaded_keys,
+__device__ __forceinline__ void AttendTile(const Arguments& a, const Job& job, const Place& place,
+                                           const unsigned char* stage, float4* exchange, int32_t first_key,
                                            WarpState<S>& state) {
   const bool active = first_key < state.longest;
   Scores scores;
@@ -212,9 +235,10 @@ __device__ __forceinline__ void AttendTile(const Arguments& a, const Place& plac
   if constexpr (S::kParts > 1) AddParts<S>(exchange, active, scores);
   if (!active) return;
   if (first_key + kTileKeys > state.shortest) MaskTile(state, first_key, scores);
+  if (a.window != 0 || job.unseen_key >= 0) HideSingles(a, job, place, first_key, scores);
   WeighTile(a.scale, scores, state);
   const unsigned char* const values = stage + S::kTileBytes;
-  if (state.shortest < min(first_key + kTileKeys, loaded_keys)) {
+  if (state.shortest < min(first_key + kTileKeys, job.visible)) {
     AddValues<S, true>(scores, values, place.first_piece, first_key, state);
   } else {
     AddValues<S, false>(scores, values, place.first_piece, first_key, state);
@@ -306,7 +330,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) TensorCoreKernel(cons
         CopyAsyncWait<S::kStages - 2>();
         __syncthreads();  // The tile is there for all, and nobody still reads the stage that is loaded next.
         loader.LoadNext(shared + (stage == 0 ? S::kStages - 1 : stage - 1) * S::kStageBytes);
-        AttendTile(a, place, shared + stage * S::kStageBytes, exchange, tile * kTileKeys, job.visible, state);
+        AttendTile(a, job, place, shared + stage * S::kStageBytes, exchange, tile * kTileKeys, state);
         stage = stage + 1 == S::kStages ? 0 : stage + 1;
       }
       CloseChunk(state);

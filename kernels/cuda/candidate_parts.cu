@@ -64,6 +64,10 @@ __device__ __forceinline__ bool ReadLogits(const RowLogits& row, int32_t lane, f
 #pragma unroll
     for (int load = 0; load < kLoads; ++load) row.Guide4(ColumnOf(lane, load), z[load]);
   }
+  if (row.bias_count != 0) {
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) row.Bias4(ColumnOf(lane, load), z[load]);
+  }
   bool finite = true;
   if (row.AllMayBeChosen(kPartIds)) {
 #pragma unroll
@@ -77,7 +81,7 @@ __device__ __forceinline__ bool ReadLogits(const RowLogits& row, int32_t lane, f
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int32_t column = ColumnOf(lane, load) + i;
-        if (!row.Exists(column)) z[load][i] = kMinusInfinity;
+        if (!row.Exists(column, z[load][i])) z[load][i] = kMinusInfinity;
         finite = finite && z[load][i] < INFINITY;
         if (column != row.mask) continue;
         *mask_logit = z[load][i];
@@ -109,7 +113,7 @@ __device__ __forceinline__ int32_t FindLargest(int32_t lane, const float (&z)[kL
 /// The first column that may be chosen, or kPartIds.
 __device__ __forceinline__ int32_t FirstAllowed(const RowLogits& row, int32_t lane) {
   int32_t column = lane;
-  while (column < kPartIds && !row.MayChoose(column)) column += kWarpLanes;
+  while (column < kPartIds && !row.MayChoose(column, kMinusInfinity)) column += kWarpLanes;
   return WarpMin(min(column, kPartIds));
 }
 
@@ -133,6 +137,30 @@ __device__ __forceinline__ void SumLogits(int32_t lane, const float (&z)[kLoads]
   part->second = WarpMax(second);
   part->sum = WarpSum(sum);
   part->weighted_sum = WarpSum(weighted_sum);
+}
+
+/// Weighs what the slot holds of the part by what the part says now, and keeps the part's logits there.
+__device__ __forceinline__ void TakeHistory(const RowLogits& row, bool valid, int32_t lane, const float (&z)[kLoads][4],
+                                            float* slot, CandidatePart* part) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int load = 0; load < kLoads; ++load) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int32_t column = ColumnOf(lane, load) + i;
+      if (column >= row.columns) continue;
+      const float before = valid ? slot[column] : 0.0f;
+      if (column == row.mask) part->mask_previous = before;
+      const float below = fmaxf(z[load][i] - part->largest, -FLT_MAX);
+      const float e = Exp2Approximate(below * kLog2E);
+      if (e > 0.0f) sum = __fmaf_rn(before - part->largest, e, sum);
+      slot[column] = column == row.mask ? part->mask_logit : z[load][i];
+    }
+  }
+  part->previous_sum = WarpSum(sum);
+  // The lane that has the mask tells the others.
+  const int32_t owner = row.mask / 4 % kWarpLanes;
+  if (row.mask >= 0 && row.mask < kPartIds) part->mask_previous = __shfl_sync(kAllLanes, part->mask_previous, owner);
 }
 
 /// One part of a request with T > 0.
@@ -204,7 +232,7 @@ __device__ __forceinline__ void SampleLogits(const Draws& draws, int32_t lane, i
   if (largest == kMinusInfinity) return;
   const bool whole = row.AllMayBeChosen(kPartIds);
   const float inverse = fminf(static_cast<float>(double{kLog2E} / draws.temperature), FLT_MAX);
-  float tail_max = hopeless ? 0.0f : draws.TailMax(largest, sample->score), sum = 0.0f;
+  float tail_max = hopeless ? 0.0f : draws.TailMax(largest, sample->score), sum = 0.0f, weighted_sum = 0.0f;
 #pragma unroll 1
   for (int load = 0; load < kLoads; ++load) {
     const int32_t column = ColumnOf(lane, load);
@@ -212,9 +240,11 @@ __device__ __forceinline__ void SampleLogits(const Draws& draws, int32_t lane, i
     row.Four(column, z);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const bool counts = column + i != best && (whole || row.MayChoose(column + i));
-      const float e = Exp2Approximate(counts ? (z[i] - largest) * inverse : kMinusInfinity);
+      const bool counts = column + i != best && (whole || row.MayChoose(column + i, z[i]));
+      const float below = counts ? fmaxf(z[i] - largest, -FLT_MAX) : -FLT_MAX;  // So that -inf weighs 0 and not NaN.
+      const float e = counts ? Exp2Approximate(below * inverse) : 0.0f;
       sum += e;
+      weighted_sum = __fmaf_rn(below, e, weighted_sum);
       tails_max[i] = column + i == best && !none ? tail_max : e * tail_max;
     }
     const uint32_t may_win = draws.MayWin(column, tails_max);
@@ -227,6 +257,15 @@ __device__ __forceinline__ void SampleLogits(const Draws& draws, int32_t lane, i
     tail_max = draws.TailMax(largest, sample->score);
   }
   part->tempered_sum = WarpSum(sum);
+  part->tempered_weighted_sum = WarpSum(weighted_sum);
+}
+
+/// The logit that is asked for, or -inf when it is elsewhere.
+__device__ __forceinline__ float AskedLogit(const RowLogits& row, const CandidateRequest& request) {
+  const int32_t column = request.asked_id - row.first_id;
+  if (request.asked_id < 0 || column < 0 || column >= min(row.columns, kPartIds)) return kMinusInfinity;
+  const float z = row.At(column);
+  return row.Exists(column, z) ? z : kMinusInfinity;
 }
 
 /// The best draw of a few parts before the tile, which know of those before their own tile.
@@ -248,13 +287,14 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t tile_parts = (tile.columns + kPartIds - 1) / kPartIds;
   const int32_t item = static_cast<int32_t>(blockIdx.x) * (kThreads / kWarpLanes) + threadIdx.x / kWarpLanes;
   const int32_t lane = threadIdx.x % kWarpLanes, r = item / tile_parts;
-  if (r >= tile.requests_count) return;
-  const CandidateRequest& request = tile.requests[r];
+  if (r >= tile.batch.count) return;
+  const CandidateRequest& request = tile.batch.requests[r];
   if (request.row < 0) return;
   const int32_t first = item % tile_parts * kPartIds;
-  const RowLogits row = LogitsOf(tile, request, first);
+  const RowLogits row = LogitsOf(tile, request, first, kPartIds);
   CandidatePart* const all = parts + static_cast<int64_t>(r) * row_parts;
-  CandidatePart part = {.largest = kMinusInfinity, .second = kMinusInfinity, .mask_logit = kMinusInfinity};
+  CandidatePart part = {
+      .largest = kMinusInfinity, .second = kMinusInfinity, .mask_logit = kMinusInfinity, .asked_logit = kMinusInfinity};
   Sample sample = {kMinusInfinity, kMinusInfinity, -1};
   float z[kLoads][4];
   part.finite = ReadLogits(row, lane, z, &part.mask_logit) ? 1 : 0;
@@ -266,6 +306,11 @@ __global__ void __launch_bounds__(kThreads)
       best = FirstAllowed(row, lane);
     }
     if (best < kPartIds) part.best_id = row.first_id + best;
+    part.asked_logit = AskedLogit(row, request);
+    if (request.history_slot >= 0) {
+      float* const slot = tile.batch.history + request.history_slot * tile.shard_columns + tile.first + first;
+      TakeHistory(row, request.history_valid != 0, lane, z, slot, &part);
+    }
     if (request.temperature > 0.0f) {
       sample = SampleBefore(tile, all);
       const Draws draws = {row, request, request.temperature};
@@ -278,11 +323,29 @@ __global__ void __launch_bounds__(kThreads)
   if (lane == 0) all[(tile.first + first) / kPartIds] = part;
 }
 
+__global__ void __launch_bounds__(kThreads) SoftCapKernel(float* logits, int64_t stride, int32_t columns, float cap) {
+  DependencyWait();
+  DependencyLaunch();
+  float* const row = logits + blockIdx.y * stride;
+  const int32_t column = static_cast<int32_t>(blockIdx.x * kThreads + threadIdx.x);
+  if (column < columns) row[column] = cap * tanhf(row[column] / cap);
+}
+
 }  // namespace
+
+cudaError_t LaunchSoftCap(const CandidateTile& tile, float* logits, int64_t rows, cudaStream_t stream) {
+  return Launch(
+      SoftCapKernel,
+      {.grid = dim3(static_cast<uint32_t>((tile.columns + kThreads - 1) / kThreads), static_cast<uint32_t>(rows)),
+       .block = dim3(kThreads),
+       .stream = stream,
+       .overlap = true},
+      logits, tile.stride, tile.columns, tile.shard.soft_cap);
+}
 
 cudaError_t LaunchCandidateParts(const CandidateTile& tile, CandidatePart* parts, int32_t row_parts,
                                  cudaStream_t stream) {
-  const int64_t items = int64_t{tile.requests_count} * ((tile.columns + kPartIds - 1) / kPartIds);
+  const int64_t items = int64_t{tile.batch.count} * ((tile.columns + kPartIds - 1) / kPartIds);
   constexpr int64_t kBlockItems = kThreads / kWarpLanes;
   return Launch(CandidatePartsKernel,
                 {.grid = dim3(static_cast<uint32_t>((items + kBlockItems - 1) / kBlockItems)),

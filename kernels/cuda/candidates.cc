@@ -76,14 +76,17 @@ cudaError_t RunCandidates(const CandidatesArguments& arguments, const LogitsProd
   CandidateTile tile = {.logits = reinterpret_cast<const float*>(base),
                         .stride = tile_columns,
                         .shard = arguments.shard,
-                        .requests = arguments.batch.requests,
-                        .requests_count = arguments.batch.count};
+                        .batch = arguments.batch,
+                        .shard_columns = arguments.columns};
   for (int64_t first = 0; first == 0 || first < ids; first += tile_columns) {
     tile.first = static_cast<int32_t>(first);
     tile.columns = static_cast<int32_t>(std::min(tile_columns, ids - first));
     cudaError_t error = cudaSuccess;
     if (tile.columns > 0) {
       error = product(first, {base, arguments.rows, tile.columns, tile_columns, DType::kF32});
+      if (error == cudaSuccess && tile.shard.soft_cap > 0.0f) {
+        error = LaunchSoftCap(tile, reinterpret_cast<float*>(base), arguments.rows, stream);
+      }
       if (error == cudaSuccess) error = LaunchCandidateParts(tile, parts, row_parts, stream);
     }
     if (error == cudaSuccess && arguments.top_count > 0) {
@@ -92,7 +95,7 @@ cudaError_t RunCandidates(const CandidatesArguments& arguments, const LogitsProd
     }
     if (error != cudaSuccess) return error;
   }
-  return LaunchCandidateMerge(arguments.batch.requests, arguments.batch.count, parts, row_parts, arguments.out, stream);
+  return LaunchCandidateMerge(arguments.batch, parts, row_parts, arguments.out, stream);
 }
 
 }  // namespace quicksilver

@@ -78,7 +78,7 @@ struct TopBuffer {
   __device__ int32_t Take(const RowLogits& row, int32_t column, const float (&z)[4]) {
     bool waits[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) waits[i] = row.MayChoose(column + i);
+    for (int i = 0; i < 4; ++i) waits[i] = row.MayChoose(column + i, z[i]);
     for (;;) {
       const int32_t room = kBufferKeys - stored_count;
 #pragma unroll
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(1024, 1)
     TopLogitsKernel(CandidateTile tile, int32_t top_count, TopState* states, uint64_t* kept_keys, TopLogit* top) {
   DependencyWait();
   const int32_t r = static_cast<int32_t>(blockIdx.x);
-  const CandidateRequest request = tile.requests[r];
+  const CandidateRequest request = tile.batch.requests[r];
   const TopState before = tile.first > 0 ? states[r] : TopState();
   uint64_t* const keys = reinterpret_cast<uint64_t*>(SharedMemory());
   TopBuffer buffer = {.keys = keys,
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(1024, 1)
   int32_t count = 0;
   buffer.Reset(0);
   if (request.row >= 0) {
-    const RowLogits row = LogitsOf(tile, request, 0);
+    const RowLogits row = LogitsOf(tile, request, 0, tile.columns);
     const int32_t step = 4 * static_cast<int32_t>(blockDim.x);
     int32_t column = 4 * static_cast<int32_t>(threadIdx.x);
     float next[4] = {};
@@ -147,7 +147,7 @@ cudaError_t LaunchTopLogits(const CandidateTile& tile, int32_t top_count, TopSta
   // Few requests have long tiles and leave most of the device idle: more threads then shorten the wait.
   constexpr int32_t kLongTile = 8192;
   return Launch(TopLogitsKernel,
-                {.grid = dim3(static_cast<uint32_t>(tile.requests_count)),
+                {.grid = dim3(static_cast<uint32_t>(tile.batch.count)),
                  .block = dim3(tile.columns > kLongTile ? 1024 : 256),
                  .shared_bytes = kBufferKeys * sizeof(uint64_t) + sizeof(uint64_t),
                  .stream = stream,

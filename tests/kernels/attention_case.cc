@@ -9,6 +9,16 @@
 namespace quicksilver {
 namespace {
 
+/// Whether row r of the sequence sees key j, in the words of the specification.
+bool Sees(const AttentionShape& shape, const TestSequence& s, int64_t r, int64_t j) {
+  const int32_t block = shape.BlockOf(s), window = shape.rule.window;
+  const int64_t position = s.first_position + r;
+  if (block != kBidirectional && j / block > position / block) return false;
+  if (s.unseen_key >= 0 && j - s.unseen_key == r) return false;
+  if (window == 0) return true;
+  return (block == kBidirectional ? s.first_position : position) - j <= window - 1;
+}
+
 /// The arrays behind a StepLayout, and the cache before the step.
 struct PagedStep {
   std::vector<AttentionSegment> segments;
@@ -45,7 +55,8 @@ PagedStep LayOut(const AttentionShape& shape, const std::vector<TestSequence>& s
                              .first_position = s.first_position,
                              .keys = keys,
                              .first_page = static_cast<int32_t>(step.page_table.size()),
-                             .block_length = shape.block_length});
+                             .block_length = shape.BlockOf(s),
+                             .unseen_key = s.unseen_key});
     step.rows_max = std::max(step.rows_max, s_rows);
     step.keys_max = std::max(step.keys_max, keys);
     for (int32_t j = 0; j < keys; ++j) {
@@ -92,28 +103,26 @@ HostMatrix RunAttention(OpsTestBase& test, const AttentionShape& shape, const st
                              .rows_max = step.rows_max,
                              .keys_max = step.keys_max};
   test.ops().BeginStep(layout);
-  test.ops().Attention(layout, q, shape.heads, shape.kv_heads, AttentionRule(), {keys, values}, out);
+  test.ops().Attention(layout, q, shape.heads, shape.kv_heads, shape.rule, {keys, values}, out);
   return test.Get(out);
 }
 
 HostMatrix NaiveAttention(const AttentionShape& shape, const std::vector<TestSequence>& sequences, DType dtype) {
   const int32_t hd = shape.head_size;
+  const double scale = shape.rule.scale != 0.0f ? shape.rule.scale : 1.0 / std::sqrt(static_cast<double>(hd));
   HostMatrix out(0, int64_t{shape.heads} * hd);
   for (const TestSequence& s : sequences) {
     const HostMatrix q = Rounded(s.queries, dtype), k = Rounded(s.keys, dtype), v = Rounded(s.values, dtype);
     for (int64_t r = 0; r < q.rows; ++r) {
-      const int64_t position = s.first_position + r;
       for (int32_t head = 0; head < shape.heads; ++head) {
         const int32_t kv_first = head * shape.kv_heads / shape.heads * hd;
         std::vector<double> sums(static_cast<size_t>(hd));
         double total = 0.0;
         for (int64_t j = 0; j < k.rows; ++j) {
-          const bool visible =
-              shape.block_length == kBidirectional || j / shape.block_length <= position / shape.block_length;
-          if (!visible) continue;
+          if (!Sees(shape, s, r, j)) continue;
           double dot = 0.0;
           for (int32_t d = 0; d < hd; ++d) dot += double{q.at(r, head * hd + d)} * k.at(j, kv_first + d);
-          const double weight = std::exp(dot / std::sqrt(static_cast<double>(hd)));
+          const double weight = std::exp(dot * scale);
           total += weight;
           for (int32_t d = 0; d < hd; ++d) sums[d] += weight * v.at(j, kv_first + d);
         }

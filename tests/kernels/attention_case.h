@@ -13,6 +13,8 @@ struct TestSequence {
   HostMatrix queries;          ///< [rows, heads * hd]
   HostMatrix keys;             ///< [keys, kv_heads * hd]
   HostMatrix values;           ///< [keys, kv_heads * hd]
+  int32_t block_length = -1;   ///< Of this sequence; -1: the shape's.
+  int32_t unseen_key = -1;     ///< AttentionSegment::unseen_key
 };
 
 struct AttentionShape {
@@ -21,6 +23,9 @@ struct AttentionShape {
   int32_t head_size = 1;
   int32_t page_size = 1;
   int32_t block_length = kBidirectional;
+  AttentionRule rule;
+
+  int32_t BlockOf(const TestSequence& s) const { return s.block_length >= 0 ? s.block_length : block_length; }
 };
 
 /// `rows` rows from `first_position` on, over `keys` keys, with random content.

@@ -37,7 +37,8 @@ TEST_P(AttentionTest, BidirectionalMask) {
 TEST_P(AttentionTest, AnyHeadSizeAndGrouping) {
   for (const AttentionShape& shape :
        {AttentionShape{1, 1, 2, 8, 8}, AttentionShape{6, 2, 32, 8, 8}, AttentionShape{5, 1, 18, 8, 8},
-        AttentionShape{8, 8, 64, 8, 8}, AttentionShape{16, 2, 80, 8, 8}, AttentionShape{40, 1, 128, 8, 8}}) {
+        AttentionShape{8, 8, 64, 8, 8}, AttentionShape{16, 2, 80, 8, 8}, AttentionShape{40, 1, 128, 8, 8},
+        AttentionShape{2, 1, 512, 8, 8}}) {
     ExpectAgreesWithTheDefinition(shape, {RandomSequence(shape, 16, 24, 40, 1), RandomSequence(shape, 8, 0, 8, 2)});
   }
 }

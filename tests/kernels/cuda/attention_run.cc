@@ -39,7 +39,9 @@ AttentionStep LayOut(const AttentionShape& shape, const std::vector<TestSequence
                              .rows = static_cast<int32_t>(s.queries.rows),
                              .first_position = s.first_position,
                              .keys = static_cast<int32_t>(s.keys.rows),
-                             .first_page = static_cast<int32_t>(step.page_table.size())});
+                             .first_page = static_cast<int32_t>(step.page_table.size()),
+                             .block_length = shape.BlockOf(s),
+                             .unseen_key = s.unseen_key});
     step.rows_max = std::max(step.rows_max, step.segments.back().rows);
     step.keys_max = std::max(step.keys_max, step.segments.back().keys);
     for (int64_t r = 0; r < s.queries.rows; ++r, ++row) {
@@ -91,7 +93,7 @@ void AttentionRun::Enqueue(cudaStream_t stream) {
   const KvLayer cache = {{keys_.As<void>(), step_.keys.rows, kv_cols, kv_cols + settings_.cache_gap, dtype_},
                          {values_.As<void>(), step_.keys.rows, kv_cols, kv_cols + settings_.cache_gap, dtype_}};
   EXPECT_EQ(attention_.Run(stream, layout, {q_.As<void>(), rows_, cols, cols + settings_.row_gap, dtype_}, shape_.heads,
-                           shape_.kv_heads, AttentionRule(), cache,
+                           shape_.kv_heads, shape_.rule, cache,
                            {out_.As<void>(), rows_, cols, cols + settings_.row_gap, dtype_}),
             cudaSuccess);
 }
