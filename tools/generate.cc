@@ -6,18 +6,21 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <deque>
 #include <iostream>
-#include <map>
 #include <memory>
 #include <thread>
+#include <tuple>
 
+#include "absl/strings/escaping.h"
 #include "absl/time/clock.h"
 #include "common/exit_codes.h"
 #include "common/mutex.h"
 #include "common/options.h"
 #include "coordinator/frontend/client_canvas.h"
+#include "coordinator/service/decoding_proto.h"
 #include "quicksilver/v1/inference.grpc.pb.h"
 #include "tools/canvas_view.h"
 
@@ -33,9 +36,14 @@ struct Options {
   uint32_t max_tokens = 0;
   double temperature = 0.0;
   int64_t seed = 0;
-  v1::Policy policy = v1::POLICY_UNSPECIFIED;
-  uint32_t steps = 0;
-  double threshold = -1.0;
+  double presence_penalty = 0.0;
+  double frequency_penalty = 0.0;
+  std::vector<int32_t> forbidden_ids;
+  int top_log_probabilities = -1;
+  DecodingChoice decoding;
+  std::string suffix;
+  std::string draft;
+  std::vector<int32_t> fixed_ids;
   int timeout_seconds = 300;
   int frame_milliseconds = 120;
 };
@@ -51,6 +59,53 @@ struct Totals {
   int answers = 0;
 };
 
+void AddSamplingOptions(CLI::App& app, Options& options) {
+  app.add_option("--temperature", options.temperature, "0 is greedy")
+      ->check(CLI::Range(0.0, 2.0))
+      ->capture_default_str();
+  app.add_option("--seed", options.seed, "Equal seeds give equal bytes")->capture_default_str();
+  for (const auto& [name, value, help] :
+       {std::tuple<const char*, double*, const char*>{"--presence-penalty", &options.presence_penalty,
+                                                      "Taken once from tokens that the answer has"},
+        {"--frequency-penalty", &options.frequency_penalty, "Taken from them for each time that it has them"}}) {
+    app.add_option(name, *value, help)->check(CLI::Range(-2.0, 2.0))->capture_default_str();
+  }
+  app.add_option("--forbidden-ids", options.forbidden_ids, "Token ids that the answer may not have")->delimiter(',');
+  app.add_option("--top-logprobs", options.top_log_probabilities,
+                 "Print each token's log-probability, with so many alternatives (default: do not)")
+      ->check(CLI::Range(0, 20));
+  app.add_option("--suffix", options.suffix, "Text that follows the answer: the model fills in what is between");
+  app.add_option("--draft", options.draft, "Text that the answer begins with; policies that edit may change it");
+  app.add_option("--fixed-ids", options.fixed_ids,
+                 "Token ids of the answer from its beginning that stay; -1: to be decided")
+      ->delimiter(',');
+}
+
+// One option for each field of the contract.
+void AddDecodingOptions(CLI::App& app, DecodingChoice& decoding) {
+  for (size_t i = 0; i < kDecodingFieldCount; ++i) {
+    const DecodingField& field = kDecodingFields[i];
+    std::string flag = "--" + std::string(field.name);
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    const std::string help(field.help);
+    const auto set = [&decoding, i](double value) { decoding.Set(DecodingIndex(i), value); };
+    if (field.kind == DecodingKind::kName) {
+      app.add_option_function<std::string>(
+             flag, [set, &field](const std::string& name) { set(static_cast<double>(NumberOf(field.names, name))); },
+             help)
+          ->check(CLI::IsMember(std::vector<std::string>(field.names.begin(), field.names.end())));
+    } else if (field.kind == DecodingKind::kCount) {
+      app.add_option_function<uint32_t>(flag, set, help)
+          ->check(CLI::Range(static_cast<uint32_t>(field.min), static_cast<uint32_t>(field.max)));
+    } else if (field.kind == DecodingKind::kNumber) {
+      app.add_option_function<double>(flag, set, help)->check(CLI::Range(field.min, field.max));
+    } else {
+      app.add_flag_callback(
+          flag, [set] { set(1); }, help);
+    }
+  }
+}
+
 std::optional<int> Parse(const std::vector<std::string>& arguments, Options& options) {
   CLI::App app("Streams answers of a diffusion language model onto the terminal.", "quicksilver generate");
   app.add_option("prompt", options.prompts, "What to ask; several prompts are asked one after the other")->required();
@@ -59,19 +114,8 @@ std::optional<int> Parse(const std::vector<std::string>& arguments, Options& opt
   app.add_flag("--raw", options.raw, "Send the prompt as plain text, without the chat template");
   app.add_flag("--plain", options.plain, "Print final text only, as it comes (the default when not on a terminal)");
   app.add_option("--max-tokens", options.max_tokens, "Longest answer (default: what the model's length leaves)");
-  app.add_option("--temperature", options.temperature, "0 is greedy")
-      ->check(CLI::Range(0.0, 2.0))
-      ->capture_default_str();
-  app.add_option("--seed", options.seed, "Equal seeds give equal bytes")->capture_default_str();
-  const std::map<std::string, v1::Policy> policies = {{"static", v1::POLICY_STATIC},
-                                                      {"dynamic", v1::POLICY_DYNAMIC},
-                                                      {"sequential", v1::POLICY_SEQUENTIAL},
-                                                      {"threshold", v1::POLICY_THRESHOLD}};
-  app.add_option("--policy", options.policy, "Which positions a step commits (default: the model's)")
-      ->transform(CLI::CheckedTransformer(policies));
-  app.add_option("--steps", options.steps, "Denoising steps: of a block, or of the answer of a bidirectional model");
-  app.add_option("--threshold", options.threshold, "Confidence at which a position commits (default: the model's)")
-      ->check(CLI::Range(0.0, 1.0));
+  AddSamplingOptions(app, options);
+  AddDecodingOptions(app, options.decoding);
   app.add_option("--timeout", options.timeout_seconds, "Seconds an answer may take")
       ->check(CLI::Range(1, 86400))
       ->capture_default_str();
@@ -106,9 +150,18 @@ v1::GenerateRequest Request(const Options& options, const std::string& prompt) {
   request.mutable_sampling()->set_temperature(static_cast<float>(options.temperature));
   request.mutable_sampling()->set_seed(options.seed);
   if (options.max_tokens > 0) request.set_max_tokens(options.max_tokens);
-  request.mutable_decoding()->set_policy(options.policy);
-  if (options.steps > 0) request.mutable_decoding()->set_steps(options.steps);
-  if (options.threshold >= 0) request.mutable_decoding()->set_threshold(static_cast<float>(options.threshold));
+  v1::Sampling& sampling = *request.mutable_sampling();
+  sampling.set_presence_penalty(static_cast<float>(options.presence_penalty));
+  sampling.set_frequency_penalty(static_cast<float>(options.frequency_penalty));
+  sampling.mutable_forbidden_ids()->Assign(options.forbidden_ids.begin(), options.forbidden_ids.end());
+  if (options.top_log_probabilities >= 0) {
+    sampling.set_top_log_probabilities(static_cast<uint32_t>(options.top_log_probabilities));
+  }
+  *request.mutable_decoding() = ToProto(options.decoding);
+  v1::Infill& infill = *request.mutable_infill();
+  if (!options.suffix.empty()) infill.set_suffix(options.suffix);
+  if (!options.draft.empty()) infill.set_draft_text(options.draft);
+  infill.mutable_fixed_ids()->Assign(options.fixed_ids.begin(), options.fixed_ids.end());
   request.set_canvases(!options.plain);
   return request;
 }
@@ -154,10 +207,24 @@ CanvasView TerminalView() {
   return known ? CanvasView(size.ws_col, size.ws_row) : CanvasView(80, 24);
 }
 
+// `log-probability  token  alternatives`, without what could steer the terminal.
+void PrintTokens(const std::vector<v1::TokenLogProbability>& tokens) {
+  for (const v1::TokenLogProbability& token : tokens) {
+    std::printf("  %9.4f  '%s'", token.log_probability(), absl::Utf8SafeCHexEscape(token.text()).c_str());
+    for (const v1::TokenLogProbability& top : token.top()) {
+      std::printf("  %.4f '%s'", top.log_probability(), absl::Utf8SafeCHexEscape(top.text()).c_str());
+    }
+    std::printf("\n");
+  }
+}
+
 void PrintFigures(const v1::Finished& f, Totals& totals) {
-  std::printf("  [%u tokens, %.0f tokens/s, %.2f tokens/forward, %u forwards, first token after %.1f ms]\n\n",
+  std::string run(NameOf(kPolicyNames, f.policy()));
+  if (f.cache() > v1::CACHE_NONE) run += ", approximate " + std::string(NameOf(kCacheNames, f.cache())) + " cache";
+  std::printf("  [%u tokens, %.0f tokens/s, %.2f tokens/forward, %u forwards, first token after %.1f ms%s%s]\n\n",
               f.completion_tokens(), f.decode_seconds() > 0 ? f.completion_tokens() / f.decode_seconds() : 0.0,
-              f.tokens_per_forward(), f.forwards(), 1e3 * f.time_to_first_token_seconds());
+              f.tokens_per_forward(), f.forwards(), 1e3 * f.time_to_first_token_seconds(), run.empty() ? "" : "; ",
+              run.c_str());
   totals.tokens += f.completion_tokens();
   totals.forwards += f.forwards();
   totals.decode_seconds += f.decode_seconds();
@@ -209,6 +276,7 @@ grpc::Status Ask(v1::Inference::Stub& stub, const Options& options, const std::s
   Write(prompt + "\n");
   CanvasView view = TerminalView();
   std::string text;
+  std::vector<v1::TokenLogProbability> tokens;
   ClientCanvas canvas;
   {
     EventQueue events(*reader);
@@ -216,6 +284,7 @@ grpc::Status Ask(v1::Inference::Stub& stub, const Options& options, const std::s
     for (v1::GenerateEvent event; events.Take(event, backlog);) {
       if (event.has_delta()) {
         text += event.delta().text();
+        tokens.insert(tokens.end(), event.delta().tokens().begin(), event.delta().tokens().end());
         if (options.plain) Write(event.delta().text());
       } else if (event.has_frame() && !options.plain) {
         canvas.Apply(FromProto(event.frame()));
@@ -223,6 +292,7 @@ grpc::Status Ask(v1::Inference::Stub& stub, const Options& options, const std::s
         if (backlog < kBacklogMax) absl::SleepFor(absl::Milliseconds(options.frame_milliseconds));
       } else if (event.has_finished()) {
         Write(options.plain ? "\n" : view.Finish({{SpanLook::kFinal, text, 0}}));
+        PrintTokens(tokens);
         PrintFigures(event.finished(), totals);
       }
     }

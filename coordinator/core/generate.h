@@ -1,12 +1,15 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
 #include "coordinator/core/api_error.h"
+#include "coordinator/core/decoding_choice.h"
 
 namespace quicksilver {
 
@@ -16,19 +19,19 @@ struct ChatMessage {
   std::string name;
 };
 
-enum class PolicyChoice { kDefault, kStatic, kDynamic, kSequential, kThreshold };
-
-/// How the canvas is to be filled; unset fields take the model's defaults (the worker's decoding/ resolves them).
-struct DecodingChoice {
-  PolicyChoice policy = PolicyChoice::kDefault;
-  std::optional<uint32_t> block_length;
-  std::optional<uint32_t> steps;
-  std::optional<float> threshold;  ///< [0, 1]
-  bool random_remasking = false;
-  std::optional<float> guidance_scale;  ///< >= 0
-  bool suppress_eos = false;
-  bool distrust_eos = false;
+/// What of the answer is there already. Positions count from its beginning; kUndecided: to be decided.
+struct InfillChoice {
+  static constexpr int32_t kUndecided = -1;
+  std::variant<std::monostate, std::string, std::vector<int32_t>> suffix;  ///< Follows the answer.
+  std::vector<int32_t> fixed_ids;                                          ///< Never changed.
+  std::variant<std::monostate, std::string, std::vector<int32_t>> draft;   ///< What it begins with.
 };
+
+/// Of logit_bias and of forbidden_ids.
+inline constexpr size_t kBiasesMax = 1024;
+inline constexpr float kBiasMax = 100.0f;
+inline constexpr float kPenaltyMax = 2.0f;
+inline constexpr uint32_t kTopLogProbabilitiesMax = 20;
 
 /// Bounds of strings that are copied for every prompt and choice.
 inline constexpr size_t kStopBytesMax = 1024;
@@ -52,14 +55,21 @@ struct GenerateRequest {
   /// Chat messages, raw text, or token ids. `param` of errors about it is `messages` or `prompt`.
   std::variant<std::vector<ChatMessage>, std::string, std::vector<int32_t>> input;
   std::optional<uint32_t> max_tokens;
+  uint32_t max_tokens_default = UINT32_MAX;  ///< Without one: so many, or what the model's length leaves.
   std::optional<float> temperature;
   std::optional<float> top_p;
   uint32_t top_k = 0;  ///< 0: off
   std::optional<int64_t> seed;
+  std::map<int32_t, float> logit_bias;  ///< Token ids; [-100, 100], where -100 forbids.
+  std::vector<int32_t> forbidden_ids;
+  float presence_penalty = 0;                     ///< [-2, 2]: once for a token that the answer has.
+  float frequency_penalty = 0;                    ///< [-2, 2]: for each time that the answer has it.
+  std::optional<uint32_t> top_log_probabilities;  ///< Log-probabilities are wanted, with so many alternatives.
   std::vector<std::string> stop;
   uint32_t choices = 1;
   bool canvases = false;
   DecodingChoice decoding;
+  InfillChoice infill;
   double timeout_seconds = 0;      ///< The client's deadline, from now. 0: only the server's.
   std::string tenant = "default";  ///< Limits, fair share and prefix sharing are per tenant.
   Priority priority = Priority::kDefault;
@@ -72,7 +82,24 @@ struct StartedEvent {
   std::string system_fingerprint;  ///< "fp_" + 10 hex
   int64_t created = 0;             ///< Unix seconds.
   uint32_t prompt_tokens = 0;
-  TenantRates rates;  ///< As they were when the request was admitted; for the rate headers.
+  TenantRates rates;               ///< As they were when the request was admitted; for the rate headers.
+  uint64_t prompt_characters = 0;  ///< Of a raw prompt, when log-probabilities are wanted.
+};
+
+/// In place of a log-probability that is not known, or too small to be told.
+inline constexpr float kNoLogProbability = -9999.0f;
+
+struct AlternativeToken {
+  int32_t id = 0;
+  std::string bytes;  ///< May be a part of a UTF-8 character; empty for special tokens.
+  float log_probability = kNoLogProbability;
+};
+
+/// A token of the answer. Natural log of its probability at the step that wrote it, before temperature, top-k, top-p.
+struct WrittenToken {
+  AlternativeToken token;
+  std::vector<AlternativeToken> top;  ///< Descending.
+  uint64_t offset = 0;                ///< Characters of the answer's text before it.
 };
 
 /// Final text of one choice, whole UTF-8 characters, held back while it could begin a stop string.
@@ -81,6 +108,7 @@ struct DeltaEvent {
   std::string text;
   uint32_t block = 0;
   uint32_t step = 0;
+  std::vector<WrittenToken> tokens;  ///< Exactly those of `text`, when log-probabilities are wanted.
 };
 
 /// What a span says about its tokens; how a client applies it: Span in inference.proto, ClientCanvas in code.
@@ -120,6 +148,8 @@ struct FinishedEvent {
   /// Steps that committed more than the policy asked for, to meet the latency target. Resumed: 0, not known.
   uint32_t paced_steps = 0;
   bool deadline_reached = false;  ///< Its time was over: the answer is what was final by then.
+  std::string_view policy;        ///< What was run, of kPolicyNames; empty: not known.
+  std::string_view cache;         ///< The same, of kCacheNames.
 
   double tokens_per_forward() const { return forwards == 0 ? 0.0 : static_cast<double>(completion_tokens) / forwards; }
 };
@@ -129,6 +159,9 @@ struct ModelInfo {
   int64_t created = 0;
   uint32_t max_model_len = 0;
   bool ready = false;
+  std::string family;
+  std::vector<std::string_view> policies;  ///< That a request may choose, of kPolicyNames.
+  bool infill = false;                     ///< Takes suffixes and fixed tokens.
 };
 
 }  // namespace quicksilver

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "coordinator/service/decoding_proto.h"
 
 namespace quicksilver {
 namespace {
@@ -16,10 +17,40 @@ ChoiceStream::ChoiceStream(const TextModel& text, ChoiceSettings settings)
     : text_(text),
       settings_(std::move(settings)),
       end_(settings_.prompt_tokens + settings_.max_tokens),
-      detokenizer_(text),
-      matcher_(settings_.stops),
+      answer_(text, settings_.stops, settings_.log_probabilities),
       final_before_(settings_.prompt_tokens),
-      extent_(settings_.prompt_tokens) {}
+      extent_(settings_.prompt_tokens) {
+  TakeGiven(0);
+}
+
+void ChoiceStream::TakeGiven(size_t from) {
+  for (size_t i = from; i < settings_.given.size(); ++i) {
+    if (settings_.given[i] == kMasked) continue;
+    tokens_.resize(std::max(tokens_.size(), i + 1), kMasked);
+    tokens_[i] = settings_.given[i];
+  }
+}
+
+void ChoiceStream::OnPlaced(bool resumes, absl::Duration now) {
+  placed_ = std::min(placed_, now);
+  resumes_ += resumes ? 1 : 0;
+  replace_next_ = true;
+  if (block_state_) ForgetOpenBlock();
+}
+
+// The next group begins the block anew.
+void ChoiceStream::ForgetOpenBlock() {
+  const size_t kept = final_before_ - settings_.prompt_tokens;
+  if (tokens_.size() > kept) tokens_.resize(kept);
+  if (scores_.size() > kept) scores_.resize(kept);
+  TakeGiven(kept);
+  fresh_.clear();
+  extent_ = final_before_;
+  step_ -= std::min(block_step_, step_);
+  block_step_ = 0;
+  canvas_length_ = block_canvas_length_;
+  block_state_ = false;
+}
 
 absl::Status ChoiceStream::Apply(const v1::SequenceUpdate& update, uint64_t epoch, absl::Duration now,
                                  std::vector<ChoiceEvent>& events) {
@@ -28,19 +59,21 @@ absl::Status ChoiceStream::Apply(const v1::SequenceUpdate& update, uint64_t epoc
   step_ = update.step();
   block_step_ = update.block_step();
   block_ = update.block();
+  block_state_ = update.block_state();
+  if (update.canvas_length() > 0) canvas_length_ = update.canvas_length();
+  if (block_step_ == 0) block_canvas_length_ = canvas_length_;
   RETURN_IF_ERROR(TakeCommits(update, now));
   const uint32_t was_final = final_before_;
   uint32_t final_before = std::max(update.final_before(), final_before_);
   if (update.has_end()) {
     final_before = std::max(final_before, settings_.prompt_tokens + update.end().completion_tokens());
   }
-  std::string released;
-  RETURN_IF_ERROR(Finalise(std::min(final_before, end_), released));
+  RETURN_IF_ERROR(Finalise(std::min(final_before, end_)));
   if (stopped_here_ || update.has_end()) {
-    Finish(update, now, released, events);
+    Finish(update, now, events);
     return absl::OkStatus();
   }
-  if (!released.empty()) events.emplace_back(DeltaEvent{settings_.choice, released, block_, step_});
+  const std::string released = AppendDelta(events);
   const bool due = final_before_ > was_final || now - last_frame_ >= settings_.canvas_interval;
   if (settings_.canvases && due) {
     last_frame_ = now;
@@ -52,27 +85,44 @@ absl::Status ChoiceStream::Apply(const v1::SequenceUpdate& update, uint64_t epoc
 absl::Status ChoiceStream::TakeCommits(const v1::SequenceUpdate& update, absl::Duration now) {
   for (const v1::Commit& commit : update.commits()) {
     const uint32_t position = commit.position();
-    if (position < settings_.prompt_tokens || position >= uint64_t{end_} + settings_.block_length) {
-      return absl::InternalError(absl::StrCat("commit at position ", position, " of an answer from ",
-                                              settings_.prompt_tokens, " to ", end_, " in blocks of ",
-                                              settings_.block_length));
+    if (position < settings_.prompt_tokens || position >= settings_.positions_max) {
+      return absl::InternalError(absl::StrCat("commit at position ", position, " of a canvas from ",
+                                              settings_.prompt_tokens, " to ", settings_.positions_max));
     }
-    const size_t index = position - settings_.prompt_tokens;
+    const uint32_t index = position - settings_.prompt_tokens;
     if (index >= tokens_.size()) tokens_.resize(index + 1, kMasked);
     if (position < final_before_ && tokens_[index] != commit.token()) {
       return absl::InternalError(absl::StrCat("final position ", position, " changed"));
     }
-    if (commit.token() < 0) {
+    if (commit.token() < kMasked) {
       return absl::InternalError(absl::StrCat("token ", commit.token(), " at position ", position));
     }
-    if (settings_.canvases && tokens_[index] == kMasked) fresh_.push_back(static_cast<uint32_t>(index));
-    tokens_[index] = commit.token();
-    extent_ = std::max(extent_, std::min(position + 1, end_));
+    if (position >= final_before_) Write(index, commit);
     first_commit_ = std::min(first_commit_, now);
   }
-  const uint64_t block_end = (uint64_t{block_} + 1) * settings_.block_length;
-  extent_ = static_cast<uint32_t>(std::clamp<uint64_t>(block_end, extent_, std::max(end_, extent_)));
+  extent_ = std::clamp(CanvasEnd(), extent_, std::max(end_, extent_));
   return absl::OkStatus();
+}
+
+void ChoiceStream::Write(uint32_t index, const v1::Commit& commit) {
+  if (commit.token() == kMasked) {
+    replace_next_ = true;  // A run that a client has is no longer whole.
+  } else {
+    if (settings_.canvases && tokens_[index] != commit.token()) fresh_.push_back(index);
+    extent_ = std::max(extent_, std::min(settings_.prompt_tokens + index + 1, end_));
+  }
+  tokens_[index] = commit.token();
+  if (!settings_.log_probabilities) return;
+  if (index >= scores_.size()) scores_.resize(index + 1);
+  scores_[index] = {commit.log_probability(), {commit.top().begin(), commit.top().end()}};
+}
+
+// Where the canvas ends that there is by now.
+uint32_t ChoiceStream::CanvasEnd() const {
+  if (canvas_length_ > 0) return std::min(settings_.prompt_tokens + canvas_length_, end_);
+  if (settings_.grid == v1::GRID_AFTER_PROMPT) return end_;
+  const uint64_t origin = settings_.grid == v1::GRID_CANVAS ? settings_.prompt_tokens : 0;
+  return static_cast<uint32_t>(std::min<uint64_t>(origin + (uint64_t{block_} + 1) * settings_.block_length, end_));
 }
 
 v1::Checkpoint ChoiceStream::Record() const {
@@ -81,96 +131,83 @@ v1::Checkpoint ChoiceStream::Record() const {
   record.set_block_step(block_step_);
   record.set_final_before(final_before_);
   record.mutable_tokens()->Add(tokens_.begin(), tokens_.end());
+  record.set_canvas_length(canvas_length_);
   return record;
 }
 
-absl::Status ChoiceStream::Finalise(uint32_t before, std::string& released) {
+absl::Status ChoiceStream::Finalise(uint32_t before) {
   for (; final_before_ < before && !stopped_here_; ++final_before_) {
-    const size_t index = final_before_ - settings_.prompt_tokens;
+    const uint32_t index = final_before_ - settings_.prompt_tokens;
     if (text_over_) continue;
-    if (index >= tokens_.size() || tokens_[index] == kMasked) {
-      return absl::InternalError(absl::StrCat("final position ", final_before_, " has no token"));
-    }
-    PushFinal(tokens_[index], released);
+    if (IsMasked(index)) return absl::InternalError(absl::StrCat("final position ", final_before_, " has no token"));
+    PushFinal(tokens_[index]);
   }
   return absl::OkStatus();
 }
 
-void ChoiceStream::PushFinal(int32_t token, std::string& released) {
+void ChoiceStream::PushFinal(int32_t token) {
   if (std::find(settings_.stop_ids.begin(), settings_.stop_ids.end(), token) != settings_.stop_ids.end()) {
     text_over_ = true;
     return;
   }
-  starts_.push_back(detokenized_bytes_);
-  const std::string text = detokenizer_.Push(token);
-  detokenized_bytes_ += text.size();
-  if (!text.empty()) Match(text, released);
+  answer_.Push(token);
+  stopped_here_ = answer_.stopped();
 }
 
-void ChoiceStream::Match(const std::string& text, std::string& released) {
-  StopMatcher::Output output = matcher_.Push(text);
-  released_bytes_ += output.text.size();
-  released += output.text;
-  stopped_here_ = output.stopped;
-  held_ += text;
-  held_.erase(0, output.text.size());
+WrittenToken ChoiceStream::Told(uint32_t index, uint64_t offset) const {
+  const auto make = [this](int32_t id, float log_probability) {
+    // Also what is no number.
+    const bool known = log_probability >= kNoLogProbability && log_probability <= 0.0f;
+    return AlternativeToken{id, std::string(text_.TokenBytes(id)), known ? log_probability : kNoLogProbability};
+  };
+  const Score none;
+  const Score& score = index < scores_.size() ? scores_[index] : none;
+  WrittenToken told{.token = make(tokens_[index], score.log_probability), .offset = offset};
+  for (const v1::TopToken& top : score.top) told.top.push_back(make(top.id(), top.log_probability()));
+  return told;
 }
 
-void ChoiceStream::Finish(const v1::SequenceUpdate& update, absl::Duration now, std::string& released,
-                          std::vector<ChoiceEvent>& events) {
-  const v1::SequenceEnd& end = update.end();
-  FinishReason reason = FinishReason::kStop;
-  if (!stopped_here_) {
-    const bool cut = end.reason() == v1::SequenceEnd::REASON_LENGTH || end.reason() == v1::SequenceEnd::REASON_DEADLINE;
-    if (cut) reason = FinishReason::kLength;
-    const std::string rest = detokenizer_.Finish();
-    if (!rest.empty()) Match(rest, released);
-  }
-  bool stopped = stopped_here_;
-  if (!stopped) {
-    const StopMatcher::Output output = matcher_.Finish();
-    released_bytes_ += output.text.size();
-    released += output.text;
-    stopped = output.stopped;
-  }
-  held_.clear();
-  if (stopped) {
-    reason = FinishReason::kStop;
-    // Tokens that begin behind the text that was let through are no part of it.
-    while (!starts_.empty() && starts_.back() >= released_bytes_) starts_.pop_back();
-  }
-  if (!released.empty()) events.emplace_back(DeltaEvent{settings_.choice, released, block_, step_});
+std::string ChoiceStream::AppendDelta(std::vector<ChoiceEvent>& events) {
+  ChoiceText::Piece piece = answer_.Take();
+  if (piece.text.empty() && piece.offsets.empty()) return "";
+  DeltaEvent delta{settings_.choice, piece.text, block_, step_};
+  for (const uint64_t offset : piece.offsets) delta.tokens.push_back(Told(told_++, offset));
+  events.emplace_back(std::move(delta));
+  return std::move(piece.text);
+}
+
+void ChoiceStream::Finish(const v1::SequenceUpdate& update, absl::Duration now, std::vector<ChoiceEvent>& events) {
+  answer_.Finish();
+  const std::string released = AppendDelta(events);
   text_over_ = true;
   finished_ = true;
   if (settings_.canvases) AppendFrame(released, events);
+  events.emplace_back(MakeFinished(update, answer_.stopped(), now));
+  if (update.has_end()) stopped_here_ = false;  // Nothing is left to be cancelled.
+}
+
+FinishedEvent ChoiceStream::MakeFinished(const v1::SequenceUpdate& update, bool stopped, absl::Duration now) const {
+  const v1::SequenceEnd& end = update.end();
+  const bool cut = end.reason() == v1::SequenceEnd::REASON_LENGTH || end.reason() == v1::SequenceEnd::REASON_DEADLINE;
   // The last group counts what it did itself; the others were lost with their counts, or cancelled.
   const bool whole = resumes_ == 0;
   FinishedEvent finished{.choice = settings_.choice,
-                         .reason = reason,
+                         .reason = cut && !stopped ? FinishReason::kLength : FinishReason::kStop,
                          .completion_tokens = completion_tokens(),
                          .forwards = update.has_end() ? end.forwards() : step_,
                          .cached_tokens = whole ? end.cached_tokens() : 0,
                          .resumes = resumes_,
                          .preemptions = whole ? end.preemptions() : 0,
                          .paced_steps = whole ? end.paced_steps() : 0,
-                         .deadline_reached = end.reason() == v1::SequenceEnd::REASON_DEADLINE};
+                         .deadline_reached = end.reason() == v1::SequenceEnd::REASON_DEADLINE,
+                         .policy = NameOf(kPolicyNames, end.policy()),
+                         .cache = NameOf(kCacheNames, end.cache())};
   if (first_commit_ != absl::InfiniteDuration()) {
     finished.time_to_first_token_seconds = absl::ToDoubleSeconds(first_commit_ - settings_.accepted);
   }
   // Without one worker's word for all of it the prefills, and what passed between groups, are counted in.
   finished.decode_seconds = update.has_end() && whole ? end.decode_seconds() : absl::ToDoubleSeconds(now - placed_);
-  events.emplace_back(finished);
-  if (update.has_end()) stopped_here_ = false;  // Nothing is left to be cancelled.
-}
-
-// The tokens whose text has been released whole.
-uint32_t ChoiceStream::Committed() const {
-  if (finished_) return completion_tokens();
-  const auto behind = std::lower_bound(starts_.begin(), starts_.end(), released_bytes_);
-  const auto begun = static_cast<uint32_t>(behind - starts_.begin());
-  const uint64_t text_end = behind == starts_.end() ? detokenized_bytes_ : *behind;
-  const bool incomplete = behind == starts_.end() && detokenizer_.holds_back();
-  return begun > 0 && (text_end > released_bytes_ || incomplete) ? begun - 1 : begun;
+  return finished;
 }
 
 // Of a token behind the committed ones.
@@ -182,8 +219,8 @@ FrameSpan ChoiceStream::RunAt(uint32_t first, uint32_t committed, uint32_t exten
   FrameSpan run{.op = SpanOp::kCommit, .first = first};
   const bool leads = first == committed;
   // A character that final tokens began goes on here.
-  Detokenizer detokenizer = leads ? detokenizer_ : Detokenizer(text_);
-  if (leads) run.text = held_;
+  Detokenizer detokenizer = leads ? answer_.detokenizer() : Detokenizer(text_);
+  if (leads) run.text = answer_.held();
   for (uint32_t index = first; index < extent && !IsMasked(index); ++index) {
     if (index >= completion_tokens()) run.text += detokenizer.Push(tokens_[index]);
     ++run.tokens;
@@ -193,7 +230,7 @@ FrameSpan ChoiceStream::RunAt(uint32_t first, uint32_t committed, uint32_t exten
 }
 
 void ChoiceStream::AppendFrame(const std::string& released, std::vector<ChoiceEvent>& events) {
-  const uint32_t committed = Committed();
+  const uint32_t committed = answer_.taken();
   const uint32_t extent = text_over_ ? completion_tokens() : extent_ - settings_.prompt_tokens;
   FrameEvent frame{.choice = settings_.choice,
                    .step = step_,

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "coordinator/core/generate.h"
+#include "coordinator/service/choice_text.h"
 #include "coordinator/text/text.h"
 #include "quicksilver/v1/worker.pb.h"
 
@@ -16,11 +17,15 @@ namespace quicksilver {
 
 struct ChoiceSettings {
   uint32_t choice = 0;
-  uint32_t prompt_tokens = 0;
+  uint32_t prompt_tokens = 0;  ///< The answer begins behind them.
   uint32_t max_tokens = 1;
+  v1::Grid grid = v1::GRID_ABSOLUTE;
   uint32_t block_length = 1;
+  uint32_t positions_max = 0;  ///< The canvas ends here at most.
+  std::vector<int32_t> given;  ///< Of the answer from its beginning: what it begins with, -1 where masked.
   std::vector<std::string> stops;
   std::vector<int32_t> stop_ids;
+  bool log_probabilities = false;
   bool canvases = false;
   absl::Duration canvas_interval = absl::Milliseconds(20);  ///< Between frames while nothing becomes final.
   absl::Duration accepted;                                  ///< When the request came in.
@@ -40,53 +45,61 @@ class ChoiceStream {
   absl::Status Apply(const v1::SequenceUpdate& update, uint64_t epoch, absl::Duration now,
                      std::vector<ChoiceEvent>& events);
 
-  /// Where another group can go on: the state as of the last update. A worker that does not report provisional commits
-  /// speaks when a block closes, so that is a block's boundary then.
+  /// Where another group can go on: the state as of the last update, or, behind OnPlaced(), as of the beginning of the
+  /// open block when that has state of its own. A worker that does not report provisional commits speaks when a block
+  /// closes, so that is a block's boundary in any case.
   v1::Checkpoint Record() const;
 
   bool finished() const { return finished_; }
   /// A stop string ended it, so the worker still runs it.
   bool stopped_here() const { return stopped_here_; }
   absl::Duration first_commit() const { return first_commit_; }
-  uint32_t completion_tokens() const { return static_cast<uint32_t>(starts_.size()); }
-  /// A worker was given it at `now`. `resumes`: it goes on where another one was lost or was given too much; otherwise
+  uint32_t completion_tokens() const { return answer_.tokens(); }
+  /// A worker is given it at `now`. `resumes`: it goes on where another one was lost or was given too much; otherwise
   /// it is the first one, or the ones before refused it.
-  void OnPlaced(bool resumes, absl::Duration now) {
-    placed_ = std::min(placed_, now);
-    resumes_ += resumes ? 1 : 0;
-    replace_next_ = true;
-  }
+  void OnPlaced(bool resumes, absl::Duration now);
 
  private:
+  /// What the worker said of a token.
+  struct Score {
+    float log_probability = kNoLogProbability;
+    std::vector<v1::TopToken> top;
+  };
+
   absl::Status TakeCommits(const v1::SequenceUpdate& update, absl::Duration now);
-  absl::Status Finalise(uint32_t before, std::string& released);
-  void PushFinal(int32_t token, std::string& released);
-  void Match(const std::string& text, std::string& released);
-  void Finish(const v1::SequenceUpdate& update, absl::Duration now, std::string& released,
-              std::vector<ChoiceEvent>& events);
+  void Write(uint32_t index, const v1::Commit& commit);
+  void ForgetOpenBlock();
+  void TakeGiven(size_t from);
+  uint32_t CanvasEnd() const;
+  absl::Status Finalise(uint32_t before);
+  void PushFinal(int32_t token);
+  WrittenToken Told(uint32_t index, uint64_t offset) const;
+  /// Appends the text that may be sent by now; returns it.
+  std::string AppendDelta(std::vector<ChoiceEvent>& events);
+  void Finish(const v1::SequenceUpdate& update, absl::Duration now, std::vector<ChoiceEvent>& events);
+  FinishedEvent MakeFinished(const v1::SequenceUpdate& update, bool stopped, absl::Duration now) const;
   void AppendFrame(const std::string& released, std::vector<ChoiceEvent>& events);
-  uint32_t Committed() const;
   bool IsMasked(uint32_t index) const;
   FrameSpan RunAt(uint32_t first, uint32_t committed, uint32_t extent) const;
 
   const TextModel& text_;
   const ChoiceSettings settings_;
   const uint32_t end_;  // The position behind the last one that the answer may use.
-  Detokenizer detokenizer_;
-  StopMatcher matcher_;
+  ChoiceText answer_;
   // From the prompt's end on; kMasked where nothing is committed. What the last block holds behind the answer's end
   // belongs to the sequence's state, though never to the text.
   std::vector<int32_t> tokens_;
-  std::vector<uint64_t> starts_;  // For each token of the final text, the bytes of text before it.
-  std::string held_;              // Text of final tokens that may still become a stop string.
-  uint64_t detokenized_bytes_ = 0;
-  uint64_t released_bytes_ = 0;
+  std::vector<Score> scores_;  // Of tokens_, with log_probabilities.
+  uint32_t told_ = 0;          // Tokens of the deltas so far, with log_probabilities.
   uint32_t final_before_;
   uint32_t extent_;  // The canvas that is shown ends here.
   uint32_t step_ = 0;
   uint32_t block_step_ = 0;
   uint32_t block_ = 0;
-  bool text_over_ = false;  // A final stop token was met.
+  bool block_state_ = false;
+  uint32_t canvas_length_ = 0;        // As the worker last said; 0: never.
+  uint32_t block_canvas_length_ = 0;  // The same when the open block was opened.
+  bool text_over_ = false;            // A final stop token was met.
   bool stopped_here_ = false;
   bool finished_ = false;
   absl::Duration placed_ = absl::InfiniteDuration();

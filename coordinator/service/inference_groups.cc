@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "coordinator/service/decoding_proto.h"
 #include "coordinator/service/inference_service_impl.h"
 
 namespace quicksilver {
@@ -80,6 +81,10 @@ absl::Status InferenceServiceImpl::OnGroupInfo(Connection connection, const v1::
     model.mask_id = info.mask_id();
     model.block_length = info.block_length();
     model.stop_ids.assign(info.stop_ids().begin(), info.stop_ids().end());
+    model.family = info.family();
+    model.policies = PolicyNames(info.policies());
+    model.infill = info.infill();
+    model.grid = info.grid();
     const absl::Duration now = MonotonicNow();
     Execute(dispatcher_.OnGroupJoined(connection, std::move(facts), now), now, effects);
   }

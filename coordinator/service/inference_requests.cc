@@ -23,7 +23,11 @@ size_t BytesOf(const GenerateRequest& request) {
   } else {
     bytes += std::get<std::vector<int32_t>>(request.input).size() * sizeof(int32_t);
   }
-  return bytes;
+  for (const auto* side : {&request.infill.suffix, &request.infill.draft}) {
+    if (const auto* text = std::get_if<std::string>(side)) bytes += text->size();
+    if (const auto* ids = std::get_if<std::vector<int32_t>>(side)) bytes += ids->size() * sizeof(int32_t);
+  }
+  return bytes + (request.infill.fixed_ids.size() + request.forbidden_ids.size()) * sizeof(int32_t);
 }
 
 class CallHandle : public Call {

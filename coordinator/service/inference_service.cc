@@ -163,7 +163,8 @@ std::vector<ModelInfo> InferenceServiceImpl::Models() const {
   MutexLock lock(mu_);
   std::vector<ModelInfo> models;
   for (const auto& [name, facts] : models_) {
-    models.push_back({name, facts.created, facts.max_model_len, dispatcher_.HasReadyGroup(name)});
+    models.push_back({name, facts.created, facts.max_model_len, dispatcher_.HasReadyGroup(name), facts.family,
+                      facts.policies, facts.infill});
   }
   if (models.empty()) return models;
   for (const std::string& alias : options_.model_aliases) {

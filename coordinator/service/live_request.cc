@@ -23,14 +23,45 @@ uint64_t MicrosUntil(absl::Duration end, absl::Duration now) {
   return static_cast<uint64_t>(std::max<int64_t>(absl::ToInt64Microseconds(end - kDeadlineMargin - now), 1));
 }
 
+// The field that a refusal is about: those of invalid values begin with it, "decoding.steps (9) must be …".
+std::string FieldOf(const std::string& message) {
+  const size_t end = message.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_.[]");
+  return end == std::string::npos || end == 0 || message.compare(end, 2, " (") != 0 ? "" : message.substr(0, end);
+}
+
 // What a worker says about a sequence that it gave up, in the client's terms.
-ApiError WorkerError(const v1::SequenceEnd& end) {
+ApiError WorkerError(const v1::SequenceEnd& end, const GenerateRequest& request) {
   const std::string& code = end.error_code();
-  if (code == "not_implemented") return NotImplementedError("", end.error_message());
+  std::string message = end.error_message();
+  std::string field = FieldOf(message);
+  if (code == "not_implemented") return NotImplementedError(field, message);
   if (code == "invalid_value" || code == "context_length_exceeded" || code == "unsupported_parameter") {
-    return InvalidRequest(code, "", end.error_message());
+    for (const char* path : {"suffix_ids", "fixed_ids", "draft_ids"}) {
+      if (field.rfind(path, 0) != 0) continue;
+      field = "infill." + field;
+      message = "infill." + message;
+      break;
+    }
+    if (field.rfind("prompt_ids", 0) == 0) field = InputParam(request);
+    return InvalidRequest(code, field, message);
   }
-  return InternalError(code.empty() ? "internal_error" : code, end.error_message());
+  return InternalError(code.empty() ? "internal_error" : code, message);
+}
+
+uint32_t BlockLength(const DecodingChoice& decoding, const ModelFacts& model) {
+  return std::max(static_cast<uint32_t>(decoding.Get("block_length").value_or(model.block_length)), 1u);
+}
+
+// What the answer begins with: the draft, and over it the fixed tokens.
+std::vector<int32_t> Given(const v1::Submit& submit) {
+  std::vector<int32_t> given(submit.draft_ids().begin(), submit.draft_ids().end());
+  const size_t fixed = static_cast<size_t>(submit.fixed_ids_size());
+  given.resize(std::max(given.size(), fixed), InfillChoice::kUndecided);
+  for (size_t i = 0; i < fixed; ++i) {
+    const int32_t id = submit.fixed_ids(static_cast<int>(i));
+    if (id != InfillChoice::kUndecided) given[i] = id;
+  }
+  return given;
 }
 
 }  // namespace
@@ -43,21 +74,29 @@ void LiveRequest::Prepared(PreparedRequest prepared, const ModelFacts& model, co
                            absl::Duration canvas_interval, absl::Duration deadline) {
   prompt_tokens_ = prepared.prompt_tokens;
   max_tokens_ = prepared.max_tokens;
+  prompt_characters_ = prepared.prompt_characters;
   deadline_ = deadline;
   MutexLock lock(mu_);
   submit_ = std::move(prepared.submit);
   unfinished_ = request_.choices;
+  ChoiceSettings settings{.prompt_tokens = static_cast<uint32_t>(submit_.prompt_ids_size()),
+                          .max_tokens = max_tokens_,
+                          .grid = model.grid,
+                          .block_length = BlockLength(request_.decoding, model),
+                          .given = Given(submit_),
+                          .stops = request_.stop,
+                          .stop_ids = model.stop_ids,
+                          .log_probabilities = request_.top_log_probabilities.has_value(),
+                          .canvases = request_.canvases,
+                          .canvas_interval = canvas_interval,
+                          .accepted = accepted_};
+  // A bidirectional model's last block is of a length that the coordinator does not know, but within the model's.
+  settings.positions_max = model.grid == v1::GRID_AFTER_PROMPT
+                               ? std::max(model.max_model_len, settings.prompt_tokens + max_tokens_)
+                               : settings.prompt_tokens + max_tokens_ + settings.block_length;
   for (uint32_t choice = 0; choice < request_.choices; ++choice) {
-    choices_.emplace_back().stream = std::make_unique<ChoiceStream>(
-        text, ChoiceSettings{.choice = choice,
-                             .prompt_tokens = prompt_tokens_,
-                             .max_tokens = max_tokens_,
-                             .block_length = std::max(request_.decoding.block_length.value_or(model.block_length), 1u),
-                             .stops = request_.stop,
-                             .stop_ids = model.stop_ids,
-                             .canvases = request_.canvases,
-                             .canvas_interval = canvas_interval,
-                             .accepted = accepted_});
+    settings.choice = choice;
+    choices_.emplace_back().stream = std::make_unique<ChoiceStream>(text, settings);
   }
 }
 
@@ -135,7 +174,7 @@ std::optional<LiveRequest::Applied> LiveRequest::Refused(const v1::SequenceEnd& 
   if (code == "server_is_overloaded" || code == "shutting_down" || code == "worker_lost") {
     return Applied{.outcome = Outcome::kReturned};
   }
-  return Applied{.outcome = Outcome::kFailed, .error = WorkerError(end)};
+  return Applied{.outcome = Outcome::kFailed, .error = WorkerError(end, request_)};
 }
 
 LiveRequest::Applied LiveRequest::ApplyLocked(Choice& choice, const v1::SequenceUpdate& update, uint64_t epoch,
@@ -145,8 +184,8 @@ LiveRequest::Applied LiveRequest::ApplyLocked(Choice& choice, const v1::Sequence
   }
   // Only now: the worker has taken it. What it refuses must reach the client as a status, not as the end of a stream.
   if (!std::exchange(started_, true)) {
-    pending_.emplace_back(
-        StartedEvent{request_.model, "fp_" + fingerprint_.substr(0, 10), created_, prompt_tokens_, rates_});
+    pending_.emplace_back(StartedEvent{request_.model, "fp_" + fingerprint_.substr(0, 10), created_, prompt_tokens_,
+                                       rates_, prompt_characters_});
   }
   ChoiceStream& stream = *choice.stream;
   const uint32_t before = stream.completion_tokens();

@@ -114,6 +114,7 @@ class LiveRequest {
   const int64_t created_;
   uint32_t prompt_tokens_ = 0;
   uint32_t max_tokens_ = 0;
+  uint64_t prompt_characters_ = 0;
   absl::Duration deadline_ = absl::InfiniteDuration();
 
   mutable Mutex mu_;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -20,6 +21,10 @@ struct ModelFacts {
   int32_t mask_id = -1;
   uint32_t block_length = 1;
   std::vector<int32_t> stop_ids;
+  std::string family;
+  std::vector<std::string_view> policies;  ///< That a request may choose, of kPolicyNames. Empty: not known.
+  bool infill = false;                     ///< Takes suffixes and fixed tokens.
+  v1::Grid grid = v1::GRID_ABSOLUTE;
 };
 
 struct SamplingDefaults {
@@ -29,11 +34,15 @@ struct SamplingDefaults {
 
 /// A request in the worker's terms.
 struct PreparedRequest {
-  uint32_t prompt_tokens = 0;
+  uint32_t prompt_tokens = 0;  ///< The suffix counted.
   uint32_t max_tokens = 0;
-  v1::Submit submit;             ///< Of every choice; without ids, times and checkpoint.
-  std::vector<uint64_t> prefix;  ///< PrefixChain() of the prompt.
+  uint64_t prompt_characters = 0;  ///< Of a raw prompt, when log-probabilities are wanted.
+  v1::Submit submit;               ///< Of every choice; without ids, times and checkpoint.
+  std::vector<uint64_t> prefix;    ///< PrefixChain() of the prompt.
 };
+
+/// How errors name the request's input: `messages` or `prompt`.
+const char* InputParam(const GenerateRequest& request);
 
 /// What tenant and key share KV pages under: 32 bytes, equal for equal pairs alone.
 std::string CacheSalt(const std::string& tenant, const std::string& cache_key);

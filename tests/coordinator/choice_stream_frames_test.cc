@@ -91,6 +91,7 @@ class FramesTest : public testing::Test {
     ChoiceStream stream(*text_, {.prompt_tokens = kPrompt,
                                  .max_tokens = static_cast<uint32_t>(ids.size()),
                                  .block_length = kBlock,
+                                 .positions_max = kPrompt + static_cast<uint32_t>(ids.size()) + kBlock,
                                  .stops = stops,
                                  .canvases = true,
                                  .canvas_interval = absl::Seconds(random() % 3)});

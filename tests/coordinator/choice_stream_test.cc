@@ -25,6 +25,7 @@ class ChoiceStreamTest : public testing::Test {
     settings_.prompt_tokens = kPrompt;
     settings_.max_tokens = 40;
     settings_.block_length = 8;
+    settings_.positions_max = kPrompt + 40 + 8;
     settings_.stop_ids = {text_->FindSpecial("<|im_end|>")};
   }
 

@@ -46,8 +46,8 @@ TEST_F(PrepareTest, KeepsWhatTheRequestSays) {
   request_.seed = -1;
   request_.max_tokens = 3;
   request_.canvases = true;
-  request_.decoding.policy = PolicyChoice::kThreshold;
-  request_.decoding.threshold = 0.75f;
+  request_.decoding.Set("policy", v1::POLICY_THRESHOLD);
+  request_.decoding.Set("threshold", 0.75);
   const PreparedRequest prepared = Good();
   const v1::Submit& submit = prepared.submit;
   EXPECT_EQ(submit.sampling().temperature(), 0.0f);

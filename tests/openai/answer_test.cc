@@ -400,9 +400,10 @@ TEST(OpenAiReplyTest, RatesAreHeadersWhereSomethingIsLimited) {
 }
 
 TEST(OpenAiReplyTest, ModelsAreListedForBothKindsOfClient) {
-  const json list = json::parse(ModelListBody({{"a/b", 1795430400, 4096, true}}));
+  const json list = json::parse(ModelListBody({{"a/b", 1795430400, 4096, true, "sdar", {"static", "wino"}, true}}));
   EXPECT_EQ(list["data"][0], json::parse(R"({"id":"a/b","object":"model","created":1795430400,
-                                             "owned_by":"organization","max_model_len":4096})"));
+                                             "owned_by":"organization","max_model_len":4096,
+                                             "quicksilver":{"family":"sdar","policies":["static","wino"],"infill":true}})"));
   EXPECT_EQ(list["models"][0]["name"], "a/b");
   EXPECT_EQ(list["models"][0]["release_date"], "2026-11-23");
 }

@@ -177,7 +177,7 @@ TEST_F(OpenAiFrontendTest, HealthFollowsReadiness) {
 
 TEST_F(OpenAiFrontendTest, WhatIsNotDeliveredSaysSo) {
   Serve();
-  for (const char* path : {"/v1/responses", "/v1/decisions", "/v1/systemone", "/v1/fim/completions", "/tokenize"}) {
+  for (const char* path : {"/v1/responses", "/v1/decisions", "/v1/systemone", "/v1/edit/completions", "/tokenize"}) {
     const RawClient::Reply reply = Send(Post(path, "{}"));
     EXPECT_EQ(reply.status, 501) << path;
     EXPECT_EQ(reply.Header("x-should-retry"), "false");

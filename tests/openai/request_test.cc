@@ -84,12 +84,12 @@ std::vector<Fault> SamplingFaults() {
       {R"("stop":[1])", 400, "invalid_value", "stop[0]"},
       {R"("stop":{})", 400, "invalid_value", "stop"},
       {R"("frequency_penalty":2.5)", 400, "invalid_value", "frequency_penalty"},
-      {R"("frequency_penalty":0.5)", 501, "not_implemented", "frequency_penalty"},
       {R"("presence_penalty":-2.5)", 400, "invalid_value", "presence_penalty"},
-      {R"("presence_penalty":-1)", 501, "not_implemented", "presence_penalty"},
-      {R"("logit_bias":{"5":1})", 501, "not_implemented", "logit_bias"},
       {R"("logit_bias":{"a":1})", 400, "invalid_value", "logit_bias"},
+      {R"("logit_bias":{"-1":1})", 400, "invalid_value", "logit_bias"},
+      {R"("logit_bias":{"2147483648":1})", 400, "invalid_value", "logit_bias"},
       {R"("logit_bias":{"5":101})", 400, "invalid_value", "logit_bias.5"},
+      {R"("logit_bias":{"5":"1"})", 400, "invalid_value", "logit_bias.5"},
       {R"("logit_bias":[])", 400, "invalid_value", "logit_bias"},
       {R"("stream":1)", 400, "invalid_value", "stream"},
       {R"("stream_options":{"include_usage":true})", 400, "invalid_value", "stream_options"},
@@ -100,20 +100,7 @@ std::vector<Fault> SamplingFaults() {
       {R"("metadata":[])", 400, "invalid_value", "metadata"},
       {R"("store":"yes")", 400, "invalid_value", "store"},
       {R"("service_tier":"gold")", 400, "invalid_value", "service_tier"},
-      {R"("quicksilver":{"policy":"best"})", 400, "invalid_value", "quicksilver.policy"},
-      {R"("quicksilver":{"block_length":0})", 400, "invalid_value", "quicksilver.block_length"},
-      {R"("quicksilver":{"steps":0})", 400, "invalid_value", "quicksilver.steps"},
-      {R"("quicksilver":{"confidence_threshold":1.1})", 400, "invalid_value", "quicksilver.confidence_threshold"},
-      {R"("quicksilver":{"threshold":-1})", 400, "invalid_value", "quicksilver.threshold"},
-      {R"("quicksilver":{"threshold":0.5,"confidence_threshold":0.6})", 400, "invalid_value", "quicksilver.threshold"},
-      {R"("quicksilver":{"remasking":"none"})", 400, "invalid_value", "quicksilver.remasking"},
-      {R"("quicksilver":{"guidance_scale":-1})", 400, "invalid_value", "quicksilver.guidance_scale"},
-      {R"("quicksilver":{"suppress_eos":1})", 400, "invalid_value", "quicksilver.suppress_eos"},
-      {R"("quicksilver":{"distrust_eos":1})", 400, "invalid_value", "quicksilver.distrust_eos"},
-      {R"("quicksilver":{"top_k":257})", 400, "invalid_value", "quicksilver.top_k"},
       {R"("quicksilver":{"canvases":true})", 400, "invalid_value", "quicksilver.canvases"},
-      {R"("quicksilver":{"stepz":3})", 400, "unknown_parameter", "quicksilver.stepz"},
-      {R"("quicksilver":3)", 400, "invalid_value", "quicksilver"},
   };
 }
 
@@ -130,7 +117,6 @@ TEST(OpenAiRequestTest, FaultsOfChatFieldsAreNamed) {
           {R"("max_tokens":-1)", 400, "invalid_value", "max_tokens"},
           {R"("max_completion_tokens":0)", 400, "invalid_value", "max_completion_tokens"},
           {R"("max_tokens":5,"max_completion_tokens":6)", 400, "invalid_value", "max_tokens"},
-          {R"("logprobs":true)", 501, "not_implemented", "logprobs"},
           {R"("logprobs":1)", 400, "invalid_value", "logprobs"},
           {R"("top_logprobs":3)", 400, "invalid_value", "top_logprobs"},
           {R"("logprobs":true,"top_logprobs":21)", 400, "invalid_value", "top_logprobs"},
@@ -160,6 +146,7 @@ TEST(OpenAiRequestTest, FaultsOfChatFieldsAreNamed) {
           {R"("diffusing":true)", 400, "invalid_value", "diffusing"},
           {R"("diffusing":true,"stream":true,"n":2)", 400, "invalid_value", "diffusing"},
           {R"("diffusing":true,"stream":true,"tools":[{"type":"function"}])", 400, "invalid_value", "diffusing"},
+          {R"("diffusing":true,"stream":true,"logprobs":true)", 400, "invalid_value", "diffusing"},
           {R"("diffusing":1)", 400, "invalid_value", "diffusing"},
           {R"("realtime":1)", 400, "invalid_value", "realtime"},
       });
@@ -167,13 +154,13 @@ TEST(OpenAiRequestTest, FaultsOfChatFieldsAreNamed) {
 
 TEST(OpenAiRequestTest, FaultsOfCompletionFieldsAreNamed) {
   ExpectFaults(kCompletions, {
-                                 {R"("suffix":"x")", 501, "not_implemented", "suffix"},
+                                 {R"("suffix":5)", 400, "invalid_value", "suffix"},
                                  {R"("max_tokens":0)", 400, "invalid_value", "max_tokens"},
                                  {R"("max_tokens":-1)", 400, "invalid_value", "max_tokens"},
                                  {R"("best_of":2)", 400, "invalid_value", "best_of"},
                                  {R"("best_of":21,"n":8)", 400, "invalid_value", "best_of"},
                                  {R"("best_of":2,"n":2,"stream":true)", 400, "invalid_value", "best_of"},
-                                 {R"("logprobs":0)", 501, "not_implemented", "logprobs"},
+                                 {R"("logprobs":0,"echo":true)", 501, "not_implemented", "echo"},
                                  {R"("logprobs":6)", 400, "invalid_value", "logprobs"},
                                  {R"("echo":1)", 400, "invalid_value", "echo"},
                                  {R"("diffusing":true)", 400, "unsupported_parameter", "diffusing"},
@@ -292,7 +279,8 @@ TEST(OpenAiRequestTest, WhatIsNotGivenIsLeftToTheModel) {
     EXPECT_TRUE(generation.stop.empty());
     EXPECT_EQ(generation.max_tokens, std::nullopt);
     EXPECT_EQ(generation.top_k, 0);
-    EXPECT_EQ(generation.decoding.policy, PolicyChoice::kDefault);
+    EXPECT_EQ(generation.decoding, DecodingChoice());
+    EXPECT_EQ(generation.top_log_probabilities, std::nullopt);
     EXPECT_FALSE(request.stream || request.include_usage || request.canvases || request.diffusing);
   }
   EXPECT_EQ(AcceptedField("", kCompletions).generations[0].max_tokens, 16);
@@ -329,25 +317,6 @@ TEST(OpenAiRequestTest, EdgesOfTheRangesAreAccepted) {
     AcceptedField(fields);
   }
   EXPECT_EQ(AcceptedField(R"("max_tokens":9223372036854775807)").generations[0].max_tokens, UINT32_MAX);
-}
-
-TEST(OpenAiRequestTest, OurExtensionArrivesAsGiven) {
-  const OpenAiRequest request = AcceptedField(
-      R"("stream":true,"quicksilver":{"policy":"dynamic","block_length":32,"steps":4,"confidence_threshold":0.5,)"
-      R"("threshold":0.5,"remasking":"random","guidance_scale":1.5,"suppress_eos":true,"distrust_eos":true,)"
-      R"("top_k":40,"canvases":true})");
-  const GenerateRequest& generation = request.generations[0];
-  EXPECT_EQ(generation.decoding.policy, PolicyChoice::kDynamic);
-  EXPECT_EQ(generation.decoding.block_length, 32);
-  EXPECT_EQ(generation.decoding.steps, 4);
-  EXPECT_EQ(generation.decoding.threshold, 0.5f);
-  EXPECT_TRUE(generation.decoding.random_remasking);
-  EXPECT_EQ(generation.decoding.guidance_scale, 1.5f);
-  EXPECT_TRUE(generation.decoding.suppress_eos && generation.decoding.distrust_eos);
-  EXPECT_EQ(generation.top_k, 40);
-  EXPECT_TRUE(generation.canvases && request.canvases);
-  EXPECT_EQ(AcceptedField(R"("quicksilver":{"threshold":0.25})").generations[0].decoding.threshold, 0.25f);
-  EXPECT_TRUE(AcceptedField(R"("stream":true,"diffusing":true)").generations[0].canvases);
 }
 
 TEST(OpenAiRequestTest, ServiceTiersArePriorities) {

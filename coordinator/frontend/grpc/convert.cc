@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cmath>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "coordinator/service/decoding_proto.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 
@@ -21,6 +21,8 @@ ApiError Invalid(const std::string& field, const Parts&... parts) {
   return InvalidRequest("invalid_value", field, absl::StrCat(field, parts...));
 }
 
+std::vector<int32_t> ToVector(const google::protobuf::RepeatedField<int32_t>& ids) { return {ids.begin(), ids.end()}; }
+
 std::optional<ApiError> ReadInput(const v1::GenerateRequest& proto, const GrpcLimits& limits,
                                   GenerateRequest& request) {
   switch (proto.input_case()) {
@@ -28,7 +30,7 @@ std::optional<ApiError> ReadInput(const v1::GenerateRequest& proto, const GrpcLi
       request.input = proto.prompt();
       return std::nullopt;
     case v1::GenerateRequest::kPromptIds:
-      request.input = std::vector<int32_t>(proto.prompt_ids().ids().begin(), proto.prompt_ids().ids().end());
+      request.input = ToVector(proto.prompt_ids().ids());
       return std::nullopt;
     case v1::GenerateRequest::INPUT_NOT_SET:
       return InvalidRequest("missing_required_parameter", "input", "One of chat, prompt and prompt_ids is required.");
@@ -55,6 +57,42 @@ std::optional<ApiError> ReadInput(const v1::GenerateRequest& proto, const GrpcLi
   return std::nullopt;
 }
 
+std::optional<ApiError> ReadPenalty(const char* name, float value, float& penalty) {
+  if (!(value >= -kPenaltyMax && value <= kPenaltyMax)) {
+    return Invalid(name, " is ", value, ", not in [", -kPenaltyMax, ", ", kPenaltyMax, "].");
+  }
+  penalty = value;
+  return std::nullopt;
+}
+
+std::optional<ApiError> ReadBiases(const v1::Sampling& sampling, GenerateRequest& request) {
+  for (const auto& [name, size] : {std::pair<const char*, size_t>{"sampling.logit_bias", sampling.logit_bias_size()},
+                                   {"sampling.forbidden_ids", sampling.forbidden_ids_size()}}) {
+    if (size > kBiasesMax) return Invalid(name, " has ", size, " entries, at most ", kBiasesMax, " are allowed.");
+  }
+  request.logit_bias = {sampling.logit_bias().begin(), sampling.logit_bias().end()};
+  for (const auto& [id, bias] : request.logit_bias) {
+    if (!(bias >= -kBiasMax && bias <= kBiasMax)) {
+      return Invalid(absl::StrCat("sampling.logit_bias.", id), " is ", bias, ", not in [", -kBiasMax, ", ", kBiasMax,
+                     "].");
+    }
+  }
+  request.forbidden_ids = ToVector(sampling.forbidden_ids());
+  if (auto error = ReadPenalty("sampling.presence_penalty", sampling.presence_penalty(), request.presence_penalty)) {
+    return error;
+  }
+  if (auto error = ReadPenalty("sampling.frequency_penalty", sampling.frequency_penalty(), request.frequency_penalty)) {
+    return error;
+  }
+  if (!sampling.has_top_log_probabilities()) return std::nullopt;
+  if (sampling.top_log_probabilities() > kTopLogProbabilitiesMax) {
+    return Invalid("sampling.top_log_probabilities", " is ", sampling.top_log_probabilities(), ", at most ",
+                   kTopLogProbabilitiesMax, " is allowed.");
+  }
+  request.top_log_probabilities = sampling.top_log_probabilities();
+  return std::nullopt;
+}
+
 std::optional<ApiError> ReadSampling(const v1::Sampling& sampling, const GrpcLimits& limits, GenerateRequest& request) {
   if (sampling.has_temperature()) {
     const float value = sampling.temperature();
@@ -71,57 +109,23 @@ std::optional<ApiError> ReadSampling(const v1::Sampling& sampling, const GrpcLim
   }
   request.top_k = sampling.top_k();
   if (sampling.has_seed()) request.seed = sampling.seed();
-  return std::nullopt;
-}
-
-std::optional<PolicyChoice> ReadPolicy(v1::Policy policy) {
-  switch (policy) {
-    case v1::POLICY_UNSPECIFIED:
-      return PolicyChoice::kDefault;
-    case v1::POLICY_STATIC:
-      return PolicyChoice::kStatic;
-    case v1::POLICY_DYNAMIC:
-      return PolicyChoice::kDynamic;
-    case v1::POLICY_SEQUENTIAL:
-      return PolicyChoice::kSequential;
-    case v1::POLICY_THRESHOLD:
-      return PolicyChoice::kThreshold;
-    default:
-      return std::nullopt;
-  }
+  return ReadBiases(sampling, request);
 }
 
 std::optional<ApiError> ReadDecoding(const v1::Decoding& decoding, DecodingChoice& choice) {
-  const std::optional<PolicyChoice> policy = ReadPolicy(decoding.policy());
-  if (!policy) return Invalid("decoding.policy", " is ", static_cast<int>(decoding.policy()), ", which is no policy.");
-  choice.policy = *policy;
-  if (!v1::Remasking_IsValid(decoding.remasking())) {
-    return Invalid("decoding.remasking", " is ", static_cast<int>(decoding.remasking()), ", which is no remasking.");
-  }
-  choice.random_remasking = decoding.remasking() == v1::REMASKING_RANDOM;
-  if (decoding.has_block_length()) {
-    if (decoding.block_length() == 0) return Invalid("decoding.block_length", " must be at least 1.");
-    choice.block_length = decoding.block_length();
-  }
-  if (decoding.has_steps()) {
-    if (decoding.steps() == 0) return Invalid("decoding.steps", " must be at least 1.");
-    choice.steps = decoding.steps();
-  }
-  if (decoding.has_threshold()) {
-    const float value = decoding.threshold();
-    if (!(value >= 0.0f && value <= 1.0f)) return Invalid("decoding.threshold", " is ", value, ", not in [0, 1].");
-    choice.threshold = value;
-  }
-  if (decoding.has_guidance_scale()) {
-    const float value = decoding.guidance_scale();
-    if (!(value >= 0.0f) || std::isinf(value)) {
-      return Invalid("decoding.guidance_scale", " is ", value, ", not a number of at least 0.");
-    }
-    choice.guidance_scale = value;
-  }
-  choice.suppress_eos = decoding.suppress_eos();
-  choice.distrust_eos = decoding.distrust_eos();
+  std::variant<DecodingChoice, ApiError> read = FromProto(decoding);
+  if (const auto* error = std::get_if<ApiError>(&read)) return *error;
+  choice = std::get<DecodingChoice>(read);
   return std::nullopt;
+}
+
+// Ids are looked at where the model is known.
+void ReadInfill(const v1::Infill& proto, InfillChoice& infill) {
+  if (proto.following_case() == v1::Infill::kSuffix) infill.suffix = proto.suffix();
+  if (proto.following_case() == v1::Infill::kSuffixIds) infill.suffix = ToVector(proto.suffix_ids().ids());
+  infill.fixed_ids = ToVector(proto.fixed_ids());
+  if (proto.draft_case() == v1::Infill::kDraftText) infill.draft = proto.draft_text();
+  if (proto.draft_case() == v1::Infill::kDraftIds) infill.draft = ToVector(proto.draft_ids().ids());
 }
 
 std::optional<ApiError> ReadScheduling(const v1::GenerateRequest& proto, GenerateRequest& request) {
@@ -177,6 +181,12 @@ std::optional<ApiError> ReadBounds(const v1::GenerateRequest& proto, const GrpcL
   return std::nullopt;
 }
 
+void Fill(const AlternativeToken& token, v1::TokenLogProbability& proto) {
+  proto.set_id(token.id);
+  proto.set_text(token.bytes);
+  proto.set_log_probability(token.log_probability);
+}
+
 v1::Span::Op ToProto(SpanOp op) {
   switch (op) {
     case SpanOp::kReplace:
@@ -203,6 +213,7 @@ std::variant<GenerateRequest, ApiError> FromProto(const v1::GenerateRequest& pro
   if (std::optional<ApiError> error = ReadInput(proto, limits, request)) return *error;
   if (std::optional<ApiError> error = ReadSampling(proto.sampling(), limits, request)) return *error;
   if (std::optional<ApiError> error = ReadDecoding(proto.decoding(), request.decoding)) return *error;
+  ReadInfill(proto.infill(), request.infill);
   if (std::optional<ApiError> error = ReadScheduling(proto, request)) return *error;
   if (std::optional<ApiError> error = ReadBounds(proto, limits, request)) return *error;
   return request;
@@ -287,6 +298,11 @@ v1::GenerateEvent ToProto(const DeltaEvent& event) {
   delta.set_text(event.text);
   delta.set_block(event.block);
   delta.set_step(event.step);
+  for (const WrittenToken& token : event.tokens) {
+    v1::TokenLogProbability& told = *delta.add_tokens();
+    Fill(token.token, told);
+    for (const AlternativeToken& top : token.top) Fill(top, *told.add_top());
+  }
   return proto;
 }
 
@@ -324,7 +340,23 @@ v1::GenerateEvent ToProto(const FinishedEvent& event) {
   finished.set_preemptions(event.preemptions);
   finished.set_paced_steps(event.paced_steps);
   finished.set_deadline_reached(event.deadline_reached);
+  finished.set_policy(static_cast<v1::Policy>(NumberOf(kPolicyNames, event.policy)));
+  finished.set_cache(static_cast<v1::Cache>(NumberOf(kCacheNames, event.cache)));
   return proto;
+}
+
+v1::Model ToProto(const ModelInfo& info) {
+  v1::Model model;
+  model.set_id(info.id);
+  model.set_created(info.created);
+  model.set_max_model_len(info.max_model_len);
+  model.set_ready(info.ready);
+  model.set_family(info.family);
+  for (const std::string_view policy : info.policies) {
+    model.add_policies(static_cast<v1::Policy>(NumberOf(kPolicyNames, policy)));
+  }
+  model.set_infill(info.infill);
+  return model;
 }
 
 bool IsRequestId(const std::string& id) {

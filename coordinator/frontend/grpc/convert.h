@@ -29,6 +29,7 @@ v1::GenerateEvent ToProto(const StartedEvent& event, const std::string& request_
 v1::GenerateEvent ToProto(const DeltaEvent& event);
 v1::GenerateEvent ToProto(const FrameEvent& event);
 v1::GenerateEvent ToProto(const FinishedEvent& event);
+v1::Model ToProto(const ModelInfo& info);
 
 /// What may be echoed as x-request-id.
 bool IsRequestId(const std::string& id);

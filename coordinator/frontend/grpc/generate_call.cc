@@ -112,6 +112,7 @@ void GenerateCall::Push(v1::GenerateEvent event, bool last) {
       waiting.mutable_text()->append(event.delta().text());
       waiting.set_block(event.delta().block());
       waiting.set_step(event.delta().step());
+      waiting.mutable_tokens()->MergeFrom(event.delta().tokens());
     } else {
       outbox_.push_back(std::move(event));
     }

@@ -41,13 +41,7 @@ class InferenceRpc : public v1::Inference::CallbackService {
 
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context, const v1::ListModelsRequest*,
                                        v1::ListModelsReply* reply) override {
-    for (const ModelInfo& info : inference_.Models()) {
-      v1::Model& model = *reply->add_models();
-      model.set_id(info.id);
-      model.set_created(info.created);
-      model.set_max_model_len(info.max_model_len);
-      model.set_ready(info.ready);
-    }
+    for (const ModelInfo& info : inference_.Models()) *reply->add_models() = ToProto(info);
     metrics_.CountRequest("ListModels", 200, "");
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     reactor->Finish(grpc::Status::OK);

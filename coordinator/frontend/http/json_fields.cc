@@ -145,7 +145,7 @@ std::optional<std::string> JsonFields::String(std::string_view name, size_t char
   return text;
 }
 
-std::optional<std::string> JsonFields::OneOf(std::string_view name, std::initializer_list<std::string_view> values) {
+std::optional<std::string> JsonFields::OneOf(std::string_view name, std::span<const std::string_view> values) {
   std::optional<std::string> text = String(name);
   if (!text || std::find(values.begin(), values.end(), *text) != values.end()) return text;
   std::string expected;

@@ -5,6 +5,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -29,7 +30,10 @@ class JsonFields {
   /// Requires min <= x <= max, or min < x when `open_below`.
   std::optional<double> Number(std::string_view name, double min, double max, bool open_below = false);
   std::optional<std::string> String(std::string_view name, size_t characters_max = std::string::npos);
-  std::optional<std::string> OneOf(std::string_view name, std::initializer_list<std::string_view> values);
+  std::optional<std::string> OneOf(std::string_view name, std::span<const std::string_view> values);
+  std::optional<std::string> OneOf(std::string_view name, std::initializer_list<std::string_view> values) {
+    return OneOf(name, std::span(values.begin(), values.size()));
+  }
 
   /// The path of a field, as `param` spells it.
   std::string Path(std::string_view name) const;

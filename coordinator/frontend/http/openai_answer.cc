@@ -6,6 +6,8 @@
 #include <utility>
 
 #include "common/http/message.h"
+#include "common/utf8.h"
+#include "coordinator/frontend/http/openai_logprobs.h"
 
 namespace quicksilver {
 namespace {
@@ -16,6 +18,7 @@ using http::AppendJsonString;
 constexpr std::string_view kMaskedToken = "\xE2\x96\x91";
 
 constexpr size_t kChunkTextBytesMax = 64 * 1024;
+constexpr size_t kChunkTokensMax = 256;  // With log-probabilities.
 
 std::string_view Name(FinishReason reason) { return reason == FinishReason::kStop ? "stop" : "length"; }
 
@@ -44,6 +47,9 @@ std::string EndFields(const FinishedEvent& end) {
   add("preempted", end.preemptions);
   add("paced_steps", end.paced_steps);
   if (end.deadline_reached) out += ",\"deadline_reached\":true";
+  if (!end.policy.empty()) out.append(",\"policy\":\"").append(end.policy).append("\"");
+  if (!end.cache.empty()) out.append(",\"cache\":\"").append(end.cache).append("\"");
+  if (!end.cache.empty() && end.cache != "none") out += ",\"approximate\":true";
   return out;
 }
 
@@ -59,8 +65,10 @@ OpenAiAnswer::OpenAiAnswer(const OpenAiRequest& request, std::string id)
       diffusing_(request.diffusing),
       discards_text_(request.discards_text),
       names_service_tier_(request.names_service_tier),
+      logprobs_(!request.generations.empty() && request.generations[0].top_log_probabilities.has_value()),
       choices_per_prompt_(request.choices()),
-      choices_(request.generations.size() * request.choices()) {}
+      choices_(request.generations.size() * request.choices()),
+      prompt_characters_(request.generations.size()) {}
 
 uint32_t OpenAiAnswer::Index(size_t prompt, uint32_t choice) const {
   return static_cast<uint32_t>(prompt) * choices_per_prompt_ + choice;
@@ -83,12 +91,14 @@ void OpenAiAnswer::BuildPrefix(const StartedEvent& event) {
 void OpenAiAnswer::OnStarted(size_t prompt, const StartedEvent& event) {
   if (common_.empty()) BuildPrefix(event);
   prompt_tokens_ += event.prompt_tokens;
+  prompt_characters_[prompt] = event.prompt_characters;
   for (uint32_t i = 0; i < choices_per_prompt_; ++i) choices_[Index(prompt, i)].started = true;
 }
 
 void OpenAiAnswer::OnDelta(size_t prompt, const DeltaEvent& event) {
   Choice& choice = choices_[Index(prompt, event.choice)];
   if (!discards_text_) choice.unsent += event.text;
+  choice.tokens.insert(choice.tokens.end(), event.tokens.begin(), event.tokens.end());
   choice.step = event.step;
   choice.block = event.block;
 }
@@ -117,12 +127,14 @@ std::string OpenAiAnswer::EchoOf(uint32_t index) const {
 
 // `delta`: the members of the choice that carry its text.
 void OpenAiAnswer::AppendChunk(uint32_t index, std::string_view delta, std::string_view finish_reason,
-                               const std::string& extension, std::string& out) const {
+                               const std::string& extension, std::string& out, std::string_view logprobs) const {
   out += "data: {";
   out += common_;
   out += ",\"choices\":[{\"index\":" + std::to_string(index) + ",";
   out += delta;
-  out += ",\"logprobs\":null,\"finish_reason\":";
+  out += ",\"logprobs\":";
+  out += logprobs;
+  out += ",\"finish_reason\":";
   if (finish_reason.empty()) {
     out += "null";
   } else {
@@ -151,18 +163,39 @@ void OpenAiAnswer::AppendOpening(uint32_t index, Choice& choice, std::string& ou
   AppendChunk(index, text, "", "", out);
 }
 
-void OpenAiAnswer::AppendText(uint32_t index, Choice& choice, std::string& out) {
-  // Far above what a block makes: only the text of a client that was slow for long is cut, at a character.
-  size_t size = choice.unsent.size();
-  if (!diffusing_ && size > kChunkTextBytesMax) {
-    size = kChunkTextBytesMax;
-    while ((choice.unsent[size] & 0xC0) == 0x80 && size > kChunkTextBytesMax - 4) --size;
+// Bytes of the next chunk's text, and its tokens. Far above what a block makes: only the text of a client that was slow
+// for long is cut, at a character.
+size_t OpenAiAnswer::NextText(const Choice& choice, size_t& tokens) const {
+  const std::string& text = choice.unsent;
+  tokens = WholeTokens(choice.tokens, kChunkTokensMax);
+  if (tokens < choice.tokens.size()) {
+    uint64_t characters = choice.tokens[tokens].offset - choice.tokens[0].offset;
+    size_t size = 0;
+    for (; size < text.size() && characters > 0; --characters)
+      size += std::max<size_t>(1, Utf8CharacterLength(std::string_view(text).substr(size)));
+    return size;
   }
+  if (logprobs_ || diffusing_ || text.size() <= kChunkTextBytesMax) return text.size();
+  size_t size = kChunkTextBytesMax;
+  while ((text[size] & 0xC0) == 0x80 && size > kChunkTextBytesMax - 4) --size;
+  return size;
+}
+
+std::string OpenAiAnswer::Logprobs(uint32_t index, const Choice& choice, size_t tokens) const {
+  if (!logprobs_) return "null";
+  return chat() ? ChatLogprobs(choice.tokens, tokens)
+                : CompletionLogprobs(choice.tokens, tokens, prompt_characters_[index / choices_per_prompt_]);
+}
+
+void OpenAiAnswer::AppendText(uint32_t index, Choice& choice, std::string& out) {
+  size_t tokens = 0;
+  const size_t size = NextText(choice, tokens);
   std::string text = chat() ? "\"delta\":{\"content\":" : "\"text\":";
   AppendJsonString(std::string_view(choice.unsent).substr(0, size), text);
   if (chat()) text += '}';
-  AppendChunk(index, text, "", Extension(choice), out);
+  AppendChunk(index, text, "", Extension(choice), out, Logprobs(index, choice, tokens));
   choice.unsent.erase(0, size);
+  choice.tokens.erase(choice.tokens.begin(), choice.tokens.begin() + static_cast<std::ptrdiff_t>(tokens));
 }
 
 void OpenAiAnswer::AppendFinish(uint32_t index, const Choice& choice, std::string& out) {
@@ -179,8 +212,8 @@ std::string OpenAiAnswer::NextEvents() {
     if (!choice.started || choice.closed) continue;
     if (!choice.opened) AppendOpening(index, choice, out);
     // A diffusing client shows canvases until the final text replaces them.
-    if (!choice.unsent.empty() && !diffusing_) AppendText(index, choice, out);
-    if (!choice.finished || (!choice.unsent.empty() && !diffusing_)) continue;
+    if (choice.waits() && !diffusing_) AppendText(index, choice, out);
+    if (!choice.finished || (choice.waits() && !diffusing_)) continue;
     if (diffusing_) {
       if (!ShowsAll(choice)) AppendText(index, choice, out);
     } else if (!choice.frames.empty()) {
@@ -284,6 +317,8 @@ std::string OpenAiAnswer::Totals() const {
     total.preemptions += choice.end.preemptions;
     total.paced_steps += choice.end.paced_steps;
     total.deadline_reached = total.deadline_reached || choice.end.deadline_reached;
+    total.policy = choice.end.policy;  // Of one request: the same.
+    total.cache = choice.end.cache;
   }
   return ",\"quicksilver\":{" + EndFields(total) + "}";
 }
@@ -298,7 +333,7 @@ std::string OpenAiAnswer::Body() const {
     out += chat() ? R"(,"message":{"role":"assistant","content":)" : ",\"text\":";
     AppendJsonString(EchoOf(index) + choice.unsent, out);
     if (chat()) out += ",\"refusal\":null}";
-    out += ",\"logprobs\":null,\"finish_reason\":";
+    out += ",\"logprobs\":" + Logprobs(index, choice, choice.tokens.size()) + ",\"finish_reason\":";
     AppendJsonString(Name(choice.end.reason), out);
     out += '}';
   }

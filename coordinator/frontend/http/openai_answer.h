@@ -44,13 +44,16 @@ class OpenAiAnswer {
 
  private:
   struct Choice {
-    std::string unsent;  ///< Streamed: text to send. Else, and when diffusing: all of it.
+    std::string unsent;                ///< Streamed: text to send. Else, and when diffusing: all of it.
+    std::vector<WrittenToken> tokens;  ///< Those of `unsent`, when log-probabilities are wanted.
     uint32_t step = 0, block = 0;
     bool opened = false;  ///< The role or echo chunk has been sent.
     bool started = false, finished = false, closed = false;
     FinishedEvent end;
     FrameQueue frames;
     bool shows_canvas = false;  ///< Diffusing: one has been sent.
+
+    bool waits() const { return !unsent.empty() || !tokens.empty(); }
   };
 
   void BuildPrefix(const StartedEvent& event);
@@ -58,7 +61,9 @@ class OpenAiAnswer {
   void AppendText(uint32_t index, Choice& choice, std::string& out);
   void AppendFinish(uint32_t index, const Choice& choice, std::string& out);
   void AppendChunk(uint32_t index, std::string_view delta, std::string_view finish_reason, const std::string& extension,
-                   std::string& out) const;
+                   std::string& out, std::string_view logprobs = "null") const;
+  size_t NextText(const Choice& choice, size_t& tokens) const;
+  std::string Logprobs(uint32_t index, const Choice& choice, size_t tokens) const;
   void AppendUsage(std::string& out) const;
   std::string Extension(const Choice& choice) const;
   std::string Totals() const;
@@ -73,10 +78,11 @@ class OpenAiAnswer {
   const std::string id_;
   const std::vector<std::string> echoes_;
   const std::string service_tier_;
-  const bool stream_, include_usage_, diffusing_, discards_text_, names_service_tier_;
+  const bool stream_, include_usage_, diffusing_, discards_text_, names_service_tier_, logprobs_;
   const uint32_t choices_per_prompt_;
   std::vector<Choice> choices_;
-  std::string common_;  ///< "id" to "system_fingerprint" of every chunk and body.
+  std::vector<uint64_t> prompt_characters_;  // Of each prompt.
+  std::string common_;                       ///< "id" to "system_fingerprint" of every chunk and body.
   uint64_t prompt_tokens_ = 0;
   bool done_ = false;
 };

@@ -13,8 +13,8 @@ namespace {
 constexpr char kUnknownRoute[] = "unknown";
 
 // Known to clients of the API, not delivered yet (serving.md §10).
-constexpr const char* kUndelivered[] = {"/responses",       "/decisions",         "/systemone",
-                                        "/fim/completions", "/apply/completions", "/edit/completions"};
+constexpr const char* kUndelivered[] = {"/responses", "/decisions", "/systemone", "/apply/completions",
+                                        "/edit/completions"};
 
 http::Response UnsupportedMediaType(const char* header) {
   return http::ErrorResponse(415, "invalid_request_error", "unsupported_media_type",
@@ -59,6 +59,7 @@ void OpenAiFrontend::RegisterUnder(const std::string& base, http::Server& server
   };
   serve("/chat/completions", OpenAiEndpoint::kChat);
   serve("/completions", OpenAiEndpoint::kCompletions);
+  serve("/fim/completions", OpenAiEndpoint::kFim);
   server.Route("GET", base + "/models", [this](const http::Request&) {
     http::Response response;
     response.body = ModelListBody(inference_.Models());

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "coordinator/frontend/http/openai_extension.h"
 #include "coordinator/frontend/http/openai_reply.h"
 
 namespace quicksilver {
@@ -105,7 +106,8 @@ void OpenAiGeneration::OnFinished(size_t prompt, const FinishedEvent& event) {
 }
 
 // Fails the whole answer: half of its choices are no answer.
-void OpenAiGeneration::OnError(const ApiError& error) {
+void OpenAiGeneration::OnError(const ApiError& fault) {
+  const ApiError error = InHttpTerms(fault);
   MutexLock lock(mutex_);
   if (failed_ || finished_) return;
   failed_ = true;

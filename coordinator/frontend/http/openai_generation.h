@@ -30,7 +30,7 @@ class OpenAiGeneration : public std::enable_shared_from_this<OpenAiGeneration> {
   void OnDelta(size_t prompt, const DeltaEvent& event) EXCLUDES_LOCK(mutex_);
   void OnFrame(size_t prompt, const FrameEvent& event) EXCLUDES_LOCK(mutex_);
   void OnFinished(size_t prompt, const FinishedEvent& event) EXCLUDES_LOCK(mutex_);
-  void OnError(const ApiError& error) EXCLUDES_LOCK(mutex_);
+  void OnError(const ApiError& fault) EXCLUDES_LOCK(mutex_);
 
   void OnEnd(http::EndReason reason) EXCLUDES_LOCK(mutex_);
   void Pump() REQUIRES_LOCK(mutex_);

@@ -68,7 +68,15 @@ std::string ModelBody(const ModelInfo& model) {
   std::string out = "{\"id\":";
   http::AppendJsonString(model.id, out);
   out += ",\"object\":\"model\",\"created\":" + std::to_string(model.created) +
-         ",\"owned_by\":\"organization\",\"max_model_len\":" + std::to_string(model.max_model_len) + "}";
+         ",\"owned_by\":\"organization\",\"max_model_len\":" + std::to_string(model.max_model_len) +
+         ",\"quicksilver\":{\"family\":";
+  http::AppendJsonString(model.family, out);
+  out += ",\"policies\":[";
+  for (size_t i = 0; i < model.policies.size(); ++i) {
+    out += i > 0 ? "," : "";
+    http::AppendJsonString(model.policies[i], out);
+  }
+  out += std::string("],\"infill\":") + (model.infill ? "true" : "false") + "}}";
   return out;
 }
 

@@ -8,7 +8,9 @@
 
 #include "common/json.h"
 #include "coordinator/frontend/http/json_fields.h"
+#include "coordinator/frontend/http/openai_extension.h"
 #include "coordinator/frontend/http/openai_messages.h"
+#include "coordinator/frontend/http/openai_sampling.h"
 #include "coordinator/frontend/http/openai_unsupported.h"
 
 namespace quicksilver {
@@ -16,54 +18,14 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kStopStringsMax = 4;
-constexpr int64_t kStepsMax = 65536;
+constexpr double kTemperatureMax = 2;
 constexpr uint32_t kCompletionTokensDefault = 16;
+// Mercury's edit family (serving.md §2.4).
+constexpr double kFimTemperatureMax = 1;
+constexpr uint32_t kFimTokensDefault = 512;
+constexpr int64_t kFimTokensMax = 8192;
 
 uint32_t Clamped(int64_t value) { return static_cast<uint32_t>(std::min<int64_t>(value, UINT32_MAX)); }
-
-std::vector<std::string> ReadStop(JsonFields& fields) {
-  const json* stop = fields.Find("stop");
-  if (stop == nullptr) return {};
-  const json list = stop->is_array() ? *stop : json::array({*stop});
-  if (list.size() > kStopStringsMax) {
-    fields.FailValue("stop", "expected at most 4 strings, got " + std::to_string(list.size()));
-  }
-  std::vector<std::string> strings;
-  for (size_t i = 0; i < list.size(); ++i) {
-    const std::string name = stop->is_array() ? "stop[" + std::to_string(i) + "]" : "stop";
-    if (!list[i].is_string()) {
-      fields.FailValue(name, "expected a string, got " + JsonKind(list[i]));
-      break;
-    }
-    strings.push_back(list[i].get<std::string>());
-    if (strings.back().empty()) fields.FailValue(name, "expected a string that is not empty");
-    if (strings.back().size() > kStopBytesMax) {
-      fields.FailValue(name, "expected at most " + std::to_string(kStopBytesMax) + " bytes, got " +
-                                 std::to_string(strings.back().size()));
-    }
-  }
-  return strings;
-}
-
-void ReadSampling(JsonFields& fields, const OpenAiLimits& limits, GenerateRequest& request) {
-  if (const auto model = fields.String("model")) {
-    request.model = *model;
-    if (model->size() > kModelBytesMax) {
-      fields.FailValue("model", "expected at most " + std::to_string(kModelBytesMax) + " bytes, got " +
-                                    std::to_string(model->size()));
-    }
-  } else {
-    fields.FailMissing("model");
-  }
-  if (const auto value = fields.Number("temperature", 0, 2)) request.temperature = static_cast<float>(*value);
-  if (const auto value = fields.Number("top_p", 0, 1, /*open_below=*/true)) {
-    request.top_p = static_cast<float>(*value);
-  }
-  request.seed = fields.Integer("seed", INT64_MIN, INT64_MAX);
-  request.choices = static_cast<uint32_t>(fields.Integer("n", 1, limits.choices_max).value_or(1));
-  request.stop = ReadStop(fields);
-}
 
 void ReadStreaming(JsonFields& fields, std::optional<ApiError>& error, OpenAiRequest& request) {
   request.stream = fields.Bool("stream").value_or(false);
@@ -73,22 +35,6 @@ void ReadStreaming(JsonFields& fields, std::optional<ApiError>& error, OpenAiReq
   JsonFields nested(*options, "stream_options.", error);
   request.include_usage = nested.Bool("include_usage").value_or(false);
   nested.Bool("include_obfuscation");
-}
-
-PolicyChoice ToPolicy(const std::string& name) {
-  if (name == "static") return PolicyChoice::kStatic;
-  if (name == "dynamic") return PolicyChoice::kDynamic;
-  if (name == "sequential") return PolicyChoice::kSequential;
-  return PolicyChoice::kThreshold;
-}
-
-void ReadThreshold(JsonFields& fields, DecodingChoice& decoding) {
-  const auto named = fields.Number("confidence_threshold", 0, 1);
-  const auto brief = fields.Number("threshold", 0, 1);
-  if (named && brief && *named != *brief) {
-    fields.FailValue("threshold", "it differs from `quicksilver.confidence_threshold`, which means the same");
-  }
-  if (named || brief) decoding.threshold = static_cast<float>(named ? *named : *brief);
 }
 
 // Whom it goes before. `scale` buys throughput elsewhere; here it is the default.
@@ -108,34 +54,6 @@ void ReadScheduling(JsonFields& fields, OpenAiRequest& request, GenerateRequest&
   }
 }
 
-// Our own object (serving.md §1.12): unknown keys are errors, since nobody else could have meant them.
-void ReadExtension(JsonFields& outer, std::optional<ApiError>& error, OpenAiRequest& request,
-                   GenerateRequest& generation) {
-  const json* object = outer.FindObject("quicksilver");
-  if (object == nullptr) return;
-  JsonFields fields(*object, "quicksilver.", error);
-  DecodingChoice& decoding = generation.decoding;
-  if (const auto name = fields.OneOf("policy", {"static", "dynamic", "sequential", "threshold"})) {
-    decoding.policy = ToPolicy(*name);
-  }
-  if (const auto value = fields.Integer("block_length", 1, kStepsMax)) decoding.block_length = Clamped(*value);
-  if (const auto value = fields.Integer("steps", 1, kStepsMax)) decoding.steps = Clamped(*value);
-  ReadThreshold(fields, decoding);
-  decoding.random_remasking = fields.OneOf("remasking", {"low_confidence", "random"}).value_or("") == "random";
-  if (const auto value = fields.Number("guidance_scale", 0, 100)) decoding.guidance_scale = static_cast<float>(*value);
-  decoding.suppress_eos = fields.Bool("suppress_eos").value_or(false);
-  decoding.distrust_eos = fields.Bool("distrust_eos").value_or(false);
-  generation.top_k = static_cast<uint32_t>(fields.Integer("top_k", 0, 256).value_or(0));
-  const auto target = fields.Integer("latency_target_ms", static_cast<int64_t>(kLatencyTargetMin * 1000),
-                                     static_cast<int64_t>(kLatencyTargetMax * 1000));
-  generation.latency_target_seconds = static_cast<double>(target.value_or(0)) / 1000;
-  request.canvases = fields.Bool("canvases").value_or(false);
-  if (request.canvases && !request.stream) {
-    fields.FailValue("canvases", "it is only allowed when `stream` is true");
-  }
-  fields.RejectUnknown();
-}
-
 void ReadDiffusing(JsonFields& fields, OpenAiRequest& request, const GenerateRequest& generation) {
   request.diffusing = fields.Bool("diffusing").value_or(false);
   if (!request.diffusing) return;
@@ -145,6 +63,14 @@ void ReadDiffusing(JsonFields& fields, OpenAiRequest& request, const GenerateReq
     fields.FailValue("diffusing", "it is not allowed together with `tools`");
   }
   if (request.canvases) fields.FailValue("diffusing", "it is not allowed together with `quicksilver.canvases`");
+  if (generation.top_log_probabilities) fields.FailValue("diffusing", "it is not allowed together with `logprobs`");
+}
+
+void ReadChatLogprobs(JsonFields& fields, GenerateRequest& generation) {
+  const bool wanted = fields.Bool("logprobs").value_or(false);
+  const auto top = fields.Integer("top_logprobs", 0, kTopLogProbabilitiesMax);
+  if (top && !wanted) fields.FailValue("top_logprobs", "it is only allowed when `logprobs` is true");
+  if (wanted) generation.top_log_probabilities = static_cast<uint32_t>(top.value_or(0));
 }
 
 void ReadChatMaxTokens(JsonFields& fields, GenerateRequest& request) {
@@ -158,20 +84,6 @@ void ReadChatMaxTokens(JsonFields& fields, GenerateRequest& request) {
 }
 
 using TokenIds = std::vector<int32_t>;
-
-std::optional<TokenIds> ReadTokenIds(JsonFields& fields, const std::string& name, const json& list) {
-  TokenIds ids;
-  ids.reserve(list.size());
-  for (const json& id : list) {
-    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX) {
-      fields.FailValue(name, "expected token ids, integers from 0");
-      return std::nullopt;
-    }
-    ids.push_back(static_cast<int32_t>(id.get<int64_t>()));
-  }
-  if (ids.empty()) fields.FailValue(name, "expected at least one token id");
-  return ids;
-}
 
 // The four forms of `prompt`, as the inputs of one generation each.
 std::vector<std::variant<std::string, TokenIds>> ReadPrompts(JsonFields& fields, const OpenAiLimits& limits) {
@@ -221,6 +133,18 @@ void ReadCompletionMaxTokens(JsonFields& fields, bool echo, OpenAiRequest& reque
   generation.max_tokens = std::max<uint32_t>(1, Clamped(max_tokens));
 }
 
+void ReadSuffix(JsonFields& fields, GenerateRequest& generation) {
+  const std::string suffix = fields.String("suffix").value_or("");
+  if (!suffix.empty()) generation.infill.suffix = suffix;
+}
+
+void ReadCompletionLogprobs(JsonFields& fields, bool echo, GenerateRequest& generation) {
+  const auto top = fields.Integer("logprobs", 0, 5);
+  if (!top) return;
+  generation.top_log_probabilities = static_cast<uint32_t>(*top);
+  if (echo) fields.Fail(NotImplementedError("echo", "`echo` together with `logprobs` is not implemented."));
+}
+
 void ReadBestOf(JsonFields& fields, const OpenAiRequest& request, const GenerateRequest& generation) {
   const auto best_of = fields.Integer("best_of", 1, 20);
   if (!best_of) return;
@@ -257,14 +181,14 @@ std::variant<OpenAiRequest, ApiError> ReadChatRequest(const json& body, const Op
   JsonFields fields(body, "", error);
   OpenAiRequest request;
   GenerateRequest generation;
-  ReadSampling(fields, limits, generation);
+  ReadSampling(fields, limits, kTemperatureMax, generation);
   generation.input = ReadMessages(fields, error, limits.messages_max);
   ReadChatMaxTokens(fields, generation);
   ReadStreaming(fields, error, request);
   ReadExtension(fields, error, request, generation);
   ReadScheduling(fields, request, generation);
+  ReadChatLogprobs(fields, generation);
   ReadDiffusing(fields, request, generation);
-  CheckPenalties(fields);
   CheckChatOnlyFields(fields, error);
   CheckIgnoredFields(fields, error);
   if (limits.strict_params) fields.RejectUnknown();
@@ -280,20 +204,51 @@ std::variant<OpenAiRequest, ApiError> ReadCompletionRequest(const json& body, co
   OpenAiRequest request;
   request.endpoint = OpenAiEndpoint::kCompletions;
   GenerateRequest generation;
-  ReadSampling(fields, limits, generation);
+  ReadSampling(fields, limits, kTemperatureMax, generation);
   ReadStreaming(fields, error, request);
   ReadExtension(fields, error, request, generation);
   ReadScheduling(fields, request, generation);
   const bool echo = fields.Bool("echo").value_or(false);
   ReadCompletionMaxTokens(fields, echo, request, generation);
   ReadBestOf(fields, request, generation);
-  CheckPenalties(fields);
-  CheckCompletionOnlyFields(fields);
+  ReadSuffix(fields, generation);
+  ReadCompletionLogprobs(fields, echo, generation);
+  CheckNoDiffusing(fields);
   CheckIgnoredFields(fields, error);
   generation.canvases = request.canvases;
   AddGenerations(fields, limits, echo, generation, request);
   if (limits.strict_params) fields.RejectUnknown();
   if (error) return *error;
+  return request;
+}
+
+std::variant<OpenAiRequest, ApiError> ReadFimRequest(const json& body, const OpenAiLimits& limits) {
+  std::optional<ApiError> error;
+  JsonFields fields(body, "", error);
+  OpenAiRequest request;
+  request.endpoint = OpenAiEndpoint::kFim;
+  GenerateRequest generation;
+  generation.temperature = 0.0f;
+  generation.top_p = 1.0f;
+  generation.presence_penalty = 1.5f;
+  generation.max_tokens_default = kFimTokensDefault;
+  ReadSampling(fields, limits, kFimTemperatureMax, generation);
+  ReadStreaming(fields, error, request);
+  ReadExtension(fields, error, request, generation);
+  ReadScheduling(fields, request, generation);
+  if (const auto tokens = fields.Integer("max_tokens", 1, kFimTokensMax)) generation.max_tokens = Clamped(*tokens);
+  ReadSuffix(fields, generation);
+  CheckNoDiffusing(fields);
+  CheckIgnoredFields(fields, error);
+  generation.canvases = request.canvases;
+  if (const auto prompt = fields.String("prompt")) {
+    generation.input = *prompt;
+  } else {
+    fields.FailMissing("prompt");
+  }
+  if (limits.strict_params) fields.RejectUnknown();
+  if (error) return *error;
+  request.generations.push_back(std::move(generation));
   return request;
 }
 
@@ -307,7 +262,15 @@ std::variant<OpenAiRequest, ApiError> ParseOpenAiRequest(std::string_view body, 
   if (!value.is_object()) {
     return InvalidRequest("invalid_value", "", "The body must be a JSON object, got " + JsonKind(value) + ".");
   }
-  return endpoint == OpenAiEndpoint::kChat ? ReadChatRequest(value, limits) : ReadCompletionRequest(value, limits);
+  switch (endpoint) {
+    case OpenAiEndpoint::kChat:
+      return ReadChatRequest(value, limits);
+    case OpenAiEndpoint::kCompletions:
+      return ReadCompletionRequest(value, limits);
+    case OpenAiEndpoint::kFim:
+      break;
+  }
+  return ReadFimRequest(value, limits);
 }
 
 }  // namespace quicksilver

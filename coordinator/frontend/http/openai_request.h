@@ -20,9 +20,10 @@ struct OpenAiLimits {
   bool strict_params = false;  ///< Unknown top-level fields are 400 instead of ignored.
 };
 
-enum class OpenAiEndpoint { kChat, kCompletions };
+/// kFim: Mercury's fill in the middle (serving.md §2.4), which answers as completions do.
+enum class OpenAiEndpoint { kChat, kCompletions, kFim };
 
-/// A chat or completion request, every field of serving.md §1.3 and §1.6 checked.
+/// A request, every field of serving.md §1.3, §1.6 and §2.4 checked.
 struct OpenAiRequest {
   OpenAiEndpoint endpoint = OpenAiEndpoint::kChat;
   /// One a prompt (chat: one), `request_id` still empty. The index of a choice is prompt × n + its own.
@@ -43,8 +44,9 @@ struct OpenAiRequest {
 /// `body` is the parsed body. What is not delivered is refused with 501, never ignored. Pure.
 std::variant<OpenAiRequest, ApiError> ReadChatRequest(const nlohmann::json& body, const OpenAiLimits& limits);
 std::variant<OpenAiRequest, ApiError> ReadCompletionRequest(const nlohmann::json& body, const OpenAiLimits& limits);
+std::variant<OpenAiRequest, ApiError> ReadFimRequest(const nlohmann::json& body, const OpenAiLimits& limits);
 
-/// ParseJson, then one of the two.
+/// ParseJson, then one of them.
 std::variant<OpenAiRequest, ApiError> ParseOpenAiRequest(std::string_view body, OpenAiEndpoint endpoint,
                                                          const OpenAiLimits& limits);
 

@@ -1,6 +1,5 @@
 #include "coordinator/frontend/http/openai_unsupported.h"
 
-#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -10,7 +9,6 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t kToolsMax = 128;
-constexpr size_t kLogitBiasMax = 1024;
 constexpr size_t kMetadataMax = 16;
 
 void NotDelivered(JsonFields& fields, const char* name) {
@@ -20,31 +18,6 @@ void NotDelivered(JsonFields& fields, const char* name) {
 void Unsupported(JsonFields& fields, const char* name, const std::string& hint) {
   fields.Fail(
       InvalidRequest("unsupported_parameter", name, std::string("`") + name + "` is not supported" + hint + "."));
-}
-
-void CheckLogitBias(JsonFields& fields) {
-  const json* bias = fields.FindObject("logit_bias");
-  if (bias == nullptr) return;
-  if (bias->size() > kLogitBiasMax) {
-    fields.FailValue("logit_bias", "expected at most " + std::to_string(kLogitBiasMax) + " entries, got " +
-                                       std::to_string(bias->size()));
-  }
-  for (const auto& [id, value] : bias->items()) {
-    const bool is_id = !id.empty() && id.size() <= 10 &&
-                       std::all_of(id.begin(), id.end(), [](char c) { return c >= '0' && c <= '9'; });
-    if (!is_id) return fields.FailValue("logit_bias", "expected token ids as keys, got '" + id.substr(0, 64) + "'");
-    if (!value.is_number() || value.get<double>() < -100 || value.get<double>() > 100) {
-      return fields.FailValue("logit_bias." + id, "expected a number from -100 to 100");
-    }
-  }
-  if (!bias->empty()) NotDelivered(fields, "logit_bias");
-}
-
-void CheckLogprobs(JsonFields& fields) {
-  const bool logprobs = fields.Bool("logprobs").value_or(false);
-  const auto top = fields.Integer("top_logprobs", 0, 20);
-  if (top && !logprobs) fields.FailValue("top_logprobs", "it is only allowed when `logprobs` is true");
-  if (logprobs) NotDelivered(fields, "logprobs");
 }
 
 void CheckResponseFormat(JsonFields& fields, std::optional<ApiError>& error) {
@@ -102,15 +75,7 @@ void CheckMetadata(JsonFields& fields) {
 
 }  // namespace
 
-void CheckPenalties(JsonFields& fields) {
-  for (const char* name : {"frequency_penalty", "presence_penalty"}) {
-    if (fields.Number(name, -2, 2).value_or(0) != 0) NotDelivered(fields, name);
-  }
-  CheckLogitBias(fields);
-}
-
 void CheckChatOnlyFields(JsonFields& fields, std::optional<ApiError>& error) {
-  CheckLogprobs(fields);
   CheckResponseFormat(fields, error);
   CheckTools(fields, error);
   CheckModalities(fields);
@@ -126,10 +91,8 @@ void CheckChatOnlyFields(JsonFields& fields, std::optional<ApiError>& error) {
   fields.OneOf("verbosity", {"low", "medium", "high"});
 }
 
-void CheckCompletionOnlyFields(JsonFields& fields) {
-  if (!fields.String("suffix").value_or("").empty()) NotDelivered(fields, "suffix");
-  if (fields.Integer("logprobs", 0, 5)) NotDelivered(fields, "logprobs");
-  if (fields.Bool("diffusing").value_or(false)) Unsupported(fields, "diffusing", " on /v1/completions");
+void CheckNoDiffusing(JsonFields& fields) {
+  if (fields.Bool("diffusing").value_or(false)) Unsupported(fields, "diffusing", " other than on /v1/chat/completions");
 }
 
 void CheckIgnoredFields(JsonFields& fields, std::optional<ApiError>& error) {

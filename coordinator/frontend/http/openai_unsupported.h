@@ -10,12 +10,10 @@ namespace quicksilver {
 // The fields of serving.md §1.3 and §1.6 that change nothing here: checked like the others, then either accepted
 // (because the answer is right without them) or refused (because it would not be).
 
-/// frequency_penalty, presence_penalty, logit_bias.
-void CheckPenalties(JsonFields& fields);
-/// Log-probabilities, structured output, tools, audio and their predecessors.
+/// Structured output, tools, audio and their predecessors.
 void CheckChatOnlyFields(JsonFields& fields, std::optional<ApiError>& error);
-/// suffix, logprobs.
-void CheckCompletionOnlyFields(JsonFields& fields);
+/// `diffusing`, where there is no chat.
+void CheckNoDiffusing(JsonFields& fields);
 /// user, metadata, store and the like.
 void CheckIgnoredFields(JsonFields& fields, std::optional<ApiError>& error);
 
