@@ -38,21 +38,25 @@ void InsertDelete::TakeNextBest(const std::set<TokenId>& refused, Proposal& row)
   }
 }
 
-std::vector<InsertDelete::Proposal> InsertDelete::Proposals(const CanvasView& view, const StepNumbers& numbers) const {
-  std::vector<Proposal> proposals(rows_.size());
+InsertDelete::Step InsertDelete::Propose(const CanvasView& view, const StepNumbers& numbers) const {
+  Step step;
+  step.proposals.resize(rows_.size());
+  step.movable_first = view.commits_min > 0 ? open_.end : movable_first_;
   const std::vector<RowAsk> asked = AskedRows(*this, view, numbers);
   for (size_t i = 0; i < asked.size(); ++i) {
     const RowChoice& choice = numbers.choices[i];
-    Proposal& row = proposals[static_cast<size_t>(asked[i].position - open_.first)];
+    Proposal& row = step.proposals[static_cast<size_t>(asked[i].position - open_.first)];
     row.free = true;
     row.token = choice.token;
     row.confidence = choice.confidence;
     row.log_probability = choice.log_probability;
     row.log_sum_exp = choice.log_sum_exp;
     row.tops = numbers.tops.subspan(i * kTopReportedMax, kTopReportedMax);
-    if (asked[i].position < movable_first_ && IsControl(row.token)) TakeNextBest(Controls(), row);
+    if (!IsControl(row.token) || asked[i].position >= step.movable_first) continue;
+    step.paced = step.paced || asked[i].position >= movable_first_;
+    TakeNextBest(Controls(), row);
   }
-  return proposals;
+  return step;
 }
 
 // While original masks are left, one of them is resolved at least: more masks are written than were introduced.
@@ -69,7 +73,7 @@ void InsertDelete::SelectMasks(const CanvasView& view, Step& step) const {
   const int32_t all = static_cast<int32_t>(masked.size());
   std::vector<uint8_t> written(masked.size(), step.is_final || original == 0 ? 1 : 0);
   MarkAbove(rank, settings_.threshold, all - original + 1, written);
-  step.paced = MarkBest(rank, view.commits_min, written);
+  step.paced = MarkBest(rank, view.commits_min, written) || step.paced;
   if (settings_.post_steps_max == 0 && original > 0) {
     // The step that resolves the last original mask is the last one.
     bool resolved = true;
@@ -107,7 +111,7 @@ void InsertDelete::BreakLoop(Step& step) {
   if (least == nullptr) return;
   const int32_t position = open_.first + static_cast<int32_t>(least_index);
   std::set<TokenId> refused = tried_[position];
-  if (position < movable_first_) refused.merge(Controls());
+  if (position < step.movable_first) refused.merge(Controls());
   TakeNextBest(refused, *least);
 }
 
@@ -130,8 +134,7 @@ std::vector<InsertDelete::Row> InsertDelete::Rewritten(const CanvasView& view, c
 }
 
 Decision InsertDelete::Decide(const CanvasView& view, const StepNumbers& numbers) {
-  Step step;
-  step.proposals = Proposals(view, numbers);
+  Step step = Propose(view, numbers);
   const bool resolved = std::none_of(rows_.begin(), rows_.end(),
                                      [&](const Row& row) { return row.original && row.token == view.mask_id; });
   ++steps_;
@@ -141,7 +144,6 @@ Decision InsertDelete::Decide(const CanvasView& view, const StepNumbers& numbers
   SelectMasks(view, step);
   SelectEdits(view, step);
   Decision decision;
-  decision.paced = step.paced;
   const auto is_written = [](const Proposal& row) { return row.written; };
   if (std::none_of(step.proposals.begin(), step.proposals.end(), is_written)) return decision;
   BreakLoop(step);
@@ -158,7 +160,8 @@ Decision InsertDelete::Decide(const CanvasView& view, const StepNumbers& numbers
         {open_.first + static_cast<int32_t>(i), rows[i].token, rows[i].confidence, rows[i].log_probability});
   }
   rows_ = rows;
-  decision.keep_open = !step.is_final;
+  decision.keep_open = !step.is_final && view.commits_min == 0;
+  decision.paced = step.paced || (!step.is_final && view.commits_min > 0);
   return decision;
 }
 

@@ -22,6 +22,7 @@ namespace quicksilver {
 /// together, one last step fills all masks and writes no control token.
 ///
 /// Fixed tokens do not move: in front of the last one of a block a row that says DELETE or INSERT takes its next best.
+/// So does every row of a step that keeps up a pace, and the block then closes as soon as it has no mask.
 class InsertDelete final : public Procedure {
  public:
   struct Settings {
@@ -62,6 +63,7 @@ class InsertDelete final : public Procedure {
   };
   struct Step {
     std::vector<Proposal> proposals;  ///< One a row.
+    int32_t movable_first = 0;        ///< Positions before it take no control token.
     bool is_final = false;
     bool paced = false;
   };
@@ -69,7 +71,7 @@ class InsertDelete final : public Procedure {
   bool IsControl(TokenId id) const { return id == settings_.delete_id || id == settings_.insert_id; }
   std::set<TokenId> Controls() const { return {settings_.delete_id, settings_.insert_id}; }
   void TakeNextBest(const std::set<TokenId>& refused, Proposal& row) const;
-  std::vector<Proposal> Proposals(const CanvasView& view, const StepNumbers& numbers) const;
+  Step Propose(const CanvasView& view, const StepNumbers& numbers) const;
   void SelectMasks(const CanvasView& view, Step& step) const;
   void SelectEdits(const CanvasView& view, Step& step) const;
   void BreakLoop(Step& step);

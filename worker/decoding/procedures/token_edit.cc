@@ -44,7 +44,9 @@ Decision TokenEdit::Decide(const CanvasView& view, const StepNumbers& numbers) {
   for (size_t i = 0; i < rows.size(); ++i) {
     if (written[i] != 0) decision.writes.push_back(WriteOf(rows[i].position, numbers.choices[i]));
   }
-  decision.keep_open = edits() && post_steps_ < settings_.post_steps_max && (edited || !masked.empty());
+  const bool goes_on = edits() && post_steps_ < settings_.post_steps_max && (edited || !masked.empty());
+  decision.keep_open = goes_on && view.commits_min == 0;
+  decision.paced = decision.paced || goes_on != decision.keep_open;
   return decision;
 }
 

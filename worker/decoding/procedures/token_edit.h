@@ -12,7 +12,7 @@ namespace quicksilver {
 /// LLaDA2.1's threshold decoding with editing (decoding.md §5). A step writes the masked rows above `threshold`, at
 /// least the `commits_min` best; and it replaces written tokens of the open block whose row now prefers another one
 /// with more than `edit_threshold`. When the last mask is gone, up to `post_steps_max` more forwards may edit, until
-/// one changes nothing.
+/// one changes nothing; under a pace none.
 class TokenEdit final : public Procedure {
  public:
   struct Settings {

@@ -57,7 +57,7 @@ Decision VariableLength::Lengthen(const CanvasView& view, bool enough) const {
   return decision;
 }
 
-// The masked `position` becomes `expansion` masks: everything behind it moves.
+// The masked `position` becomes `expansion` masks: everything behind it moves, and what finds no room is cut off.
 void VariableLength::Expand(const CanvasView& view, const StepNumbers& numbers, int32_t position,
                             Decision& decision) const {
   std::vector<TokenWrite> rows;  // Of the answer.
@@ -71,7 +71,8 @@ void VariableLength::Expand(const CanvasView& view, const StepNumbers& numbers, 
   const int32_t room = settings_.length_max - (view.answer_end - view.answer_first);
   decision.grown = std::min(room, settings_.expansion - 1);
   const TokenWrite mask = {position, view.mask_id};
-  rows.insert(rows.begin() + (position - view.answer_first), static_cast<size_t>(decision.grown), mask);
+  rows.insert(rows.begin() + (position - view.answer_first), static_cast<size_t>(settings_.expansion - 1), mask);
+  rows.resize(static_cast<size_t>(view.answer_end - view.answer_first + decision.grown));
   decision.writes.clear();
   int32_t p = view.answer_first;
   for (TokenWrite& row : rows) {

@@ -39,7 +39,9 @@ class VariableLength final : public Procedure {
   void Ask(const CanvasView& view, std::vector<RowAsk>& rows) const override;
   Decision Decide(const CanvasView& view, const StepNumbers& numbers) override;
   /// Every position that the answer can grow by may add a mask to one block.
-  int32_t steps_max(int32_t positions) const override { return positions + settings_.length_max + 2; }
+  int32_t steps_max(int32_t positions) const override {
+    return positions + settings_.length_max + settings_.expansion + 2;
+  }
   bool writes_ahead() const override { return true; }
   bool wants_tops() const override { return settings_.sampled; }
 
