@@ -10,30 +10,11 @@
 #include "absl/strings/str_cat.h"
 #include "tests/support/golden.h"
 #include "tests/support/golden_ops.h"
+#include "tests/support/golden_rows.h"
 #include "tests/support/model_group.h"
 
 namespace quicksilver {
 namespace {
-
-// The recorded numbers are float32's own noise (6e-5) away from exact ones; ours add in another order.
-constexpr double kLogitErrorMax = 1e-3;
-
-// Of all recorded checkpoints, some of which do not state it.
-constexpr TokenId kMaskId = 250;
-
-std::vector<int32_t> Pages(size_t positions, int32_t page_size, int32_t first = 0) {
-  std::vector<int32_t> pages((positions + page_size - 1) / page_size);
-  for (size_t i = 0; i < pages.size(); ++i) pages[i] = first + static_cast<int32_t>(i);
-  return pages;
-}
-
-double MaxError(const HostRows& a, const HostRows& b) {
-  double error = a.values.size() == b.values.size() ? 0.0 : INFINITY;
-  for (size_t i = 0; i < std::min(a.values.size(), b.values.size()); ++i) {
-    error = std::max(error, std::abs(double{a.values[i]} - double{b.values[i]}));
-  }
-  return error;
-}
 
 double MeanError(const HostRows& a, const HostRows& b) {
   double sum = a.values.size() == b.values.size() ? 0.0 : INFINITY;
@@ -45,7 +26,7 @@ double MeanError(const HostRows& a, const HostRows& b) {
 
 class GoldenLogitsTest : public testing::TestWithParam<GoldenCase> {
  protected:
-  void Load(DType activation, bool expert_parallel = false) {
+  void Load(DType activation) {
     const auto [family, dtype, ranks, kind] = GetParam();
     if (!kind.missing.empty()) GTEST_SKIP() << kind.missing;
     const absl::StatusOr<Golden> golden = Golden::Open();
@@ -56,16 +37,15 @@ class GoldenLogitsTest : public testing::TestWithParam<GoldenCase> {
     const absl::StatusOr<std::string> directory = golden->CheckpointDirectory(family, dtype);
     ASSERT_TRUE(directory.ok()) << directory.status();
     const auto make_ops = [kind = kind, activation] { return kind.make(activation); };
-    auto group = ModelGroup::Load(
-        *directory, ranks, make_ops, ModelGroup::Sizes(),
-        {.block_length = forwards_.front().block_length, .mask_id = kMaskId, .expert_parallel = expert_parallel});
+    auto group = ModelGroup::Load(*directory, ranks, make_ops, ModelGroup::Sizes(),
+                                  {.block_length = forwards_.front().block_length, .mask_id = kGoldenMaskId});
     ASSERT_TRUE(group.ok()) << group.status();
     group_ = *std::move(group);
   }
 
   HostRows Run(const GoldenForward& forward,
                const std::function<void(const std::string&, const HostRows&)>& observer = nullptr) {
-    return group_->Logits({{forward.ids, 0, Pages(forward.ids.size(), 8)}}, forward.block_length, observer);
+    return group_->Logits({{forward.ids, 0, PagesFor(forward.ids.size(), 8)}}, forward.block_length, observer);
   }
 
   std::vector<GoldenForward> forwards_;
@@ -76,7 +56,7 @@ TEST_P(GoldenLogitsTest, EqualTheRecordedOnes) {
   ASSERT_NO_FATAL_FAILURE(Load(DType::kF32));
   if (IsSkipped()) return;
   for (const GoldenForward& forward : forwards_) {
-    EXPECT_LE(MaxError(Run(forward), forward.logits), kLogitErrorMax) << forward.name;
+    EXPECT_LE(MaxError(Run(forward), forward.logits), kGoldenLogitErrorMax) << forward.name;
   }
 }
 
@@ -91,7 +71,7 @@ TEST_P(GoldenLogitsTest, HiddenStatesEqualTheRecordedOnes) {
       const auto found =
           std::find_if(seen.begin(), seen.end(), [&wanted = name](const auto& s) { return s.first == wanted; });
       ASSERT_NE(found, seen.end()) << name;
-      EXPECT_LE(MaxError(found->second, recorded), kLogitErrorMax) << forward.name << " " << name;
+      EXPECT_LE(MaxError(found->second, recorded), kGoldenLogitErrorMax) << forward.name << " " << name;
       ++compared;
     }
   }
@@ -109,7 +89,7 @@ TEST_P(GoldenLogitsTest, OneBatchOfAllCasesGivesTheBitsOfEachAlone) {
       if (forward.block_length != block) continue;
       const HostRows rows = Run(forward);
       alone.insert(alone.end(), rows.values.begin(), rows.values.end());
-      segments.push_back({forward.ids, 0, Pages(forward.ids.size(), 8, static_cast<int32_t>(10 * segments.size()))});
+      segments.push_back({forward.ids, 0, PagesFor(forward.ids.size(), 8, static_cast<int32_t>(10 * segments.size()))});
     }
     if (segments.empty()) continue;
     EXPECT_TRUE(group_->Logits(segments, block).values == alone) << "block " << block;
