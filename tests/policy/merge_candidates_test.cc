@@ -30,13 +30,18 @@ Candidate ShardCandidate(const std::vector<float>& logits, size_t first, size_t 
   Candidate out;
   out.best_logit = out.second_logit = out.sampled_logit = -kInfinity;
   out.sampled_score = -kInfinity;
-  double sum = 0, tempered = 0, mean = 0;
+  out.asked_logit = -kInfinity;
+  double sum = 0, tempered = 0, mean = 0, tempered_mean = 0;
   const double t = request.temperature > 0 ? request.temperature : 1.0;
   for (size_t id = first; id < end; ++id) {
     if (std::isnan(logits[id])) out.finite = 0;
     sum += std::exp(static_cast<double>(logits[id]));
     tempered += std::exp(logits[id] / t);
-    mean += logits[id] * std::exp(static_cast<double>(logits[id]));
+    if (logits[id] > -kInfinity) {
+      mean += logits[id] * std::exp(static_cast<double>(logits[id]));
+      tempered_mean += logits[id] * std::exp(logits[id] / t);
+    }
+    if (static_cast<int32_t>(id) == request.asked_id) out.asked_logit = logits[id];
     if (static_cast<int32_t>(id) == mask_id || logits[id] == -kInfinity) continue;
     if (out.best_id < 0 || logits[id] > out.best_logit) {
       out.second_logit = out.best_logit;
@@ -54,7 +59,8 @@ Candidate ShardCandidate(const std::vector<float>& logits, size_t first, size_t 
   }
   out.log_sum_exp = std::log(sum);
   out.tempered_log_sum_exp = std::log(tempered);
-  out.mean_logit = sum > 0 ? static_cast<float>(mean / sum) : 0.0f;
+  out.mean_logit = sum > 0 ? mean / sum : 0.0;
+  out.tempered_mean_logit = tempered > 0 ? tempered_mean / tempered : 0.0;
   return out;
 }
 
@@ -216,6 +222,105 @@ TEST(MergeCandidatesTest, AVanishingTemperatureIsGreedy) {
     const RowChoice cold = Choose(logits, 2, {.temperature = 1e-4f, .seed = seed});
     EXPECT_EQ(cold.token, Choose(logits, 2, {}).token);
     EXPECT_LE(cold.confidence, 1.0f);
+  }
+}
+
+std::vector<float> LogitsOf(const std::vector<double>& probabilities) {
+  std::vector<float> logits;
+  for (const double p : probabilities) logits.push_back(static_cast<float>(std::log(p) + 3.0));
+  return logits;
+}
+
+double EntropyOf(const std::vector<double>& probabilities) {
+  double entropy = 0.0;
+  for (const double p : probabilities) entropy -= p > 0.0 ? p * std::log(p) : 0.0;
+  return entropy;
+}
+
+TEST(MergeCandidatesTest, TheMarginIsToTheSecondBestOfAllShards) {
+  for (const int32_t ranks : {1, 2, 4}) {
+    EXPECT_NEAR(Choose(LogitsOf({0.1, 0.5, 0.3, 0.1}), ranks, {}).margin, 0.2, 1e-6) << "in another shard";
+    EXPECT_NEAR(Choose(LogitsOf({0.3, 0.5, 0.1, 0.1}), ranks, {}).margin, 0.2, 1e-6) << "before, in the same one";
+    EXPECT_NEAR(Choose(LogitsOf({0.1, 0.1, 0.5, 0.3}), ranks, {}).margin, 0.2, 1e-6) << "behind, in the same one";
+    EXPECT_EQ(Choose({1.0f, 4.0f, 0.0f, 4.0f}, ranks, {}).margin, 0.0f);
+    EXPECT_EQ(Choose({-kInfinity, -kInfinity, -kInfinity, 2.0f}, ranks, {}).margin, 1.0f) << "there is no second";
+  }
+}
+
+TEST(MergeCandidatesTest, NumbersAreOfTheDistributionThatIsDrawnFrom) {
+  const std::vector<float> logits = LogitsOf({0.5, 0.25, 0.125, 0.125});
+  const SamplingRule rule{.temperature = 0.5f, .seed = 3};  // Squares: 16, 4, 1 and 1 of 22.
+  for (const int32_t ranks : {1, 2, 4}) {
+    const RowChoice processed = Choose(logits, ranks, rule), raw = Choose(logits, ranks, rule, /*raw=*/true);
+    EXPECT_NEAR(processed.margin, 12.0 / 22, 1e-6);
+    EXPECT_NEAR(processed.entropy, EntropyOf({16.0 / 22, 4.0 / 22, 1.0 / 22, 1.0 / 22}), 1e-5);
+    EXPECT_NEAR(raw.margin, 0.25, 1e-6);
+    EXPECT_NEAR(raw.entropy, EntropyOf({0.5, 0.25, 0.125, 0.125}), 1e-5);
+    EXPECT_NEAR(processed.log_sum_exp, 3.0, 1e-6);
+  }
+}
+
+TEST(MergeCandidatesTest, ATruncatedGreedyRowHasTheNumbersOfWhatIsLeft) {
+  const std::vector<float> logits = LogitsOf({0.1, 0.4, 0.3, 0.2});
+  const SamplingRule rule{.top_k = 2, .truncate_greedy = true};
+  EXPECT_TRUE(NeedsTopLogits(rule));
+  for (const int32_t ranks : {1, 2, 4}) {
+    const RowChoice left = Choose(logits, ranks, rule);
+    EXPECT_EQ(left.token, 1);
+    EXPECT_NEAR(left.confidence, 4.0 / 7, 1e-6);
+    EXPECT_NEAR(left.margin, 1.0 / 7, 1e-6);
+    EXPECT_NEAR(left.entropy, EntropyOf({4.0 / 7, 3.0 / 7}), 1e-6);
+    EXPECT_NEAR(left.log_probability, std::log(0.4), 1e-6) << "is raw";
+    EXPECT_NEAR(Choose(logits, ranks, rule, /*raw=*/true).confidence, 0.4, 1e-6);
+    EXPECT_NEAR(Choose(logits, ranks, {.top_k = 2}).confidence, 0.4, 1e-6);
+    EXPECT_NEAR(Choose(logits, ranks, {.top_p = 0.5f, .truncate_greedy = true}).confidence, 4.0 / 7, 1e-6);
+    EXPECT_EQ(Choose(logits, ranks, {.top_k = 1, .truncate_greedy = true}).margin, 1.0f);
+  }
+}
+
+TEST(MergeCandidatesTest, TopPLooksAtAllIdsWhenItComesFirst) {
+  const std::vector<float> logits = LogitsOf({0.4, 0.3, 0.2, 0.1});
+  // Before the third id lies 0.7 of all ids' mass, but 7/9 of what top-k leaves.
+  SamplingRule rule{.top_p = 0.75f, .top_k = 3, .truncate_greedy = true};
+  EXPECT_NEAR(Choose(logits, 2, rule).confidence, 4.0 / 7, 1e-6);
+  rule.top_p_first = true;
+  EXPECT_NEAR(Choose(logits, 2, rule).confidence, 4.0 / 9, 1e-6);
+  rule.top_k = 2;
+  EXPECT_NEAR(Choose(logits, 2, rule).confidence, 4.0 / 7, 1e-6) << "top-k cuts what top-p has left";
+}
+
+TEST(MergeCandidatesTest, TheAskedIdHasItsRawProbability) {
+  const std::vector<float> logits = LogitsOf({0.1, 0.4, 0.3, 0.2});
+  for (const int32_t ranks : {1, 2, 4}) {
+    for (int32_t id = 0; id < 4; ++id) {
+      CandidateRequest request;
+      request.temperature = 0.3f;
+      request.asked_id = id;
+      const Records records = MakeRecords(logits, ranks, request);
+      const RowChoice choice = MergeCandidates(records.Row(), {.temperature = 0.3f}, false, request.place);
+      EXPECT_NEAR(choice.asked_probability, std::vector<double>({0.1, 0.4, 0.3, 0.2})[static_cast<size_t>(id)], 1e-6);
+    }
+  }
+  EXPECT_EQ(Choose(logits, 2, {}).asked_probability, 0.0f) << "nothing was asked";
+}
+
+TEST(MergeCandidatesTest, AlternativesAreRankedAcrossShardsByRawProbability) {
+  const std::vector<float> logits = LogitsOf({0.1, 0.3, 0.15, 0.3, 0.05, 0.1});
+  for (const int32_t ranks : {1, 2, 3}) {
+    const Records records = MakeRecords(logits, ranks, {.temperature = 0.5f});
+    const RowChoice choice = MergeCandidates(records.Row(), {.temperature = 0.5f}, false, {});
+    std::vector<TopLogit> tops(kTopReportedMax);
+    ReportTops(records.Row(), 4, choice.log_sum_exp, tops.data());
+    const int32_t ids[] = {1, 3, 2, 0};
+    const double probabilities[] = {0.3, 0.3, 0.15, 0.1};
+    for (size_t k = 0; k < 4; ++k) {
+      EXPECT_EQ(tops[k].id, ids[k]);
+      EXPECT_NEAR(tops[k].logit, std::log(probabilities[k]), 1e-6);
+    }
+    for (size_t k = 4; k < tops.size(); ++k) EXPECT_EQ(tops[k].id, -1) << "more were not asked for";
+    ReportTops(records.Row(), kTopReportedMax, choice.log_sum_exp, tops.data());
+    EXPECT_EQ(tops[5].id, 4);
+    EXPECT_EQ(tops[6].id, -1) << "there are no more";
   }
 }
 
