@@ -16,7 +16,8 @@ constexpr uint32_t kPrompt = 13;
 constexpr uint32_t kBlock = 8;
 const std::string kMask = "\xE2\x96\x91";
 
-// One sequence of a worker: commits random positions of the open block, closes it, opens the next.
+// One sequence of a worker: commits random positions of the open block, changes some or masks them again, closes it,
+// opens the next.
 class RandomWorker {
  public:
   RandomWorker(std::mt19937& random, std::vector<int32_t> answer) : random_(random), answer_(std::move(answer)) {
@@ -29,12 +30,10 @@ class RandomWorker {
     update.set_block(block_);
     const size_t commits = std::min<size_t>(masked_.size(), 1 + random_() % 3);
     for (size_t i = 0; i < commits; ++i) {
-      v1::Commit& commit = *update.add_commits();
-      commit.set_position(masked_.back());
-      commit.set_token(answer_[masked_.back() - kPrompt]);
-      committed_[masked_.back() - kPrompt] = true;
+      Write(masked_.back(), answer_[masked_.back() - kPrompt], update);
       masked_.pop_back();
     }
+    if (!masked_.empty() && random_() % 3 == 0) TakeBack(update);
     if (masked_.empty()) {
       final_before_ = std::min(Answer(), (block_ + 1) * kBlock);
       if (final_before_ == Answer()) {
@@ -48,9 +47,26 @@ class RandomWorker {
     return update;
   }
 
-  const std::vector<bool>& committed() const { return committed_; }
+  const std::vector<int32_t>& canvas() const { return canvas_; }  // -1 where masked.
 
  private:
+  void Write(uint32_t position, int32_t token, v1::SequenceUpdate& update) {
+    v1::Commit& commit = *update.add_commits();
+    commit.set_position(position);
+    commit.set_token(token);
+    canvas_[position - kPrompt] = token;
+  }
+  // A position of the open block becomes a mask again, or another token, to be mended later.
+  void TakeBack(v1::SequenceUpdate& update) {
+    const uint32_t first = std::max(block_ * kBlock, kPrompt);
+    const uint32_t position = first + random_() % (std::min((block_ + 1) * kBlock, Answer()) - first);
+    if (std::find(masked_.begin(), masked_.end(), position) != masked_.end()) return;
+    for (const v1::Commit& commit : update.commits()) {
+      if (commit.position() == position) return;  // A step writes a position once.
+    }
+    Write(position, random_() % 2 == 0 ? -1 : answer_[random_() % answer_.size()], update);
+    masked_.insert(masked_.begin(), position);
+  }
   uint32_t Answer() const { return kPrompt + static_cast<uint32_t>(answer_.size()); }
   void Open(uint32_t block) {
     block_ = block;
@@ -62,24 +78,24 @@ class RandomWorker {
 
   std::mt19937& random_;
   const std::vector<int32_t> answer_;
-  std::vector<bool> committed_ = std::vector<bool>(answer_.size());
+  std::vector<int32_t> canvas_ = std::vector<int32_t>(answer_.size(), -1);
   std::vector<uint32_t> masked_;
   uint32_t step_ = 0, block_ = 0, final_before_ = kPrompt;
 };
 
 class FramesTest : public testing::Test {
  protected:
-  // The canvas of `ids`: runs of committed tokens as text, the others as masks.
-  std::string Canvas(const std::vector<int32_t>& ids, const std::vector<bool>& committed, uint32_t extent) const {
+  // Runs of committed tokens as text, the others as masks.
+  std::string Canvas(const std::vector<int32_t>& ids, uint32_t extent) const {
     std::string text;
     for (uint32_t i = 0; i < extent;) {
-      if (!committed[i]) {
+      if (ids[i] < 0) {
         text += kMask;
         ++i;
         continue;
       }
       Detokenizer detokenizer(*text_);
-      for (; i < extent && committed[i]; ++i) text += detokenizer.Push(ids[i]);
+      for (; i < extent && ids[i] >= 0; ++i) text += detokenizer.Push(ids[i]);
       text += detokenizer.Finish();
     }
     return text;
@@ -115,7 +131,7 @@ class FramesTest : public testing::Test {
       }
       ASSERT_EQ(prompt_client.final_text(), deltas);
       if (framed && !stream.finished()) {
-        ASSERT_EQ(prompt_client.Text(kMask), Canvas(ids, worker.committed(), prompt_client.extent()));
+        ASSERT_EQ(prompt_client.Text(kMask), Canvas(worker.canvas(), prompt_client.extent()));
       }
       if (queue.empty() || random() % 3 != 0) continue;
       slow_client.Apply(queue.Take());

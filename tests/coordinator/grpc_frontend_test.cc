@@ -107,6 +107,33 @@ TEST_F(GrpcFrontendTest, InvalidArgumentsNameTheFieldInTheStatusDetails) {
   request.mutable_decoding()->set_policy(static_cast<v1::Policy>(99));
   EXPECT_EQ(field_of(request), "INVALID_VALUE decoding.policy");
   request = Ask();
+  request.mutable_decoding()->set_policy(v1::POLICY_WINO);
+  EXPECT_EQ(field_of(request), "INVALID_VALUE decoding.policy");
+  request = Ask();
+  request.mutable_decoding()->set_expansion(257);
+  EXPECT_EQ(field_of(request), "INVALID_VALUE decoding.expansion");
+  request = Ask();
+  (*request.mutable_sampling()->mutable_logit_bias())[5] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.logit_bias.5");
+  request = Ask();
+  (*request.mutable_sampling()->mutable_logit_bias())[-5] = 1;
+  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.logit_bias.-5");
+  request = Ask();
+  request.mutable_sampling()->set_presence_penalty(2.5f);
+  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.presence_penalty");
+  request = Ask();
+  request.mutable_sampling()->mutable_forbidden_ids()->Resize(1025, 1);
+  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.forbidden_ids");
+  request = Ask();
+  request.mutable_sampling()->set_top_log_probabilities(21);
+  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.top_log_probabilities");
+  request = Ask();
+  request.mutable_infill()->set_suffix("tail");
+  EXPECT_EQ(field_of(request), "UNSUPPORTED_PARAMETER infill.suffix");
+  request = Ask();
+  request.mutable_infill()->add_fixed_ids(text_->FindSpecial("<|MASK|>"));
+  EXPECT_EQ(field_of(request), "INVALID_VALUE infill.fixed_ids[0]");
+  request = Ask();
   request.set_max_tokens(100000);
   EXPECT_EQ(field_of(request), "CONTEXT_LENGTH_EXCEEDED prompt");
 }
@@ -181,12 +208,61 @@ TEST_F(GrpcFrontendTest, AMessageBeyondTheLimitIsRefusedAndTheServerLives) {
   EXPECT_EQ(Generate(Ask()).text, "still here");
 }
 
+TEST_F(GrpcFrontendTest, WhatIsAskedReachesTheWorkerAndWhatItSaysComesBack) {
+  v1::GenerateRequest request = Ask();
+  v1::Sampling& sampling = *request.mutable_sampling();
+  sampling.set_top_log_probabilities(1);
+  sampling.add_forbidden_ids(7);
+  (*sampling.mutable_logit_bias())[4] = 2.0f;
+  sampling.set_frequency_penalty(0.5f);
+  request.mutable_decoding()->set_policy(v1::POLICY_DYNAMIC);
+  request.mutable_decoding()->set_profile(v1::PROFILE_FAST);
+  request.mutable_decoding()->set_post_steps_max(0);
+  request.mutable_infill()->set_draft_text("ok");
+  v1::Submit seen;
+  group_->OnSubmit([&](const v1::Submit& submit) {
+    seen = submit;
+    v1::SequenceUpdate update = WholeAnswer(submit, Ids("ok"));
+    for (v1::Commit& commit : *update.mutable_commits()) {
+      commit.set_log_probability(-0.5f);
+      v1::TopToken& top = *commit.add_top();
+      top.set_id(commit.token());
+      top.set_log_probability(-0.5f);
+    }
+    update.mutable_end()->set_policy(v1::POLICY_DYNAMIC);
+    update.mutable_end()->set_cache(v1::CACHE_NONE);
+    group_->Send(update);
+  });
+  const Answer answer = Generate(request);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(seen.decoding().profile(), v1::PROFILE_FAST);
+  EXPECT_TRUE(seen.decoding().has_post_steps_max());
+  EXPECT_EQ(seen.sampling().biases_size(), 2);
+  EXPECT_EQ(seen.sampling().frequency_penalty(), 0.5f);
+  EXPECT_EQ(seen.draft_ids_size(), static_cast<int>(Ids("ok").size()));
+  std::string bytes;
+  for (const v1::GenerateEvent& event : answer.events) {
+    for (const v1::TokenLogProbability& token : event.delta().tokens()) {
+      bytes += token.text();
+      EXPECT_EQ(token.log_probability(), -0.5f);
+      ASSERT_THAT(token.top(), SizeIs(1));
+      EXPECT_EQ(token.top(0).id(), token.id());
+    }
+  }
+  EXPECT_EQ(bytes, "ok");
+  EXPECT_EQ(answer.events.back().finished().policy(), v1::POLICY_DYNAMIC);
+  EXPECT_EQ(answer.events.back().finished().cache(), v1::CACHE_NONE);
+}
+
 TEST_F(GrpcFrontendTest, ListsTheModels) {
   grpc::ClientContext context;
   v1::ListModelsReply reply;
   ASSERT_TRUE(stub_->ListModels(&context, {}, &reply).ok());
   ASSERT_THAT(reply.models(), SizeIs(1));
   EXPECT_EQ(reply.models(0).id(), "demo");
+  EXPECT_EQ(reply.models(0).family(), "sdar");
+  EXPECT_THAT(reply.models(0).policies(), testing::ElementsAre(v1::POLICY_STATIC, v1::POLICY_DYNAMIC));
+  EXPECT_FALSE(reply.models(0).infill());
   EXPECT_TRUE(reply.models(0).ready());
 }
 

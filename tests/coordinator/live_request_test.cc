@@ -122,5 +122,25 @@ TEST_F(LiveRequestTest, WhatRefusalsMean) {
   EXPECT_EQ(outcome(v1::SequenceEnd::REASON_DEADLINE, "").error.code, "deadline_exceeded");
 }
 
+TEST_F(LiveRequestTest, ARefusalNamesItsFieldAsTheClientKnowsIt) {
+  const auto refusal = [&](const std::string& message) {
+    Place(1, SubmitCause::kNew, absl::ZeroDuration());
+    v1::SequenceUpdate update;
+    update.set_sequence_id(1);
+    update.mutable_end()->set_reason(v1::SequenceEnd::REASON_ERROR);
+    update.mutable_end()->set_error_code("invalid_value");
+    update.mutable_end()->set_error_message(message);
+    const ApiError error = live_->Apply(0, update, 1, absl::Seconds(1)).error;
+    EXPECT_EQ(error.http_status, 400);
+    return error.param + " | " + error.message;
+  };
+  EXPECT_EQ(refusal("decoding.steps (9) must be in [1, 8]"), "decoding.steps | decoding.steps (9) must be in [1, 8]");
+  EXPECT_EQ(refusal("fixed_ids[3] (7) must be another"),
+            "infill.fixed_ids[3] | infill.fixed_ids[3] (7) must be another");
+  EXPECT_EQ(refusal("prompt_ids (90) and max_tokens (20) must fit"),
+            "prompt | prompt_ids (90) and max_tokens (20) must fit");
+  EXPECT_EQ(refusal("Something (else) is wrong"), " | Something (else) is wrong");
+}
+
 }  // namespace
 }  // namespace quicksilver

@@ -166,6 +166,9 @@ v1::GroupInfo DemoGroup(const TextModel& text, uint32_t sequences_max) {
   info.set_page_size(16);
   info.add_stop_ids(text.FindSpecial("<|im_end|>"));
   info.add_stop_ids(text.FindSpecial("<|endoftext|>"));
+  info.set_family("sdar");
+  info.set_grid(v1::GRID_ABSOLUTE);
+  for (const v1::Policy policy : {v1::POLICY_STATIC, v1::POLICY_DYNAMIC}) info.add_policies(policy);
   return info;
 }
 

@@ -77,6 +77,19 @@ TEST_F(OpenAiFrontendTest, CompletesSeveralPrompts) {
   EXPECT_THAT(requests[0].request_id, testing::StartsWith(body["id"].get<std::string>()));
 }
 
+TEST_F(OpenAiFrontendTest, FillsInTheMiddle) {
+  Serve();
+  const RawClient::Reply reply = Send(Post("/v1/fim/completions", R"({"model":"m","prompt":"a","suffix":"b"})"));
+  EXPECT_EQ(reply.status, 200);
+  const json body = json::parse(reply.body);
+  EXPECT_EQ(body["object"], "text_completion");
+  EXPECT_EQ(body["choices"][0]["text"], "answer to a");
+  EXPECT_EQ(std::get<std::string>(inference_.requests()[0].infill.suffix), "b");
+  EXPECT_EQ(inference_.requests()[0].presence_penalty, 1.5f);
+  EXPECT_TRUE(Eventually([&] { return observer_.requests().size() == 1; }));
+  EXPECT_EQ(observer_.requests()[0], "/v1/fim/completions 200 stop");
+}
+
 // Equal x-request-id headers must not make two requests one (reliability.md 34).
 TEST_F(OpenAiFrontendTest, RequestsWithTheSameIdHeaderStayApart) {
   Serve();

@@ -32,6 +32,18 @@ void CheckRequest(const OpenAiRequest& request, const OpenAiLimits& limits) {
     CHECK(!generation.max_tokens || *generation.max_tokens >= 1);
     CHECK(!generation.temperature || (*generation.temperature >= 0 && *generation.temperature <= 2));
     CHECK(!generation.top_p || (*generation.top_p >= 0 && *generation.top_p <= 1));
+    CHECK(generation.logit_bias.size() <= kBiasesMax && generation.forbidden_ids.size() <= kBiasesMax);
+    for (const auto& [id, bias] : generation.logit_bias) CHECK(id >= 0 && bias >= -kBiasMax && bias <= kBiasMax);
+    for (const int32_t id : generation.infill.fixed_ids) CHECK(id >= InfillChoice::kUndecided);
+    CHECK(generation.top_log_probabilities.value_or(0) <= kTopLogProbabilitiesMax);
+    for (size_t i = 0; i < kDecodingFieldCount; ++i) {
+      const DecodingField& field = kDecodingFields[i];
+      const bool names = field.kind == DecodingKind::kName;
+      const double value = generation.decoding.Get(DecodingIndex(i)).value_or(names ? 1 : field.min);
+      CHECK(value >= (names ? 1 : field.min));
+      CHECK(value <=
+            (names ? static_cast<double>(field.names.size()) : UpperBound(DecodingIndex(i), generation.decoding)));
+    }
     const auto* messages = std::get_if<std::vector<ChatMessage>>(&generation.input);
     CHECK(messages == nullptr || (!messages->empty() && messages->size() <= limits.messages_max));
   }
@@ -43,7 +55,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view body(reinterpret_cast<const char*>(data), size);
   for (const bool strict : {false, true}) {
     const OpenAiLimits limits{.strict_params = strict};
-    for (const OpenAiEndpoint endpoint : {OpenAiEndpoint::kChat, OpenAiEndpoint::kCompletions}) {
+    for (const OpenAiEndpoint endpoint : {OpenAiEndpoint::kChat, OpenAiEndpoint::kCompletions, OpenAiEndpoint::kFim}) {
       const std::variant<OpenAiRequest, ApiError> parsed = ParseOpenAiRequest(body, endpoint, limits);
       if (const ApiError* error = std::get_if<ApiError>(&parsed)) {
         CheckRefusal(*error);

@@ -1,5 +1,6 @@
 // Serves the OpenAI routes with scripted generations on a free loopback port, prints "port N", ends with its stdin.
 // What it plays depends on the last message; see ScriptFor.
+#include <algorithm>
 #include <cstdio>
 #include <map>
 #include <string>
@@ -65,6 +66,26 @@ Script LimitedScript() {
   return {error};
 }
 
+// "Hi é" in four tokens, the last two of which are halves of a character; as many alternatives as were asked for.
+Script LogprobsScript(const GenerateRequest& request) {
+  const char* tokens[] = {"Hi", " ", "\xC3", "\xA9"};
+  DeltaEvent first = Delta("Hi "), second = Delta("\xC3\xA9");
+  for (int i = 0; i < 4; ++i) {
+    WrittenToken token{.token = {i, tokens[i], -0.5f * static_cast<float>(i)},
+                       .offset = i == 0 ? 0 : std::min<uint64_t>(static_cast<uint64_t>(i) + 1, 3)};
+    for (uint32_t top = 0; top < request.top_log_probabilities.value_or(0); ++top) {
+      token.top.push_back({static_cast<int32_t>(top), std::string(1, static_cast<char>('a' + top)), -9999.0f});
+    }
+    (i < 2 ? first : second).tokens.push_back(token);
+  }
+  StartedEvent started = Started();
+  started.prompt_characters = 8;
+  FinishedEvent finished = Finished(4);
+  finished.policy = "token_edit";
+  finished.cache = "dual";
+  return {started, first, absl::Milliseconds(20), second, finished};
+}
+
 // Its first two attempts find the server full.
 Script FlakyScript(const std::string& text) {
   static Mutex mutex;
@@ -80,6 +101,8 @@ Script ScriptFor(const GenerateRequest& request) {
   if (text == "canvas") return CanvasScript();
   if (text == "fails midway") return {Started(), Delta("Hel"), absl::Milliseconds(50), Delta("lo"), WorkerLost()};
   if (text == "terms") return TermsScript(request);
+  if (text == "logprobs") return LogprobsScript(request);
+  if (text == "refused") return {InvalidRequest("invalid_value", "decoding.steps", "decoding.steps (9) must be 1.")};
   if (text == "limited") return LimitedScript();
   if (text == "no worker") return {NoReadyWorker("No group is ready.")};
   if (text == "too long") return {InvalidRequest("context_length_exceeded", "messages", "5000 of 4096 tokens.")};

@@ -93,6 +93,46 @@ class SdkTest(unittest.TestCase):
         self.assertEqual(chunks[-1].choices[0].finish_reason, "length")
         self.assertEqual(self.client.completions.create(model="m", prompt=[1, 2, 3]).object, "text_completion")
 
+    def test_log_probabilities_cover_the_text_token_by_token(self):
+        answer = self.chat("logprobs", logprobs=True, top_logprobs=2)
+        tokens = answer.choices[0].logprobs.content
+        self.assertEqual(bytes(b for token in tokens for b in token.bytes).decode(), answer.choices[0].message.content)
+        self.assertEqual([token.logprob for token in tokens], [0, -0.5, -1, -1.5])
+        self.assertEqual([len(token.top_logprobs) for token in tokens], [2] * 4)
+        self.assertEqual(tokens[2].token, "\ufffd")
+        self.assertEqual(tokens[0].top_logprobs[0].logprob, -9999.0)
+        text = b""
+        for chunk in self.chat("logprobs", logprobs=True, stream=True):
+            choice = chunk.choices[0]
+            piece = bytes(b for token in (choice.logprobs.content if choice.logprobs else []) for b in token.bytes)
+            self.assertEqual(piece.decode(), choice.delta.content or "")
+            text += piece
+        self.assertEqual(text.decode(), "Hi \u00e9")
+        with self.client.chat.completions.stream(model="m", messages=messages("logprobs"), logprobs=True) as stream:
+            for _ in stream:
+                pass
+            self.assertEqual(len(stream.get_final_completion().choices[0].logprobs.content), 4)
+
+    def test_completions_have_log_probabilities_of_their_own_shape(self):
+        choice = self.client.completions.create(model="m", prompt="logprobs", logprobs=1).choices[0]
+        self.assertEqual(choice.logprobs.tokens, ["Hi", " ", "\ufffd", "\ufffd"])
+        self.assertEqual(choice.logprobs.token_logprobs, [0, -0.5, -1, -1.5])
+        self.assertEqual(choice.logprobs.text_offset, [8, 10, 11, 11])
+        self.assertEqual(choice.logprobs.top_logprobs[0], {"Hi": 0, "a": -9999})
+        chunks = list(self.client.completions.create(model="m", prompt="logprobs", logprobs=0, stream=True))
+        parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+        self.assertEqual([offset for part in parts for offset in part.text_offset], [8, 10, 11, 11])
+
+    def test_an_answer_says_what_was_run(self):
+        extension = self.chat("logprobs").model_extra["quicksilver"]
+        self.assertEqual((extension["policy"], extension["cache"], extension["approximate"]), ("token_edit", "dual", True))
+
+    def test_what_the_service_refuses_is_named_as_it_was_asked_for(self):
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.chat("refused", extra_body={"quicksilver": {"steps": 9}})
+        self.assertEqual(caught.exception.param, "quicksilver.steps")
+        self.assertIn("quicksilver.steps (9) must be 1.", caught.exception.message)
+
     def test_lists_models(self):
         self.assertEqual([model.id for model in self.client.models.list()], ["m", "org/name"])
         self.assertEqual(self.client.models.retrieve("org/name").id, "org/name")
