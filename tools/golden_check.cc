@@ -13,7 +13,7 @@
 namespace quicksilver {
 namespace {
 
-constexpr int32_t kPageSize = 16;
+constexpr int32_t kPageSize = 32;  // A multiple of every block length that is recorded.
 constexpr int32_t kStepRows = 512;
 
 std::string Show(const std::vector<GoldenCommit>& commits) {
@@ -177,17 +177,19 @@ std::vector<CaseResult> Stamp(std::vector<CaseResult> results, const GoldenCheck
 
 std::vector<CaseResult> CheckTraces(const GoldenSet& set, const GoldenCheckpoint& checkpoint, int ranks,
                                     const MakeOps& make_ops, double confidence_error_max) {
-  std::map<int32_t, std::vector<const GoldenTrace*>> by_block;
+  std::map<std::pair<int32_t, int32_t>, std::vector<const GoldenTrace*>> by_group;
   for (const GoldenTrace& trace : set.traces) {
     if (trace.family != checkpoint.family || !trace.unsupported.empty()) continue;
-    by_block[trace.grid_block].push_back(&trace);
+    by_group[{trace.grid_block, trace.mask_id}].push_back(&trace);
   }
   std::vector<CaseResult> results;
-  for (const auto& [block_length, traces] : by_block) {
+  for (const auto& [group, traces] : by_group) {
+    const auto& [block_length, mask_id] = group;
     EngineGroup::Options options;
     options.directory = checkpoint.directory;
     options.ranks = ranks;
     options.block_length = block_length;
+    options.mask_id = mask_id;
     options.page_size = std::max(kPageSize, block_length);
     options.make_ops = make_ops;
     options.engine.step_rows_max = kStepRows;
@@ -210,7 +212,7 @@ std::vector<CaseResult> CheckForwards(const std::string& directory, const Golden
     sizes.rows_max = kStepRows;
     sizes.page_size = kPageSize;
     ASSIGN_OR_RETURN(const std::unique_ptr<ModelGroup> group,
-                     ModelGroup::Load(checkpoint.directory, ranks, make_ops, sizes));
+                     ModelGroup::Load(checkpoint.directory, ranks, make_ops, sizes, {.mask_id = checkpoint.mask_id}));
     std::vector<int32_t> blocks;
     for (const GoldenForward& forward : forwards) {
       results.push_back(CheckForward(*group, forward));

@@ -263,6 +263,9 @@ absl::StatusOr<GoldenTrace> ReadTrace(const std::string& directory, const json& 
     return trace;
   }
   if (IsBlockCausal(trace.kind)) trace.grid_block = params.at("block_length").get<int32_t>();
+  if (const auto mask = recorded.find("mask_id"); mask != recorded.end() && mask->is_number_integer()) {
+    trace.mask_id = mask->get<int32_t>();
+  }
   const json& prompts = recorded.at("prompts");
   size_t padded = 0;
   for (const json& prompt : prompts) padded = std::max(padded, prompt.size());
@@ -281,10 +284,13 @@ absl::StatusOr<GoldenSet> ReadManifest(const std::string& directory, const json&
   for (const json& entry : manifest.at("checkpoints")) {
     const std::string dir = entry.at("dir").get<std::string>();
     set.checkpoints.push_back(
-        {absl::StrCat(directory, "/", dir), dir.substr(dir.rfind('/') + 1), entry.at("family").get<std::string>()});
+        {absl::StrCat(directory, "/", dir), dir.substr(dir.rfind('/') + 1), entry.at("family").get<std::string>(), -1});
   }
   for (const json& entry : manifest.at("traces")) {
     ASSIGN_OR_RETURN(GoldenTrace trace, ReadTrace(directory, entry));
+    for (GoldenCheckpoint& checkpoint : set.checkpoints) {
+      if (checkpoint.family == trace.family && trace.mask_id >= 0) checkpoint.mask_id = trace.mask_id;
+    }
     set.traces.push_back(std::move(trace));
   }
   return set;

@@ -26,6 +26,7 @@ struct GoldenTrace {
   std::string name;
   std::string family;
   std::string kind;
+  int32_t mask_id = -1;         ///< -1: the checkpoint's.
   int32_t grid_block = 0;       ///< Block length that the group has to be started with; 0: the request's own.
   std::string unsupported;      ///< Why it cannot be run here; empty when it can.
   std::vector<GoldenRow> rows;  ///< Empty when unsupported.
@@ -35,6 +36,7 @@ struct GoldenCheckpoint {
   std::string directory;
   std::string name;
   std::string family;
+  int32_t mask_id = -1;  ///< As the traces of its family have it, for one that does not state it.
 };
 
 /// A directory of recorded decodings: manifest.json, checkpoints, traces.

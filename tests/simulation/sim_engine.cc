@@ -90,7 +90,7 @@ SimEngine::SimEngine(World& world, History& history, const simulation::Plan& pla
 }
 
 absl::Status SimEngine::Submit(uint64_t stream, const v1::Submit& submit, int streams) {
-  absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(plan_.model, submit, false);
+  absl::StatusOr<SequenceSpec> spec = MakeSequenceSpec(plan_.model, submit);
   if (!spec.ok()) return spec.status();
   if (absl::Status fits = CheckFits(limits_, Sequence(*std::move(spec))); !fits.ok()) return fits;
   const SequenceKey key(stream, submit.sequence_id());

@@ -52,11 +52,12 @@ void Sequence::DropKv() {
   prefilling_ = true;
 }
 
-// A cache holds nothing of the block yet, or is not to be used yet.
+// A cache holds nothing of the block yet: the first pass of a block behind the warm-up fills it.
 bool Sequence::runs_canvas() const {
   const DecodingRule& decoding = spec_.decoding;
   if (decoding.cache == Cache::kNone || block_forwards_ == 0) return true;
-  return decoding.cache == Cache::kVicinity && forwards_ < decoding.vicinity_warmup;
+  const int32_t filling = std::max(forwards_ - block_forwards_, decoding.vicinity_warmup);
+  return decoding.cache == Cache::kVicinity && forwards_ <= filling;
 }
 
 Segment Sequence::DenoisingSegment() const {
