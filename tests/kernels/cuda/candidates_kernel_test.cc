@@ -38,11 +38,24 @@ class CandidatesKernelTest : public ::testing::Test {
       ExpectNear(a.log_sum_exp, e.log_sum_exp, 4e-6);  // Float sums of approximate exponentials.
       ExpectNear(a.tempered_log_sum_exp, e.tempered_log_sum_exp, 2e-5);
       ExpectNear(a.mean_logit, e.mean_logit, 1e-5 + 2e-6 * std::abs(e.mean_logit));
+      ExpectNear(a.tempered_mean_logit, e.tempered_mean_logit, 5e-5 + 2e-6 * std::abs(e.tempered_mean_logit));
+      ExpectNear(a.mean_previous, e.mean_previous, 2e-5 + 2e-6 * std::abs(e.mean_previous));
+      EXPECT_EQ(a.asked_logit, e.asked_logit);
       for (int32_t k = 0; k < c.top_count; ++k) {
         const size_t i = r * static_cast<size_t>(c.top_count) + static_cast<size_t>(k);
         ASSERT_EQ(actual.top[i].id, expected.top[i].id) << "place " << k;
         ASSERT_EQ(actual.top[i].logit, expected.top[i].logit) << "place " << k;
       }
+    }
+  }
+
+  /// Of the ids that exist.
+  static void ExpectSameHistory(const CandidatesCase& c, const CandidatesOutput& actual,
+                                const CandidatesOutput& expected) {
+    for (size_t i = 0; i < c.history.size(); ++i) {
+      const auto column = static_cast<int64_t>(i) % c.logits.cols;
+      if (column >= c.shard.vocabulary - c.shard.first_id) continue;
+      ASSERT_EQ(actual.history[i], expected.history[i]) << "slot " << static_cast<int64_t>(i) / c.logits.cols;
     }
   }
 
@@ -67,20 +80,25 @@ TEST_F(CandidatesKernelTest, AgreesWithTheReferenceOnRaggedSizes) {
                          Shape{4, 6000, 11, 6011, 12, 256, size_t{4} * 8192}}) {
     SCOPED_TRACE(absl::StrCat(s.rows, " rows, ", s.columns, " columns, ", s.requests, " requests"));
     const int32_t ids = std::min(s.columns, s.vocabulary - s.first_id);
-    const CandidatesCase c = {.logits = RandomMatrix(s.rows, s.columns, 11, 4.0f),
-                              .shard = {s.first_id, s.vocabulary, s.columns > 2 ? s.first_id + ids * 2 / 3 : -1},
-                              .requests = MixedRequests(s.requests, s.rows, s.first_id, ids),
-                              .top_count = s.top_count};
+    CandidatesCase c = {.logits = RandomMatrix(s.rows, s.columns, 11, 4.0f),
+                        .shard = {s.first_id, s.vocabulary, s.columns > 2 ? s.first_id + ids * 2 / 3 : -1},
+                        .requests = MixedRequests(s.requests, s.rows, s.first_id, ids),
+                        .top_count = s.top_count};
     ExpectAgreement(c, RunCandidatesOn(c, s.tile_bytes), CandidatesReference(c));
+    AddTables(c);
+    const CandidatesOutput actual = RunCandidatesOn(c, s.tile_bytes), expected = CandidatesReference(c);
+    ExpectAgreement(c, actual, expected);
+    ExpectSameHistory(c, actual, expected);
   }
 }
 
 TEST_F(CandidatesKernelTest, NeitherTilesNorNeighboursChangeABit) {
   const int32_t rows = 6, columns = 5300;
-  const CandidatesCase c = {.logits = RandomMatrix(rows, columns, 3, 3.0f),
-                            .shard = {50, 50 + columns, 2900},
-                            .requests = MixedRequests(13, rows, 50, columns),
-                            .top_count = 31};
+  CandidatesCase c = {.logits = RandomMatrix(rows, columns, 3, 3.0f),
+                      .shard = {50, 50 + columns, 2900},
+                      .requests = MixedRequests(13, rows, 50, columns),
+                      .top_count = 31};
+  AddTables(c);
   const CandidatesOutput expected = RunCandidatesOn(c);
   for (const size_t columns_of_tile : {1024, 2048, 3072, 5120}) {
     EXPECT_TRUE(SameBits(RunCandidatesOn(c, columns_of_tile * rows * sizeof(float)), expected))

@@ -1,5 +1,6 @@
 #include "tests/kernels/cuda/candidates_run.h"
 
+#include <cmath>
 #include <cstring>
 #include <memory>
 
@@ -25,10 +26,15 @@ CandidatesOutput RunCandidatesOn(const CandidatesCase& c, size_t tile_bytes) {
   const DeviceCopy<CandidateRequest> requests(c.requests);
   const DeviceCopy<Candidate> out{std::vector<Candidate>(count)};
   const DeviceCopy<TopLogit> top{std::vector<TopLogit>(count * top_count)};
+  const DeviceCopy<TokenBias> biases(c.biases);
+  const DeviceCopy<float> history(c.history);
   const CandidatesArguments arguments = {.rows = c.logits.rows,
                                          .columns = c.logits.cols,
                                          .shard = c.shard,
-                                         .batch = {.requests = requests.data(), .count = static_cast<int32_t>(count)},
+                                         .batch = {.requests = requests.data(),
+                                                   .count = static_cast<int32_t>(count),
+                                                   .biases = biases.data(),
+                                                   .history = history.data()},
                                          .top_count = c.top_count,
                                          .out = out.data(),
                                          .top = top.data()};
@@ -41,13 +47,14 @@ CandidatesOutput RunCandidatesOn(const CandidatesCase& c, size_t tile_bytes) {
   EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);
   const std::vector<uint8_t> after = workspace.Get();
   EXPECT_EQ(std::count(after.begin() + static_cast<int64_t>(bytes), after.end(), 0xA5), int64_t{kGuard});
-  return {out.Get(), top.Get()};
+  return {out.Get(), top.Get(), history.Get()};
 }
 
 CandidatesOutput CandidatesReference(const CandidatesCase& c) {
   const std::unique_ptr<Ops> ops = MakeReferenceOps(DType::kF32);
   CandidatesOutput results;
   results.top.resize(c.requests.size() * static_cast<size_t>(c.top_count));
+  results.history = c.history;
   for (size_t r = 0; r < c.requests.size(); ++r) {
     CandidateRequest request = c.requests[r];
     std::vector<int32_t> rows;
@@ -65,7 +72,8 @@ CandidatesOutput CandidatesReference(const CandidatesCase& c) {
     const auto prepared =
         ops->PrepareWeight({weight.values.data(), weight.rows, H, H, DType::kF32}, WeightRole::kLayer).value();
     ops->Candidates({hidden.values.data(), H, H, H, DType::kF32}, *prepared, c.shard,
-                    {.requests = &request, .count = 1}, c.top_count, &results.candidates.emplace_back(),
+                    {.requests = &request, .count = 1, .biases = c.biases.data(), .history = results.history.data()},
+                    c.top_count, &results.candidates.emplace_back(),
                     results.top.data() + r * static_cast<size_t>(c.top_count));
   }
   return results;
@@ -88,12 +96,34 @@ std::vector<CandidateRequest> MixedRequests(int32_t count, int32_t rows, int32_t
   return requests;
 }
 
+void AddTables(CandidatesCase& c) {
+  const int32_t ids = static_cast<int32_t>(c.logits.cols), first_id = c.shard.first_id;
+  c.history = RandomMatrix(static_cast<int64_t>(c.requests.size()), ids, 77, 4.0f).values;
+  for (size_t r = 0; r < c.requests.size(); ++r) {
+    CandidateRequest& request = c.requests[r];
+    const auto turn = static_cast<int32_t>(r);
+    request.asked_id = first_id + turn * 101 % (ids + 1) - 1;
+    if (turn % 4 != 1) {
+      request.history_slot = turn;
+      request.history_valid = turn % 3 != 0 ? 1 : 0;
+    }
+    if (turn % 5 == 2) continue;
+    request.first_bias = static_cast<int32_t>(c.biases.size());
+    for (int32_t id = first_id - 3 + turn % 3; id < first_id + ids + 5; id += 1 + turn * 29 % 71) {
+      c.biases.push_back({id, id % 7 == 1 ? -INFINITY : static_cast<float>(id % 33 - 16) / 4.0f});
+    }
+    request.bias_count = static_cast<int32_t>(c.biases.size()) - request.first_bias;
+  }
+}
+
 bool SameBits(const Candidate& a, const Candidate& b) {
   const auto same = [](auto x, auto y) { return std::memcmp(&x, &y, sizeof x) == 0; };
   return same(a.best_id, b.best_id) && same(a.best_logit, b.best_logit) && same(a.second_logit, b.second_logit) &&
          same(a.log_sum_exp, b.log_sum_exp) && same(a.mean_logit, b.mean_logit) && same(a.sampled_id, b.sampled_id) &&
          same(a.sampled_logit, b.sampled_logit) && same(a.tempered_log_sum_exp, b.tempered_log_sum_exp) &&
-         same(a.sampled_score, b.sampled_score) && same(a.finite, b.finite);
+         same(a.sampled_score, b.sampled_score) && same(a.finite, b.finite) &&
+         same(a.tempered_mean_logit, b.tempered_mean_logit) && same(a.mean_previous, b.mean_previous) &&
+         same(a.asked_logit, b.asked_logit);
 }
 
 bool SameBits(const CandidatesOutput& a, const CandidatesOutput& b) {

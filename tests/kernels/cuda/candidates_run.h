@@ -45,11 +45,14 @@ struct CandidatesCase {
   VocabularyShard shard;
   std::vector<CandidateRequest> requests;
   int32_t top_count = 0;
+  std::vector<TokenBias> biases = {};
+  std::vector<float> history = {};  ///< [slots, V/tp]
 };
 
 struct CandidatesOutput {
   std::vector<Candidate> candidates;
-  std::vector<TopLogit> top;  ///< [requests, top_count]
+  std::vector<TopLogit> top;   ///< [requests, top_count]
+  std::vector<float> history;  ///< Afterwards.
 };
 
 /// A tile holds at least 1,024 columns.
@@ -64,8 +67,11 @@ CandidatesOutput RunCandidatesOn(const CandidatesCase& c, size_t tile_bytes = kL
 /// What the reference says, request by request, so that one row's NaN reaches no other through a product.
 CandidatesOutput CandidatesReference(const CandidatesCase& c);
 
-/// Every option, in turn.
+/// Every option but biases and history, in turn.
 std::vector<CandidateRequest> MixedRequests(int32_t count, int32_t rows, int32_t first_id, int32_t ids);
+
+/// Gives requests of the case biases (some of which forbid), history and ids that are asked for, in turn.
+void AddTables(CandidatesCase& c);
 
 bool SameBits(const Candidate& a, const Candidate& b);
 bool SameBits(const CandidatesOutput& a, const CandidatesOutput& b);
