@@ -70,10 +70,10 @@ absl::StatusOr<nlohmann::json> ConfigOf(const RandomCheckpointOptions& options) 
   nlohmann::json config;
   if (options.family == "sdar") {
     config = SdarConfig(options);
-    config["architectures"] = {SdarFamily().architecture};
+    config["architectures"] = {"SDARForCausalLM"};
   } else if (options.family == "llada") {
     config = LladaConfig(options);
-    config["architectures"] = {LladaFamily().architecture};
+    config["architectures"] = {"LLaDAModelLM"};
   } else {
     return absl::InvalidArgumentError(absl::StrCat("family: expected sdar or llada, found ", options.family));
   }
@@ -212,7 +212,7 @@ absl::Status WriteRandomCheckpoint(const RandomCheckpointOptions& options) {
   ASSIGN_OR_RETURN(const nlohmann::json made, ConfigOf(options));
   const nlohmann::json config = nlohmann::json::parse(made.dump());  // Checked as it will be read.
   const std::string config_path = options.directory + "/config.json";
-  const Family& family = options.family == "sdar" ? SdarFamily() : LladaFamily();
+  const Family& family = *FindFamily(config.at("architectures").at(0));
   ModelSpec spec;
   spec.architecture = family.architecture;
   RETURN_IF_ERROR(family.read_config(ConfigFields(config_path, config), spec));

@@ -12,7 +12,6 @@
 #include "common/check.h"
 #include "common/philox.h"
 #include "kernels/host_float.h"
-#include "worker/model/families/family.h"
 #include "worker/model/tensor_plan.h"
 
 namespace quicksilver {
@@ -20,8 +19,8 @@ namespace {
 
 ModelSpec LladaSpec() {
   ModelSpec spec;
-  spec.architecture = LladaFamily().architecture;
-  spec.family = LladaFamily().name;
+  spec.architecture = "LLaDAModelLM";
+  spec.family = "llada";
   spec.hidden = 4096;
   spec.layers = 32;
   spec.heads = spec.kv_heads = 32;
@@ -39,8 +38,8 @@ ModelSpec LladaSpec() {
 
 ModelSpec SdarSpec(int64_t hidden, int64_t layers, int64_t heads, int64_t mlp, bool tied) {
   ModelSpec spec;
-  spec.architecture = SdarFamily().architecture;
-  spec.family = SdarFamily().name;
+  spec.architecture = "SDARForCausalLM";
+  spec.family = "sdar";
   spec.hidden = hidden;
   spec.layers = layers;
   spec.heads = heads;

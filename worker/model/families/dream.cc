@@ -21,8 +21,8 @@ absl::Status ReadConfig(const ConfigFields& config, ModelSpec& spec) {
 
 }  // namespace
 
-const Family& DreamFamily() {
-  static const Family family = {
+std::vector<Family> DreamFamilies() {
+  return {{
       .name = "dream",
       .architecture = "DreamModel",
       .tied_field = "tie_word_embeddings",
@@ -33,8 +33,7 @@ const Family& DreamFamily() {
       .published_mask_id = 151666,
       .published_stop_ids = {151643, 151645},
       .read_config = ReadConfig,
-  };
-  return family;
+  }};
 }
 
 }  // namespace quicksilver

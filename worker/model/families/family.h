@@ -47,7 +47,7 @@ struct TensorNames {
   const char* lm_head = nullptr;
 };
 
-/// One model family: data, and the reading of its config.json.
+/// One model family, of one architecture: data, and the reading of its config.json.
 struct Family {
   const char* name;
   const char* architecture;  ///< config.json architectures[0]
@@ -66,23 +66,15 @@ struct Family {
   absl::Status (*read_config)(const ConfigFields& config, ModelSpec& spec);
 };
 
-/// All families that can be served.
+/// All families that can be served: those of every file NAME.cc of families/, which defines
+///
+///   std::vector<Family> NameFamilies();
+///
+/// The build finds the files (cmake/families.cmake).
 const std::vector<Family>& Families();
 
 /// nullptr: none of that architecture.
 const Family* FindFamily(const std::string& architecture);
-
-const Family& DreamFamily();
-const Family& FastDllmFamily();
-const Family& IlladaFamily();
-const Family& Llada2Family();
-const Family& LladaFamily();
-const Family& LladaMoeFamily();
-const Family& Qwen2Family();
-const Family& Qwen3Family();
-const Family& Qwen3MoeFamily();
-const Family& SdarFamily();
-const Family& SdarMoeFamily();
 
 // Bounds of what config.json may ask for, far above any model, so that products of sizes fit 64 bits.
 inline constexpr int64_t kWidthMax = 1 << 20;

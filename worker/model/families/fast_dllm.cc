@@ -21,8 +21,8 @@ absl::Status ReadConfig(const ConfigFields& config, ModelSpec& spec) {
 
 }  // namespace
 
-const Family& FastDllmFamily() {
-  static const Family family = {
+std::vector<Family> FastDllmFamilies() {
+  return {{
       .name = "fast_dllm",
       .architecture = "Fast_dLLM_QwenForCausalLM",
       .tied_field = "tie_word_embeddings",
@@ -33,8 +33,7 @@ const Family& FastDllmFamily() {
       .published_mask_id = 151665,
       .published_stop_ids = {151643, 151645},
       .read_config = ReadConfig,
-  };
-  return family;
+  }};
 }
 
 }  // namespace quicksilver

@@ -21,8 +21,8 @@ absl::Status ReadConfig(const ConfigFields& config, ModelSpec& spec) {
 
 }  // namespace
 
-const Family& IlladaFamily() {
-  static const Family family = {
+std::vector<Family> IlladaFamilies() {
+  return {{
       .name = "llada",
       .architecture = "ILLaDAForCausalLM",
       .tied_field = "tie_word_embeddings",
@@ -33,8 +33,7 @@ const Family& IlladaFamily() {
       .published_mask_id = 5,
       .published_stop_ids = {2},
       .read_config = ReadConfig,
-  };
-  return family;
+  }};
 }
 
 }  // namespace quicksilver

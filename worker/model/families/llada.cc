@@ -72,8 +72,8 @@ absl::Status ReadConfig(const ConfigFields& config, ModelSpec& spec) {
 
 }  // namespace
 
-const Family& LladaFamily() {
-  static const Family family = {
+std::vector<Family> LladaFamilies() {
+  return {{
       .name = "llada",
       .architecture = "LLaDAModelLM",
       .tied_field = "weight_tying",
@@ -96,8 +96,7 @@ const Family& LladaFamily() {
       .published_mask_id = 126336,
       .published_stop_ids = {126081, 126348},
       .read_config = ReadConfig,
-  };
-  return family;
+  }};
 }
 
 }  // namespace quicksilver

@@ -126,8 +126,8 @@ TensorNames Names() {
 
 }  // namespace
 
-const Family& Llada2Family() {
-  static const Family family = {
+std::vector<Family> Llada2Families() {
+  return {{
       .name = "llada2",
       .architecture = "LLaDA2MoeModelLM",
       .tied_field = "tie_word_embeddings",
@@ -138,8 +138,7 @@ const Family& Llada2Family() {
       .published_mask_id = 156895,
       .published_stop_ids = {156892},
       .read_config = ReadConfig,
-  };
-  return family;
+  }};
 }
 
 }  // namespace quicksilver

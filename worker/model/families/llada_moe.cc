@@ -69,8 +69,8 @@ TensorNames Names() {
 
 }  // namespace
 
-const Family& LladaMoeFamily() {
-  static const Family family = {
+std::vector<Family> LladaMoeFamilies() {
+  return {{
       .name = "llada_moe",
       .architecture = "LLaDAMoEModelLM",
       .tied_field = "tie_word_embeddings",
@@ -81,8 +81,7 @@ const Family& LladaMoeFamily() {
       .published_mask_id = 156895,
       .published_stop_ids = {156892},
       .read_config = ReadConfig,
-  };
-  return family;
+  }};
 }
 
 }  // namespace quicksilver

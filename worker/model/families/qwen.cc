@@ -54,19 +54,9 @@ Family QwenWith(const char* architecture, absl::Status (*read_config)(const Conf
 
 }  // namespace
 
-const Family& Qwen2Family() {
-  static const Family family = QwenWith("Qwen2ForCausalLM", ReadQwen2);
-  return family;
-}
-
-const Family& Qwen3Family() {
-  static const Family family = QwenWith("Qwen3ForCausalLM", ReadQwen3);
-  return family;
-}
-
-const Family& Qwen3MoeFamily() {
-  static const Family family = QwenWith("Qwen3MoeForCausalLM", ReadQwen3Moe);
-  return family;
+std::vector<Family> QwenFamilies() {
+  return {QwenWith("Qwen2ForCausalLM", ReadQwen2), QwenWith("Qwen3ForCausalLM", ReadQwen3),
+          QwenWith("Qwen3MoeForCausalLM", ReadQwen3Moe)};
 }
 
 }  // namespace quicksilver

@@ -44,14 +44,8 @@ Family SdarWith(const char* architecture, absl::Status (*read_config)(const Conf
 
 }  // namespace
 
-const Family& SdarFamily() {
-  static const Family family = SdarWith("SDARForCausalLM", ReadDense);
-  return family;
-}
-
-const Family& SdarMoeFamily() {
-  static const Family family = SdarWith("SDARMoeForCausalLM", ReadMoe);
-  return family;
+std::vector<Family> SdarFamilies() {
+  return {SdarWith("SDARForCausalLM", ReadDense), SdarWith("SDARMoeForCausalLM", ReadMoe)};
 }
 
 }  // namespace quicksilver
