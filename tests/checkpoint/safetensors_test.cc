@@ -6,7 +6,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "tests/support/largest_allocation.h"
+#include "tests/support/allocations.h"
 
 namespace quicksilver {
 namespace {
@@ -140,7 +140,7 @@ TEST(SafetensorsTest, NoAllocationIsLargerThanTwiceTheHeader) {
   for (const std::string& header : {nested, many, wide, long_name}) {
     largest_allocation = 0;
     EXPECT_NE(ErrorOf(header, 4), "accepted");
-    EXPECT_LE(largest_allocation, 2 * header.size());
+    EXPECT_LE(largest_allocation.load(), 2 * header.size());
   }
 }
 

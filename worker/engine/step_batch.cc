@@ -68,8 +68,11 @@ struct BlockBiases {
   std::vector<Run> runs;  // One a row.
 };
 
-BlockBiases BiasesOf(const Sequence& sequence) {
-  BlockBiases all;
+// Good until the thread's next call: a step of a size that was there before allocates nothing.
+const BlockBiases& BiasesOf(const Sequence& sequence) {
+  thread_local BlockBiases all;
+  all.biases.clear();
+  all.runs.clear();
   const auto same = [](const TokenBias& a, const TokenBias& b) { return a.id == b.id && a.bias == b.bias; };
   for (const RowAsk& ask : sequence.asked()) {
     const int32_t first = static_cast<int32_t>(all.biases.size());
@@ -185,7 +188,8 @@ int32_t StepBatch::PagesOf(absl::Span<const PlannedSegment> plan) const {
 void StepBatch::LayOut(absl::Span<const PlannedSegment> plan, const StepShape& shape, const StepArrays& arrays) {
   rows_ = segments_ = blocks_ = list_tokens_ = biases_ = pages_ = 0;
   for (int i = 0; i < 2; ++i) head_rows_[i] = requests_[i] = 0;
-  open_rows_.assign(plan.size(), {});
+  if (open_rows_.size() < plan.size()) open_rows_.resize(plan.size());
+  for (OpenRows& open : open_rows_) open.asked.clear();
   for (size_t i = 0; i < plan.size(); ++i) {
     const RunningSequence& running = *plan[i].running;
     const Segment& segment = plan[i].segment;
@@ -319,7 +323,7 @@ void StepBatch::AddRequests(const RunningSequence& running, const Segment& segme
 }
 
 void StepBatch::AddBiases(const Sequence& sequence, const OpenRows& open, const StepArrays& arrays) {
-  const BlockBiases all = BiasesOf(sequence);
+  const BlockBiases& all = BiasesOf(sequence);
   for (size_t i = 0; i < open.asked.size(); ++i) {
     CandidateRequest& request = arrays.requests[open.first_row + static_cast<int32_t>(i)];
     request.first_bias = biases_ + all.runs[i].first;

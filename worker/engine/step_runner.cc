@@ -268,11 +268,14 @@ absl::Status StepRunner::Launch(absl::Span<const PlannedSegment> plan, uint64_t 
   }
   int32_t keys_max = 0;
   for (const PlannedSegment& planned : plan) keys_max = std::max(keys_max, planned.segment.keys_held());
-  const StepLayout layout = LayoutOf(shape_, shape_.segment_rows, keys_max);
-  const StepArrays device = MapStepArrays(static_cast<char*>(arrays_.data()), shape_);
-  ASSIGN_OR_RETURN(const std::unique_ptr<Program> once,
-                   ops_.Record([&] { Enqueue(shape_, layout); }, loops_ ? &device.control->proceed : nullptr));
-  once->Launch();
+  layout_ = LayoutOf(shape_, shape_.segment_rows, keys_max);
+  if (unrecorded_ == nullptr) {
+    // The control comes first in the arrays, whatever the shape.
+    const StepArrays device = MapStepArrays(static_cast<char*>(arrays_.data()), shape_);
+    ASSIGN_OR_RETURN(unrecorded_,
+                     ops_.Record([this] { Enqueue(shape_, layout_); }, loops_ ? &device.control->proceed : nullptr));
+  }
+  unrecorded_->Launch();
   return absl::OkStatus();
 }
 

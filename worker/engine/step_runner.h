@@ -91,9 +91,11 @@ class StepRunner {
   StepBatch batch_;
   std::map<StepShape, Recorded> programs_;
   uint64_t uses_ = 0;
+  std::unique_ptr<Program> unrecorded_;  // Where programs are not preferred: whatever shape_ and layout_ say.
 
   // The launch that runs.
   StepShape shape_;
+  StepLayout layout_;  // Where programs are not preferred.
   uint64_t seal_ = 0;
   uint32_t steps_read_ = 0;
   bool running_ = false;
