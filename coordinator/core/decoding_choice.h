@@ -33,104 +33,74 @@ inline constexpr std::string_view kEditNames[] = {"off", "threshold"};
 inline constexpr std::string_view kCacheNames[] = {"none", "prefix", "dual", "vicinity"};
 inline constexpr std::string_view kRemaskingScheduleNames[] = {"cap", "rescale", "confidence", "loop"};
 
-/// Above 1 for thresholds of entropies alone; see UpperBound().
-inline constexpr double kThresholdMax = 20;
+inline constexpr std::span<const std::string_view> kNoNames = {};
 
-/// Every field, once. The policy comes first: bounds of others follow from it.
+/// Of thresholds of entropies; see BoundsOf().
+inline constexpr double kNatsMax = 20;
+
+/// Every field, once. Policy and confidence come first: bounds of others follow from them.
 inline constexpr DecodingField kDecodingFields[] = {
     {"policy", DecodingKind::kName, 0, 0, kPolicyNames, "Which positions a step writes"},
+    {"confidence", DecodingKind::kName, 0, 0, kConfidenceNames, "What rows are ranked by"},
     {"profile", DecodingKind::kName, 0, 0, kProfileNames, "Named settings; other fields go before them"},
     {"cache", DecodingKind::kName, 0, 0, kCacheNames,
      "What a bidirectional model keeps between steps; all but none are approximate"},
-    {"block_length", DecodingKind::kCount, 1, 65536, {}, "Positions of a block; block-causal models fix it"},
-    {"steps",
-     DecodingKind::kCount,
-     1,
-     65536,
-     {},
+    {"block_length", DecodingKind::kCount, 1, 65536, kNoNames, "Positions of a block; block-causal models fix it"},
+    {"steps", DecodingKind::kCount, 1, 65536, kNoNames,
      "Denoising steps: of a block, or of the answer of a bidirectional model"},
-    {"threshold",
-     DecodingKind::kNumber,
-     0,
-     kThresholdMax,
-     {},
-     "Confidence at which a position is written; nats for multi_block, else at most 1"},
-    {"commits_min", DecodingKind::kCount, 1, 65536, {}, "Positions that a step writes in any case"},
+    {"threshold", DecodingKind::kNumber, -kNatsMax, kNatsMax, kNoNames,
+     "Confidence at which a position is written; in nats: multi_block, renoise, and confidence entropy"},
+    {"commits_min", DecodingKind::kCount, 1, 65536, kNoNames, "Positions that a step writes in any case"},
     {"remasking", DecodingKind::kName, 0, 0, kRemaskingNames, "What static ranks by"},
-    {"confidence", DecodingKind::kName, 0, 0, kConfidenceNames, "What rows are ranked by"},
     {"confidence_source", DecodingKind::kName, 0, 0, kConfidenceSourceNames,
      "Of the distribution before or behind temperature, top-k and top-p"},
-    {"confidence_temperature",
-     DecodingKind::kNumber,
-     0,
-     10,
-     {},
+    {"confidence_temperature", DecodingKind::kNumber, 0, 10, kNoNames,
      "Dream's alg_temp: 0 takes the best rows, else they are drawn"},
-    {"guidance_scale", DecodingKind::kNumber, 0, 100, {}, "Classifier-free guidance of the LLaDA family; 0 is off"},
-    {"suppress_eos", DecodingKind::kFlag, 0, 1, {}, "LLaDA's logits_eos_inf"},
-    {"distrust_eos", DecodingKind::kFlag, 0, 1, {}, "LLaDA's confidence_eos_eot_inf"},
-    {"finish_blocks",
-     DecodingKind::kFlag,
-     0,
-     1,
-     {},
+    {"guidance_scale", DecodingKind::kNumber, 0, 100, kNoNames,
+     "Classifier-free guidance of the LLaDA family; 0 is off"},
+    {"suppress_eos", DecodingKind::kFlag, 0, 1, kNoNames, "LLaDA's logits_eos_inf"},
+    {"distrust_eos", DecodingKind::kFlag, 0, 1, kNoNames, "LLaDA's confidence_eos_eot_inf"},
+    {"finish_blocks", DecodingKind::kFlag, 0, 1, kNoNames,
      "Denoise blocks to their end although the answer's end is certain"},
-    {"factor", DecodingKind::kNumber, 0, 100, {}, "factor"},
-    {"entropy_bound", DecodingKind::kNumber, 0, 1000, {}, "Nats. entropy_bound, entropy_sum, renoise"},
-    {"low_threshold", DecodingKind::kNumber, 0, 1, {}, "hierarchical"},
+    {"factor", DecodingKind::kNumber, 0, 100, kNoNames, "The larger, the more is written at a time. factor"},
+    {"entropy_bound", DecodingKind::kNumber, 0, 1000, kNoNames, "Nats. entropy_bound, entropy_sum, renoise"},
+    {"low_threshold", DecodingKind::kNumber, -kNatsMax, 1, kNoNames,
+     "The same for the best of a run of masks, or of a step. hierarchical, variable_length"},
     {"edit", DecodingKind::kName, 0, 0, kEditNames,
      "Whether written tokens may be replaced. token_edit, insert_delete"},
-    {"edit_threshold", DecodingKind::kNumber, 0, 1, {}, "Confidence at which they are. token_edit, insert_delete"},
-    {"post_steps_max",
-     DecodingKind::kCount,
-     0,
-     256,
-     {},
+    {"edit_threshold", DecodingKind::kNumber, 0, 1, kNoNames,
+     "Confidence at which they are. token_edit, insert_delete"},
+    {"post_steps_max", DecodingKind::kCount, 0, 256, kNoNames,
      "Steps that may edit after the last mask is gone. token_edit, insert_delete"},
-    {"credit_alpha", DecodingKind::kNumber, 0, 10, {}, "Weight of the credit. credit"},
-    {"credit_gamma", DecodingKind::kNumber, 0, 10, {}, "Power of the probability that is credited. credit"},
-    {"credit_beta", DecodingKind::kNumber, 0, 1, {}, "What is left of the credit a step later. credit"},
-    {"kl_threshold", DecodingKind::kNumber, 0, 100, {}, "Nats. klass"},
-    {"verify_threshold", DecodingKind::kNumber, 0, 1, {}, "Below it a token becomes a mask again. wino"},
+    {"credit_alpha", DecodingKind::kNumber, 0, 10, kNoNames, "Weight of the credit. credit"},
+    {"credit_gamma", DecodingKind::kNumber, 0, 10, kNoNames, "Power of the probability that is credited. credit"},
+    {"credit_beta", DecodingKind::kNumber, 0, 1, kNoNames, "What is left of the credit a step later. credit"},
+    {"kl_threshold", DecodingKind::kNumber, 0, 100, kNoNames, "Nats. klass"},
+    {"verify_threshold", DecodingKind::kNumber, 0, 1, kNoNames, "Below it a token becomes a mask again. wino"},
     {"remasking_schedule", DecodingKind::kName, 0, 0, kRemaskingScheduleNames, "remdm"},
-    {"remasking_eta", DecodingKind::kNumber, 0, 1, {}, "remdm"},
-    {"remasking_on", DecodingKind::kNumber, 0, 1, {}, "Time at which the loop begins. remdm"},
-    {"remasking_off", DecodingKind::kNumber, 0, 1, {}, "Time at which it ends. remdm"},
-    {"remasking_alpha", DecodingKind::kNumber, 0, 1, {}, "What it holds alpha at. remdm"},
-    {"block_add_threshold",
-     DecodingKind::kNumber,
-     0,
-     1,
-     {},
+    {"remasking_eta", DecodingKind::kNumber, 0, 1, kNoNames, "remdm"},
+    {"remasking_on", DecodingKind::kNumber, 0, 1, kNoNames, "Time at which the loop begins. remdm"},
+    {"remasking_off", DecodingKind::kNumber, 0, 1, kNoNames, "Time at which it ends. remdm"},
+    {"remasking_alpha", DecodingKind::kNumber, 0, 1, kNoNames, "What it holds alpha at. remdm"},
+    {"block_add_threshold", DecodingKind::kNumber, 0, 1, kNoNames,
      "Written part of a block at which the next begins. multi_block"},
-    {"block_full_threshold",
-     DecodingKind::kNumber,
-     0,
-     1,
-     {},
+    {"block_full_threshold", DecodingKind::kNumber, 0, 1, kNoNames,
      "Written part at which a block must go on each step. multi_block"},
-    {"initial_length", DecodingKind::kCount, 1, 65536, {}, "Masks to begin with. variable_length"},
-    {"expansion", DecodingKind::kCount, 1, 256, {}, "Masks in place of one. variable_length"},
-    {"eos_threshold",
-     DecodingKind::kNumber,
-     0,
-     1,
-     {},
+    {"initial_length", DecodingKind::kCount, 1, 65536, kNoNames, "Masks to begin with. variable_length"},
+    {"expansion", DecodingKind::kCount, 1, 256, kNoNames, "Masks in place of one. variable_length"},
+    {"eos_threshold", DecodingKind::kNumber, 0, 1, kNoNames,
      "Grows before decoding while the end is less certain. variable_length"},
-    {"expand_eos_threshold", DecodingKind::kNumber, 0, 1, {}, "The same while decoding. variable_length"},
-    {"eos_window", DecodingKind::kCount, 1, 256, {}, "Last positions that are asked for the end. variable_length"},
-    {"sub_block_length", DecodingKind::kCount, 1, 65536, {}, "Divides the block. sub_block"},
-    {"vicinity_before",
-     DecodingKind::kCount,
-     0,
-     4096,
-     {},
+    {"expand_eos_threshold", DecodingKind::kNumber, 0, 1, kNoNames, "The same while decoding. variable_length"},
+    {"eos_window", DecodingKind::kCount, 1, 256, kNoNames,
+     "Last positions that are asked for the end. variable_length"},
+    {"sub_block_length", DecodingKind::kCount, 1, 65536, kNoNames, "Divides the block. sub_block"},
+    {"vicinity_before", DecodingKind::kCount, 0, 4096, kNoNames,
      "Positions before the block that are computed anew. cache vicinity"},
-    {"vicinity_after", DecodingKind::kCount, 0, 4096, {}, "And behind it. cache vicinity"},
-    {"vicinity_warmup", DecodingKind::kCount, 0, 4096, {}, "Whole forwards at the beginning. cache vicinity"},
-    {"stability_steps", DecodingKind::kCount, 0, 16, {}, "renoise"},
-    {"temperature_min", DecodingKind::kNumber, 0, 2, {}, "renoise"},
-    {"temperature_max", DecodingKind::kNumber, 0, 2, {}, "renoise"},
+    {"vicinity_after", DecodingKind::kCount, 0, 4096, kNoNames, "And behind it. cache vicinity"},
+    {"vicinity_warmup", DecodingKind::kCount, 0, 4096, kNoNames, "Whole forwards at the beginning. cache vicinity"},
+    {"stability_steps", DecodingKind::kCount, 0, 16, kNoNames, "renoise"},
+    {"temperature_min", DecodingKind::kNumber, 0, 2, kNoNames, "renoise"},
+    {"temperature_max", DecodingKind::kNumber, 0, 2, kNoNames, "renoise"},
 };
 inline constexpr size_t kDecodingFieldCount = std::size(kDecodingFields);
 
@@ -163,11 +133,20 @@ constexpr size_t NumberOf(std::span<const std::string_view> names, std::string_v
   return 0;
 }
 
-/// The largest value of a field beside what is set already.
-inline double UpperBound(DecodingIndex field, const DecodingChoice& choice) {
-  constexpr DecodingIndex threshold("threshold");
-  const bool entropies = choice.Get("policy") == NumberOf(kPolicyNames, "multi_block");
-  return field.index == threshold.index && !entropies ? 1 : kDecodingFields[field.index].max;
+struct DecodingBounds {
+  double min, max;
+};
+
+/// Of a number beside what is set already: thresholds are probabilities unless policy or confidence say otherwise.
+inline DecodingBounds BoundsOf(DecodingIndex field, const DecodingChoice& choice) {
+  const DecodingField& row = kDecodingFields[field.index];
+  constexpr DecodingIndex threshold("threshold"), low("low_threshold");
+  if (field.index != threshold.index && field.index != low.index) return {row.min, row.max};
+  const std::optional<double> policy = choice.Get("policy");
+  const bool nats = field.index == threshold.index &&
+                    (policy == NumberOf(kPolicyNames, "multi_block") || policy == NumberOf(kPolicyNames, "renoise"));
+  const bool negative = choice.Get("confidence") == NumberOf(kConfidenceNames, "entropy");
+  return {negative ? -kNatsMax : 0, nats ? kNatsMax : 1};
 }
 
 }  // namespace quicksilver

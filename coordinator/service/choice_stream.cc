@@ -119,7 +119,7 @@ void ChoiceStream::Write(uint32_t index, const v1::Commit& commit) {
 
 // Where the canvas ends that there is by now.
 uint32_t ChoiceStream::CanvasEnd() const {
-  if (canvas_length_ > 0) return std::min(settings_.prompt_tokens + canvas_length_, end_);
+  if (canvas_length_ > settings_.suffix_tokens) return std::min(canvas_length_ - settings_.suffix_tokens, end_);
   if (settings_.grid == v1::GRID_AFTER_PROMPT) return end_;
   const uint64_t origin = settings_.grid == v1::GRID_CANVAS ? settings_.prompt_tokens : 0;
   return static_cast<uint32_t>(std::min<uint64_t>(origin + (uint64_t{block_} + 1) * settings_.block_length, end_));
@@ -200,8 +200,8 @@ FinishedEvent ChoiceStream::MakeFinished(const v1::SequenceUpdate& update, bool 
                          .preemptions = whole ? end.preemptions() : 0,
                          .paced_steps = whole ? end.paced_steps() : 0,
                          .deadline_reached = end.reason() == v1::SequenceEnd::REASON_DEADLINE,
-                         .policy = NameOf(kPolicyNames, end.policy()),
-                         .cache = NameOf(kCacheNames, end.cache())};
+                         .policy = NameOf(kPolicyNames, update.policy()),
+                         .cache = NameOf(kCacheNames, update.cache())};
   if (first_commit_ != absl::InfiniteDuration()) {
     finished.time_to_first_token_seconds = absl::ToDoubleSeconds(first_commit_ - settings_.accepted);
   }

@@ -19,6 +19,7 @@ struct ChoiceSettings {
   uint32_t choice = 0;
   uint32_t prompt_tokens = 0;  ///< The answer begins behind them.
   uint32_t max_tokens = 1;
+  uint32_t suffix_tokens = 0;  ///< They follow the answer in the canvas.
   v1::Grid grid = v1::GRID_ABSOLUTE;
   uint32_t block_length = 1;
   uint32_t positions_max = 0;  ///< The canvas ends here at most.
@@ -97,7 +98,7 @@ class ChoiceStream {
   uint32_t block_step_ = 0;
   uint32_t block_ = 0;
   bool block_state_ = false;
-  uint32_t canvas_length_ = 0;        // As the worker last said; 0: never.
+  uint32_t canvas_length_ = 0;        // As the worker last said, prompt and suffix counted; 0: never.
   uint32_t block_canvas_length_ = 0;  // The same when the open block was opened.
   bool text_over_ = false;            // A final stop token was met.
   bool stopped_here_ = false;

@@ -71,9 +71,9 @@ std::variant<DecodingChoice, ApiError> FromProto(const v1::Decoding& proto) {
                               absl::StrCat(path, " is ", *value, ", not one of 1 (", std::string(field.names.front()),
                                            ") to ", field.names.size(), " (", std::string(field.names.back()), ")."));
       }
-    } else if (const double max = UpperBound(DecodingIndex(i), choice); !(*value >= field.min && *value <= max)) {
+    } else if (const auto [min, max] = BoundsOf(DecodingIndex(i), choice); !(*value >= min && *value <= max)) {
       return InvalidRequest("invalid_value", path,
-                            absl::StrCat(path, " is ", *value, ", not in [", field.min, ", ", max, "]."));
+                            absl::StrCat(path, " is ", *value, ", not in [", min, ", ", max, "]."));
     }
     choice.Set(DecodingIndex(i), *value);
   }

@@ -23,10 +23,13 @@ uint64_t MicrosUntil(absl::Duration end, absl::Duration now) {
   return static_cast<uint64_t>(std::max<int64_t>(absl::ToInt64Microseconds(end - kDeadlineMargin - now), 1));
 }
 
-// The field that a refusal is about: those of invalid values begin with it, "decoding.steps (9) must be …".
+// The field that a refusal is about: those of invalid values begin with it, "decoding.steps (9) must be …" or
+// "decoding.steps must be …".
 std::string FieldOf(const std::string& message) {
   const size_t end = message.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_.[]");
-  return end == std::string::npos || end == 0 || message.compare(end, 2, " (") != 0 ? "" : message.substr(0, end);
+  if (end == std::string::npos || end == 0) return "";
+  const bool named = message.compare(end, 2, " (") == 0 || message.compare(end, 9, " must be ") == 0;
+  return named ? message.substr(0, end) : "";
 }
 
 // What a worker says about a sequence that it gave up, in the client's terms.
@@ -81,6 +84,7 @@ void LiveRequest::Prepared(PreparedRequest prepared, const ModelFacts& model, co
   unfinished_ = request_.choices;
   ChoiceSettings settings{.prompt_tokens = static_cast<uint32_t>(submit_.prompt_ids_size()),
                           .max_tokens = max_tokens_,
+                          .suffix_tokens = static_cast<uint32_t>(submit_.suffix_ids_size()),
                           .grid = model.grid,
                           .block_length = BlockLength(request_.decoding, model),
                           .given = Given(submit_),

@@ -146,15 +146,16 @@ TEST_F(ChoiceStreamEditsTest, ABlockWithStateIsBegunAnew) {
 
 TEST_F(ChoiceStreamEditsTest, ACanvasGrowsWhenTheWorkerSaysSo) {
   settings_.grid = v1::GRID_AFTER_PROMPT;
+  settings_.suffix_tokens = 3;
   ChoiceStream stream = Stream();
   v1::SequenceUpdate update = Open(1, {{0, ids_[0]}});
-  update.set_canvas_length(12);
+  update.set_canvas_length(kPrompt + 12 + 3);
   EXPECT_EQ(LastFrame(stream, update).extent, 12u);
   EXPECT_EQ(LastFrame(stream, Open(2, {{1, ids_[1]}})).extent, 12u);
   update = Open(3, {{2, ids_[2]}});
-  update.set_canvas_length(20);
+  update.set_canvas_length(kPrompt + 20 + 3);
   EXPECT_EQ(LastFrame(stream, update).extent, 20u);
-  EXPECT_EQ(stream.Record().canvas_length(), 20u);
+  EXPECT_EQ(stream.Record().canvas_length(), kPrompt + 20u + 3);
   update = Open(4, {});
   update.set_canvas_length(400);
   EXPECT_EQ(LastFrame(stream, update).extent, 40u) << "no further than the answer";
@@ -167,16 +168,16 @@ TEST_F(ChoiceStreamEditsTest, ABlockWithStateForgetsHowItGrew) {
   for (uint32_t i = 0; i < 8; ++i) Commit(update, i, ids_[0]);
   update.set_final_before(kPrompt + 8);
   update.set_block_step(0);
-  update.set_canvas_length(16);
+  update.set_canvas_length(kPrompt + 16);
   Apply(stream, update);
   update = Open(3, {});
   update.set_final_before(kPrompt + 8);
   update.set_block_step(1);
-  update.set_canvas_length(24);
+  update.set_canvas_length(kPrompt + 24);
   update.set_block_state(true);
   Apply(stream, update);
   stream.OnPlaced(/*resumes=*/true, now_);
-  EXPECT_EQ(stream.Record().canvas_length(), 16u);
+  EXPECT_EQ(stream.Record().canvas_length(), kPrompt + 16u);
   EXPECT_EQ(LastFrame(stream, Open(3, {})).extent, 16u);
 }
 
@@ -239,8 +240,8 @@ TEST_F(ChoiceStreamEditsTest, TheEndSaysWhatWasRun) {
   v1::Submit submit;
   for (uint32_t i = 0; i < kPrompt; ++i) submit.add_prompt_ids(1);
   v1::SequenceUpdate update = WholeAnswer(submit, ids_);
-  update.mutable_end()->set_policy(v1::POLICY_HIERARCHICAL);
-  update.mutable_end()->set_cache(v1::CACHE_DUAL);
+  update.set_policy(v1::POLICY_HIERARCHICAL);
+  update.set_cache(v1::CACHE_DUAL);
   const FinishedEvent finished = std::get<FinishedEvent>(Apply(stream, update).back());
   EXPECT_EQ(finished.policy, "hierarchical");
   EXPECT_EQ(finished.cache, "dual");

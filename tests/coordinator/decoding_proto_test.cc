@@ -51,7 +51,8 @@ TEST(DecodingProtoTest, EveryFieldGoesThereAndBack) {
   for (size_t i = 0; i < kDecodingFieldCount; ++i) {
     const DecodingField& field = kDecodingFields[i];
     const bool name = field.kind == DecodingKind::kName;
-    choice.Set(DecodingIndex(i), name ? static_cast<double>(field.names.size()) : UpperBound(DecodingIndex(i), choice));
+    choice.Set(DecodingIndex(i),
+               name ? static_cast<double>(field.names.size()) : BoundsOf(DecodingIndex(i), choice).max);
   }
   const v1::Decoding proto = ToProto(choice);
   EXPECT_EQ(proto.policy(), v1::POLICY_AUTOREGRESSIVE);

@@ -229,8 +229,8 @@ TEST_F(GrpcFrontendTest, WhatIsAskedReachesTheWorkerAndWhatItSaysComesBack) {
       top.set_id(commit.token());
       top.set_log_probability(-0.5f);
     }
-    update.mutable_end()->set_policy(v1::POLICY_DYNAMIC);
-    update.mutable_end()->set_cache(v1::CACHE_NONE);
+    update.set_policy(v1::POLICY_DYNAMIC);
+    update.set_cache(v1::CACHE_NONE);
     group_->Send(update);
   });
   const Answer answer = Generate(request);

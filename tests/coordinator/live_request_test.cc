@@ -139,6 +139,7 @@ TEST_F(LiveRequestTest, ARefusalNamesItsFieldAsTheClientKnowsIt) {
             "infill.fixed_ids[3] | infill.fixed_ids[3] (7) must be another");
   EXPECT_EQ(refusal("prompt_ids (90) and max_tokens (20) must fit"),
             "prompt | prompt_ids (90) and max_tokens (20) must fit");
+  EXPECT_EQ(refusal("decoding.factor must be unset"), "decoding.factor | decoding.factor must be unset");
   EXPECT_EQ(refusal("Something (else) is wrong"), " | Something (else) is wrong");
 }
 

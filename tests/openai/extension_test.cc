@@ -77,19 +77,22 @@ TEST(ExtensionTest, EveryFieldOfTheContractArrivesAndIsHeldToItsBounds) {
         expect_refused(static_cast<int64_t>(field.max) + 1, "to " + std::to_string(static_cast<int64_t>(field.max)));
         expect_refused(1.5, "got a fraction");
         break;
-      case DecodingKind::kNumber:
-        EXPECT_EQ(arrived(field.min), field.min);
-        EXPECT_EQ(arrived(UpperBound(DecodingIndex(i), {})), UpperBound(DecodingIndex(i), {}));
-        expect_refused(field.min - 0.5, "got -0.5");
-        expect_refused(field.max + 1, "expected a number from 0 to ");
+      case DecodingKind::kNumber: {
+        const auto [min, max] = BoundsOf(DecodingIndex(i), {});
+        EXPECT_EQ(arrived(min), min);
+        EXPECT_EQ(arrived(max), max);
+        expect_refused(min - 0.5, "got -0.5");
+        expect_refused(max + 1, "expected a number from 0 to ");
         break;
+      }
     }
   }
 }
 
-TEST(ExtensionTest, ThresholdsOfEntropiesMayBeAboveOne) {
+TEST(ExtensionTest, ThresholdsOfEntropiesAreInNats) {
   EXPECT_EQ(Accepted({{"quicksilver", {{"policy", "multi_block"}, {"threshold", 3.5}}}}).decoding.Get("threshold"),
             3.5);
+  EXPECT_EQ(Accepted({{"quicksilver", {{"confidence", "entropy"}, {"threshold", -2}}}}).decoding.Get("threshold"), -2);
   EXPECT_THAT(Refused({{"quicksilver", {{"policy", "threshold"}, {"threshold", 3.5}}}}).message,
               AllOf(HasSubstr("quicksilver.threshold"), HasSubstr("from 0 to 1, got 3.5")));
 }

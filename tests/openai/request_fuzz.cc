@@ -39,10 +39,9 @@ void CheckRequest(const OpenAiRequest& request, const OpenAiLimits& limits) {
     for (size_t i = 0; i < kDecodingFieldCount; ++i) {
       const DecodingField& field = kDecodingFields[i];
       const bool names = field.kind == DecodingKind::kName;
-      const double value = generation.decoding.Get(DecodingIndex(i)).value_or(names ? 1 : field.min);
-      CHECK(value >= (names ? 1 : field.min));
-      CHECK(value <=
-            (names ? static_cast<double>(field.names.size()) : UpperBound(DecodingIndex(i), generation.decoding)));
+      const auto [min, max] = BoundsOf(DecodingIndex(i), generation.decoding);
+      const double value = generation.decoding.Get(DecodingIndex(i)).value_or(names ? 1 : min);
+      CHECK(value >= (names ? 1 : min) && value <= (names ? static_cast<double>(field.names.size()) : max));
     }
     const auto* messages = std::get_if<std::vector<ChatMessage>>(&generation.input);
     CHECK(messages == nullptr || (!messages->empty() && messages->size() <= limits.messages_max));

@@ -92,6 +92,8 @@ void ReportBuilder::FillUpdate(Record& record, const Sequence& sequence, const S
   const TokenId mask_id = sequence.spec().mask_id;
   update.set_block_state(!outcome.block_closed && sequence.stateful());
   update.set_canvas_length(static_cast<uint32_t>(sequence.grown_length()));
+  update.set_policy(WireOf(sequence.spec().decoding.policy));
+  update.set_cache(WireOf(sequence.spec().decoding.cache));
   if (record.provisional) {
     for (const TokenCommit& commit : outcome.commits) AddCommit(commit, mask_id, update);
     return;
@@ -143,8 +145,6 @@ void ReportBuilder::FillEnd(const Record& record, const RunningSequence& running
   end.set_cached_tokens(static_cast<uint32_t>(running.cached_tokens));
   end.set_preemptions(static_cast<uint32_t>(running.preemptions));
   end.set_paced_steps(static_cast<uint32_t>(record.paced_steps));
-  end.set_policy(WireOf(running.sequence.spec().decoding.policy));
-  end.set_cache(WireOf(running.sequence.spec().decoding.cache));
   end.set_queue_seconds(Seconds(record.submitted, std::min(record.started, now)));
   end.set_prefill_seconds(Seconds(record.started, std::min(record.denoised, now)));
   end.set_decode_seconds(Seconds(record.denoised, now));

@@ -24,8 +24,10 @@ std::optional<double> ReadField(JsonFields& fields, DecodingIndex index, const D
       const auto count = fields.Integer(field.name, static_cast<int64_t>(field.min), static_cast<int64_t>(field.max));
       return count ? std::optional<double>(static_cast<double>(*count)) : std::nullopt;
     }
-    case DecodingKind::kNumber:
-      return fields.Number(field.name, field.min, UpperBound(index, decoding));
+    case DecodingKind::kNumber: {
+      const auto [min, max] = BoundsOf(index, decoding);
+      return fields.Number(field.name, min, max);
+    }
     case DecodingKind::kFlag:
       return fields.Bool(field.name).value_or(false) ? std::optional<double>(1) : std::nullopt;
   }
@@ -36,7 +38,8 @@ void ReadDecoding(JsonFields& fields, DecodingChoice& decoding) {
   for (size_t i = 0; i < kDecodingFieldCount; ++i) {
     if (const auto value = ReadField(fields, DecodingIndex(i), decoding)) decoding.Set(DecodingIndex(i), *value);
   }
-  const auto named = fields.Number("confidence_threshold", 0, UpperBound("threshold", decoding));
+  const auto [min, max] = BoundsOf("threshold", decoding);
+  const auto named = fields.Number("confidence_threshold", min, max);
   if (!named) return;
   if (decoding.Get("threshold").value_or(*named) != *named) {
     fields.FailValue("threshold", "it differs from `quicksilver.confidence_threshold`, which means the same");
