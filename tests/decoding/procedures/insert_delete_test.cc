@@ -212,6 +212,11 @@ TEST(InsertDeleteTest, TheLastStepWritesNoControlToken) {
   EXPECT_THAT(After(procedure, {1, 2, 3, 4}, {1, kDelete, 3, kInsert}), ElementsAre(1, 0, 3, 0)) << "the next best id";
 }
 
+TEST(InsertDeleteTest, ABlockThatIsOpenedAgainWasNeverSeen) {
+  InsertDelete procedure(SettingsOf(0.5f, 0.0f, 16));
+  for (int i = 0; i < 2; ++i) EXPECT_THAT(After(procedure, {1, 2, 3, 4}, {1, 5, 3, 4}), ElementsAre(1, 5, 3, 4));
+}
+
 TEST(InsertDeleteTest, WhatMovesKeepsWhatItWasWrittenWith) {
   InsertDelete procedure(SettingsOf(0.5f, 0.9999f, 16));
   int32_t forward = 0;

@@ -93,6 +93,24 @@ TEST(KlassTest, NothingIsReadyInTheFirstStepsOfABlock) {
   EXPECT_TRUE(run.done());
 }
 
+// Without a mean of the step before, a sum of old could pass for a small divergence.
+TEST(KlassTest, ABlockThatIsOpenedAgainBeginsAnew) {
+  const Network network = [](absl::Span<const TokenId> tokens, const RowAsk& row) {
+    std::vector<float> logits = Settled(tokens, row);
+    for (float& z : logits) z -= 9.0f;
+    return logits;
+  };
+  Klass klass({0.9f, 0.01f, {16, 2}});
+  ProcedureRun interrupted(klass, ProcedureRun::Canvas(), network);
+  interrupted.Step();
+  interrupted.Step();
+  ProcedureRun again(klass, ProcedureRun::Canvas(), network);
+  for (const size_t count : {1u, 1u, 6u}) {
+    again.Step();
+    EXPECT_EQ(again.decision().writes.size(), count);
+  }
+}
+
 TEST(KlassTest, AnUnsureRowWaitsForTheScheduleHoweverSettled) {
   Klass klass({0.9999f, 0.01f, {16, 2}});
   ProcedureRun run(klass, ProcedureRun::Canvas(), Settled);

@@ -154,6 +154,21 @@ TEST(RemdmTest, ACleanBlockStaysOpenUntilItsLastStep) {
   EXPECT_EQ(run.forwards(), 100);
 }
 
+// A draft's tokens count as sure, whatever stood in their places before.
+TEST(RemdmTest, ConfidencesAreOfTheOpenBlockAlone) {
+  ProcedureRun::Canvas canvas = {3, 24, 24, 3};
+  for (int32_t p = 3; p < 27; p += 2) canvas.draft[p] = 4;
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    canvas.sampling.seed = seed;
+    Remdm::Settings settings = SettingsOf(Schedule::kConfidence, 30, 0.0f, seed);
+    Remdm fresh(settings), used(settings);
+    ProcedureRun other(used, {3, 24, 24, 3}, NetworkOf({seed, 0.0f, 0.0f}));
+    other.RunToEnd();
+    ProcedureRun first(fresh, canvas, NetworkOf({seed})), second(used, canvas, NetworkOf({seed}));
+    EXPECT_EQ(second.RunToEnd(), first.RunToEnd());
+  }
+}
+
 TEST(RemdmTest, StepsAreSharedOutAmongBlocks) {
   Remdm::Settings settings = SettingsOf(Schedule::kCap, 7, 0.05f, 3);
   settings.steps.blocks = 2;

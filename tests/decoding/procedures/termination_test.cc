@@ -181,6 +181,22 @@ TEST_P(TerminationTest, EveryCanvasIsFilledWithinTheBound) {
   }
 }
 
+// What it learnt of one canvas must not show in another one's.
+TEST_P(TerminationTest, OpeningABlockForgetsAllOfTheOneBefore) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    for (const ProcedureRun::Canvas& canvas : Canvases()) {
+      FakeModel model = {seed, 2.0f, 0.4f};
+      model.control_bias = 1.0f;
+      const std::unique_ptr<Procedure> fresh = GetParam().make(canvas.sampling),
+                                       used = GetParam().make(canvas.sampling);
+      ProcedureRun other(*used, canvas, NetworkOf({seed + 100}));
+      for (int32_t step = 0; step < 7 && !other.done(); ++step) other.Step();
+      ProcedureRun first(*fresh, canvas, NetworkOf(model)), second(*used, canvas, NetworkOf(model));
+      EXPECT_EQ(second.RunToEnd(), first.RunToEnd());
+    }
+  }
+}
+
 // A copy goes on as the original would, and does not share anything with it.
 TEST_P(TerminationTest, ACloneTakesTheSameDecisions) {
   const FakeModel model = {3};

@@ -220,7 +220,7 @@ TEST(VariableLengthTest, TheEosConfidenceIsOfTheArgMax) {
   settings.eos_threshold = 0.9f;
   VariableLength procedure(settings);
   ProcedureRun::Canvas canvas = {kPrompt, 12, kBlock, kPrompt};
-  canvas.sampling.temperature = 2.0f;
+  canvas.sampling.temperature = 50.0f;
   const Network network = [](absl::Span<const TokenId>, const RowAsk&) {
     std::vector<float> logits(FakeModel::kVocabulary, 0.0f);
     logits[kEos] = 6.0f;

@@ -163,6 +163,14 @@ TEST(WinoTest, FewerAreMaskedAgainThanTheStepBeforeAccepted) {
   EXPECT_THAT(Positions(decision, 2), ElementsAre(3, 4));
 }
 
+TEST(WinoTest, ABlockBeginsWithTheReferencesThirty) {
+  Wino wino({});
+  StepOf(wino, {{0.9f, 0.1f, 0.1f}, {}});
+  wino.OpenBlock(CanvasView());
+  const Numbers doubts = {{0.9f, 0.9f}, std::vector<float>(40, 0.5f)};
+  EXPECT_EQ(Positions(StepOf(wino, doubts), FakeModel::kMask).size(), 29u);
+}
+
 TEST(WinoTest, APaceIsNotLostToRemasking) {
   Wino wino({});
   const Decision decision = StepOf(wino, {{0.9f, 0.9f, 0.9f}, {0.5f, 0.3f, 0.2f}}, /*commits_min=*/2);

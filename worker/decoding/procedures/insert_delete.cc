@@ -126,7 +126,7 @@ std::vector<InsertDelete::Row> InsertDelete::Rewritten(const CanvasView& view, c
       rows.push_back(introduced);
       rows.push_back(rows_[i]);
     } else if (row.token != settings_.delete_id) {
-      rows.push_back({row.token, rows_[i].original, row.confidence, row.log_probability});
+      rows.push_back({row.token, false, row.confidence, row.log_probability});
     }
   }
   rows.resize(rows_.size(), introduced);
@@ -135,8 +135,7 @@ std::vector<InsertDelete::Row> InsertDelete::Rewritten(const CanvasView& view, c
 
 Decision InsertDelete::Decide(const CanvasView& view, const StepNumbers& numbers) {
   Step step = Propose(view, numbers);
-  const bool resolved = std::none_of(rows_.begin(), rows_.end(),
-                                     [&](const Row& row) { return row.original && row.token == view.mask_id; });
+  const bool resolved = std::none_of(rows_.begin(), rows_.end(), [](const Row& row) { return row.original; });
   ++steps_;
   if (resolved) ++post_steps_;
   step.is_final = (resolved && post_steps_ >= settings_.post_steps_max) ||

@@ -47,7 +47,7 @@ class InsertDelete final : public Procedure {
   /// One position of the open block.
   struct Row {
     TokenId token = 0;
-    bool original = false;  ///< Was a mask when the block was opened, wherever it stood then.
+    bool original = false;  ///< A mask that was there when the block was opened, wherever it stood then.
     float confidence = 0.0f;
     float log_probability = 0.0f;
   };

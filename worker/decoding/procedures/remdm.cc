@@ -107,7 +107,6 @@ Decision Remdm::Decide(const CanvasView& view, const StepNumbers& numbers) {
     decision.paced = decision.paced || !remasked.empty() || !step.last;
     remasked.clear();
   }
-  for (const TokenWrite& write : remasked) confidence_.erase(write.position);
   decision.writes = std::move(remasked);
   for (size_t i = 0; i < masked.size(); ++i) {
     if (written[i] == 0) continue;
