@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -273,6 +274,36 @@ TEST_P(FamiliesTest, NeighboursInABatchLeaveNoTrace) {
   const HostRows both = (*group)->Logits({other, segment_}, block);
   const std::vector<float> behind(both.row(13), both.row(13) + alone.values.size());
   EXPECT_TRUE(behind == alone.values);
+}
+
+// However a prompt was cut: pools, too, are of whole blocks.
+TEST_P(FamiliesTest, PrefillInChunksGivesTheBitsOfOneForward) {
+  const auto group = Load(2, /*fast=*/true);
+  ASSERT_TRUE(group.ok()) << group.status();
+  const int32_t block = BlockOf((*group)->spec());
+  if (block == kBidirectional) return;  // Has no exact cache.
+  const HostRows whole = (*group)->Logits({segment_}, block);
+  for (int32_t done = 0; done < static_cast<int32_t>(ids_.size()); done += 8) {
+    const int32_t rows = std::min<int32_t>(8, static_cast<int32_t>(ids_.size()) - done);
+    const TestSegment chunk{{ids_.begin() + done, ids_.begin() + done + rows}, done, {5, 6, 7}};
+    const std::vector<float> expected(whole.row(done), whole.row(done) + rows * whole.cols);
+    EXPECT_TRUE((*group)->Logits({chunk}, block).values == expected) << "rows from " << done << " on";
+  }
+}
+
+TEST_P(FamiliesTest, AnExpertOfAnotherShapeIsNamedWithBoth) {
+  if (GetParam().sizes.routing.experts == 0) return;
+  nlohmann::json config = GetParam().config;
+  const char* const field =
+      config.contains("expert_intermediate_size") ? "expert_intermediate_size" : "moe_intermediate_size";
+  config[field] = config[field].get<int64_t>() * 2;
+  config.erase("num_shared_experts");
+  config.erase("shared_expert_intermediate_size");
+  directory_.Write("config.json", config.dump());
+  const std::string error(Load(1, /*fast=*/false).status().message());
+  EXPECT_THAT(error, testing::AllOf(testing::HasSubstr("model.safetensors: tensor 'model.layers."),
+                                    testing::HasSubstr(".mlp.experts."), testing::HasSubstr("gate_proj"),
+                                    testing::HasSubstr("expected F32 ["), testing::HasSubstr("found F32 [")));
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, FamiliesTest, testing::ValuesIn(AllCases()),
