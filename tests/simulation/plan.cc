@@ -45,10 +45,13 @@ void DrawDecoding(Random& random, const ModelSpec& model, v1::Decoding& decoding
   static constexpr v1::Policy kPolicies[] = {v1::POLICY_STATIC, v1::POLICY_DYNAMIC, v1::POLICY_SEQUENTIAL,
                                              v1::POLICY_THRESHOLD};
   decoding.set_policy(kPolicies[random.Below(4)]);
-  decoding.set_threshold(static_cast<float>(0.3 + 0.6 * UnitOf(random.Next())));
+  const bool scheduled = decoding.policy() != v1::POLICY_THRESHOLD;
+  const float threshold = static_cast<float>(0.3 + 0.6 * UnitOf(random.Next()));
+  if (!scheduled || decoding.policy() == v1::POLICY_DYNAMIC) decoding.set_threshold(threshold);
   if (decoding.policy() == v1::POLICY_STATIC && random.Chance(0.3)) decoding.set_remasking(v1::REMASKING_RANDOM);
   if (model.grid == BlockGrid::kAbsolute) {
-    decoding.set_steps(static_cast<uint32_t>(random.Between(1, kBlock)));
+    const uint32_t steps = static_cast<uint32_t>(random.Between(1, kBlock));
+    if (scheduled) decoding.set_steps(steps);
   } else if (random.Chance(0.3)) {
     decoding.set_guidance_scale(1.0f);
   }

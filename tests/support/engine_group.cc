@@ -161,7 +161,8 @@ std::vector<v1::Submit> VariedSubmits(bool bidirectional) {
     if (i % 4 == 1) sampling.set_top_k(20);
     if (i % 4 == 3) sampling.set_top_p(0.8f);
     submit.mutable_decoding()->set_policy(static_cast<v1::Policy>(i % 5));
-    submit.mutable_decoding()->set_threshold(0.6f);
+    const v1::Policy policy = submit.decoding().policy();
+    if (policy == v1::POLICY_DYNAMIC || policy == v1::POLICY_THRESHOLD) submit.mutable_decoding()->set_threshold(0.6f);
     if (bidirectional && i % 3 == 0) submit.mutable_decoding()->set_guidance_scale(0.5f);
     submits.push_back(submit);
   }

@@ -12,6 +12,7 @@
 #include "worker/decoding/procedures/multi_block.h"
 #include "worker/decoding/procedures/rank_policy.h"
 #include "worker/decoding/procedures/remdm.h"
+#include "worker/decoding/procedures/renoise.h"
 #include "worker/decoding/procedures/sub_block.h"
 #include "worker/decoding/procedures/time_grid.h"
 #include "worker/decoding/procedures/token_edit.h"
@@ -132,6 +133,20 @@ std::unique_ptr<Procedure> MakeRemdm(const DecodingRule& rule, const ProcedureCo
   return std::make_unique<Remdm>(settings);
 }
 
+std::unique_ptr<Procedure> MakeRenoise(const DecodingRule& rule, const ProcedureContext& context) {
+  Renoise::Settings settings;
+  settings.steps = rule.steps;
+  settings.entropy_bound = rule.entropy_bound;
+  settings.temperature_min = rule.temperature_min;
+  settings.temperature_max = rule.temperature_max;
+  settings.stability_steps = rule.stability_steps;
+  settings.confidence_threshold = rule.threshold;
+  settings.vocabulary = rule.vocabulary;
+  settings.sampling = context.sampling;
+  settings.draft = context.draft;
+  return std::make_unique<Renoise>(std::move(settings));
+}
+
 std::unique_ptr<Procedure> MakeVariableLength(const DecodingRule& rule, const ProcedureContext& context) {
   VariableLength::Settings settings;
   settings.threshold = rule.threshold;
@@ -189,6 +204,8 @@ std::unique_ptr<Procedure> MakeProcedure(const DecodingRule& rule, const Procedu
     case Policy::kSubBlock:
       return std::make_unique<SubBlock>(
           SubBlock::Settings{.length = rule.sub_block_length, .threshold = rule.threshold});
+    case Policy::kRenoise:
+      return MakeRenoise(rule, context);
     case Policy::kAutoregressive:
       return std::make_unique<Autoregressive>();
     default:
