@@ -84,6 +84,45 @@ TEST_F(GroupPlanTest, TheFingerprintChangesWithWhatChangesBytesAlone) {
   EXPECT_NE(DescribeGroup(options_, larger, "kernels").fingerprint(), fingerprint);
 }
 
+TEST_F(GroupPlanTest, CoordinatorsLearnTheFamilyAndWhatItsRequestsMayChoose) {
+  GroupPlan plan = Plan();
+  const v1::GroupInfo blocks = DescribeGroup(options_, plan, "kernels");
+  EXPECT_EQ(blocks.family(), "sdar");
+  EXPECT_EQ(blocks.grid(), v1::GRID_ABSOLUTE);
+  EXPECT_FALSE(blocks.infill()) << "nothing sees what is right of its block";
+  EXPECT_THAT(blocks.policies(), ::testing::Contains(v1::POLICY_DYNAMIC));
+  EXPECT_THAT(blocks.policies(), ::testing::Not(::testing::Contains(v1::POLICY_ORIGIN)));
+  plan.spec.grid = BlockGrid::kAfterPrompt;
+  plan.spec.family = "dream";
+  plan.spec.shift = true;
+  const v1::GroupInfo canvas = DescribeGroup(options_, plan, "kernels");
+  EXPECT_EQ(canvas.grid(), v1::GRID_AFTER_PROMPT);
+  EXPECT_TRUE(canvas.infill());
+  EXPECT_THAT(canvas.policies(), ::testing::Contains(v1::POLICY_ORIGIN));
+}
+
+TEST_F(GroupPlanTest, HowExpertsAreSharedAndTheMaskAreAgreedOn) {
+  const GroupPlan plan = Plan();
+  GroupPlan other = plan;
+  other.spec.moe.expert_parallel = true;
+  EXPECT_NE(AgreementOf(options_, other), AgreementOf(options_, plan));
+  EXPECT_NE(DescribeGroup(options_, other, "kernels").fingerprint(),
+            DescribeGroup(options_, plan, "kernels").fingerprint());
+  other = plan;
+  other.spec.mask_id += 1;
+  EXPECT_NE(AgreementOf(options_, other), AgreementOf(options_, plan));
+}
+
+TEST_F(GroupPlanTest, ExpertsNeedRoomForTheirRows) {
+  OpenModel moe = *OpenModelForServing(options_);
+  moe.spec.moe.experts = 64;
+  moe.spec.moe.mlp = 1024;
+  moe.spec.moe.routing.chosen = 8;
+  const GroupPlan dense = Plan(), mixed = *MakeGroupPlan(options_, moe, Processor(2));
+  EXPECT_GE(mixed.memory.workspace - dense.memory.workspace, int64_t{dense.engine.step_rows_max} * 8 * 3 * 1024 * 4);
+  EXPECT_GT(mixed.memory.weights, dense.memory.weights + int64_t{64} * 3 * 1024 * moe.spec.hidden * 4);
+}
+
 TEST_F(GroupPlanTest, RanksAgreeOnEverythingThatTheSchedulerSees) {
   const GroupPlan plan = Plan();
   const auto agreement = AgreementOf(options_, plan);
