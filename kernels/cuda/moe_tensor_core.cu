@@ -39,7 +39,7 @@ __device__ __forceinline__ int32_t PieceOffset(int32_t row, int32_t piece) {
 
 struct Lists {
   int32_t* choices;  // -1: none.
-  int32_t* rows;
+  int32_t* rows;     // Where the row that is read begins, in elements; -1: none.
 };
 
 /// The weight row behind row `r` of the block's tile, or -1. Gated: of a warp's two tiles one is gates and the other
@@ -66,7 +66,7 @@ __device__ __forceinline__ void LoadStage(const Products<__nv_bfloat16>& p, cons
     const int32_t r = static_cast<int32_t>(threadIdx.x) / kPieces + i * (kThreads / kPieces);
     const int32_t row = WeightRow<kGated>(r, p.columns);
     const bool valid = inside && row >= 0;
-    CopyAsync16(stage + PieceOffset(r, piece), valid ? weights + int64_t{row} * p.depth + column : weights, valid);
+    CopyAsync16(stage + PieceOffset(r, piece), weights + (valid ? row * p.depth + column : 0), valid);
   }
 #pragma unroll
   for (int32_t i = 0; i < (kRows * kPieces + kThreads - 1) / kThreads; ++i) {
@@ -74,8 +74,7 @@ __device__ __forceinline__ void LoadStage(const Products<__nv_bfloat16>& p, cons
     if (r >= kRows) break;
     const int32_t row = lists.rows[r];
     const bool valid = inside && row >= 0;
-    CopyAsync16(stage + kWeightBytes + PieceOffset(r, piece), valid ? p.rows + row * p.row_stride + column : p.rows,
-                valid);
+    CopyAsync16(stage + kWeightBytes + PieceOffset(r, piece), p.rows + (valid ? row + column : 0), valid);
   }
 }
 
@@ -88,7 +87,8 @@ __device__ __forceinline__ void MultiplyStage(const unsigned char* stage, Sums<k
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32, warp = static_cast<int32_t>(threadIdx.x) / 32;
   const unsigned char* const rows = stage + kWeightBytes;
   uint32_t narrow[4];  // kRows = 8: the fragments of two steps.
-#pragma unroll
+  // Unrolled, the sums of the largest tile would not stay in registers.
+#pragma unroll(kRows > 64 ? 1 : kDepth / 16)
   for (int32_t k = 0; k < kDepth / 16; ++k) {
     uint32_t a[2][4];
 #pragma unroll
@@ -164,7 +164,7 @@ __device__ __forceinline__ void RunTile(const Products<__nv_bfloat16>& p, int32_
   for (int32_t r = static_cast<int32_t>(threadIdx.x); r < kRows; r += kThreads) {
     const int32_t choice = first + r < count ? p.lists[int64_t{blockIdx.y} * p.list_stride + first + r] : -1;
     lists.choices[r] = choice;
-    lists.rows[r] = choice < 0 ? -1 : choice / p.choices_a_row;
+    lists.rows[r] = choice < 0 ? -1 : choice / p.choices_a_row * static_cast<int32_t>(p.row_stride);
   }
   __syncthreads();
   Sums<kRows> sums = {};
@@ -213,6 +213,11 @@ __global__ void __launch_bounds__(kThreads, 2) ExpertTensorCoreKernel(Products<_
 cudaError_t LaunchTensorCore(const ExpertProblem& problem, bool gated, cudaStream_t stream) {
   const Products<__nv_bfloat16> products =
       gated ? GateUpProducts<__nv_bfloat16>(problem) : DownProducts<__nv_bfloat16>(problem);
+  // Places within the rows and within one matrix are counted in 32 bits.
+  const int64_t rows = problem.x.rows * (gated ? 1 : problem.k);
+  if (rows * products.row_stride > INT32_MAX || int64_t{products.matrix_rows} * products.depth > INT32_MAX) {
+    return cudaErrorInvalidValue;
+  }
   const int32_t columns = gated ? kFeatures / 2 : kFeatures;
   const LaunchShape shape = {.grid = dim3(static_cast<unsigned int>((products.columns + columns - 1) / columns),
                                           static_cast<unsigned int>(problem.shape.count)),

@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kNormThreadsMax) RmsNormKernel(NormCall<T> cal
 }
 
 struct NormArguments {
-  ConstMatrix y;
+  ConstMatrix y = {};
   const int32_t* rows = nullptr;
   NormGain gain = nullptr;
   float epsilon = 0.0f;

@@ -28,8 +28,12 @@ Rule = collections.namedtuple("Rule", "kernels required forbidden why hot", defa
 RULES = [
     Rule(r"\bTensorCoreKernel<", [("HMMA", "HGMMA"), ("LDGSTS",), ("LDSM",)], LOCAL,
          "attention multiplies on tensor cores, from tiles that are copied asynchronously", hot=True),
+    Rule(r"\bExpertTensorCoreKernel<", [("HMMA", "HGMMA"), ("LDGSTS",), ("LDSM",)], LOCAL,
+         "experts are multiplied on tensor cores, from tiles that are copied asynchronously"),
+    Rule(r"\bSumExpertsKernel<", [WIDE_LOAD], LOCAL, "outputs of experts are read once, 16 bytes a thread"),
+    Rule(r"\bRouteKernel<", [], LOCAL, "a thread's scores stay in registers"),
     Rule(r"\bMergeKernel<", [WIDE_LOAD], LOCAL, "parts of split attention are read once, 16 bytes a thread"),
-    Rule(r"\b(RmsNorm|SiluMul|AddBias)Kernel<|\bLookUpKernel<(\w+), \2>", [WIDE_LOAD], LOCAL,
+    Rule(r"\b(RmsNorm|GatedMul|AddBias)Kernel<|\bLookUpKernel<(\w+), \2>", [WIDE_LOAD], LOCAL,
          "row kernels are bound by memory: 16 bytes a thread"),
     Rule(r"\bRotateAndCacheKernel<", [], LOCAL, "a thread's part of a head stays in registers"),
     Rule(r"\bCandidatePartsKernel\b", [WIDE_LOAD], LOCAL, "logits are read once, 16 bytes a thread"),
