@@ -9,8 +9,9 @@ import sys
 import unittest
 
 PROGRAM = sys.argv[1]
-# One of each kind: a cached block, every row of a canvas, 8-bit layers, candidates, two processes.
-CASES = ["llada8b_bf16_1x32", "llada8b_bf16_canvas1024", "llada8b_fp8_1x32", "candidates_126k_32", "llada8b_bf16_tp2_1x32"]
+# One of each kind: a cached block, every row of a canvas, 8-bit layers, candidates, experts, two processes.
+CASES = ["llada8b_bf16_1x32", "llada8b_bf16_canvas1024", "llada8b_fp8_1x32", "candidates_126k_32", "experts_llada2mini_1x32",
+         "llada8b_bf16_tp2_1x32"]
 
 
 def run(*arguments):
@@ -27,7 +28,7 @@ class BenchGpu(unittest.TestCase):
         self.assertEqual(ceilings["kind"], "ceilings")
         for name in ("copy_gb_per_s", "bf16_tflops", "fp8_tflops"):
             self.assertGreater(ceilings[name], 0, name)
-        rows = {line["case"]: line for line in lines if line["kind"] in ("step", "candidates")}
+        rows = {line["case"]: line for line in lines if line["kind"] in ("step", "candidates", "experts")}
         self.assertEqual(list(rows), CASES)
         for row in rows.values():
             self.assertGreater(row["measured_us"], 0)
@@ -42,6 +43,10 @@ class BenchGpu(unittest.TestCase):
         self.assertEqual(step["tokens"][0]["per_forward"], 1)
         self.assertTrue(all(tokens["source"] for tokens in step["tokens"]))
         self.assertEqual(rows["llada8b_bf16_tp2_1x32"]["ranks"], 2)
+        experts = rows["experts_llada2mini_1x32"]
+        self.assertIn("measured / floor <= 1.25", experts["aim"])
+        self.assertTrue(8 <= experts["touched"] <= 32, "4 rows go to 8 experts each")
+        self.assertEqual(experts["bytes"], experts["touched"] * 3 * 64 * 32 * 2, "only what is touched has to be read")
 
         parts = next(line for line in lines if line["kind"] == "breakdown")["parts"]
         calls = {part["operation"]: part["calls"] for part in parts}

@@ -137,10 +137,11 @@ class GpuCheck(unittest.TestCase):
 
     def test_the_real_benchmarks_fill_the_table(self):
         folder = self.folder({}, bench=BENCH)
-        code, results, page = folder.run("--stages", "ceilings,bench", "--cases", "llada8b_bf16_1x32,candidates_126k_32")
+        code, results, page = folder.run("--stages", "ceilings,bench", "--cases", "llada8b_bf16_1x32,candidates_126k_32,experts_llada2mini_1x32")
         self.assertEqual(code, 0, results)
-        rows = report.rows_of(results["stages"], "step", "candidates")
-        self.assertEqual([row["case"] for row in rows], ["llada8b_bf16_1x32", "candidates_126k_32"])
+        rows = report.rows_of(results["stages"], "step", "candidates", "experts")
+        self.assertEqual([row["case"] for row in rows], ["llada8b_bf16_1x32", "candidates_126k_32", "experts_llada2mini_1x32"])
+        self.assertRegex(page, r"\| routed experts of a layer of LLaDA2-mini, bf16, 1 x 32 rows \| \d+ of 256 \|")
         self.assertRegex(page, r"\| LLaDA-8B bf16, one block of 32, 1k context, batch 1 \| [\d.]+ [mu]s \| [\d.]+ [mu]s \((bytes|flops)\)")
         self.assertIn("commit `abc`", page.lower())
 

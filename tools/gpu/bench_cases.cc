@@ -97,6 +97,24 @@ void AddCandidates(std::vector<BenchCase>& cases) {
   }
 }
 
+void AddExperts(std::vector<BenchCase>& cases) {
+  const RoutingRule routing = {.score = RoutingRule::Score::kSigmoid,
+                               .experts = 256,
+                               .chosen = 8,
+                               .groups = 8,
+                               .groups_kept = 4,
+                               .normalise = true,
+                               .scale = 2.5f};
+  for (const int64_t sequences : {1, 64}) {
+    BenchCase row;
+    row.name = absl::StrCat("experts_llada2mini_", sequences, "x32");
+    row.what = absl::StrCat("routed experts of a layer of LLaDA2-mini, bf16, ", sequences, " x 32 rows");
+    row.experts = {.rows = 32 * sequences, .hidden = 2048, .mlp = 512, .routing = routing};
+    row.aim = {.floor_ratio_max = 1.25};
+    cases.push_back(row);
+  }
+}
+
 void AddPairs(std::vector<BenchCase>& cases) {
   BenchCase row = {.model = "llada-8b", .ranks = 2, .tokens_per_forward = {kStatic}};
   row.name = "llada8b_bf16_tp2_1x32";
@@ -113,6 +131,7 @@ void Shrink(std::vector<BenchCase>& cases) {
     row.step.context = row.step.whole_canvas ? 12 : 32;
     row.step.block_length = row.step.whole_canvas ? 4 : row.step.block_length > 4 ? 8 : 4;
     row.candidates = {.rows = 4, .hidden = 64, .vocabulary = 2048};
+    if (row.experts.rows > 0) row.experts = {.rows = 4, .hidden = 64, .mlp = 32, .routing = row.experts.routing};
   }
 }
 
@@ -128,6 +147,7 @@ std::vector<BenchCase> BenchCases(bool toy) {
   AddLlada(cases);
   AddSdar(cases);
   AddCandidates(cases);
+  AddExperts(cases);
   AddPairs(cases);
   if (toy) Shrink(cases);
   return cases;

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/ops.h"
 #include "tools/gpu/step_cost.h"
 
 namespace quicksilver {
@@ -28,6 +29,14 @@ struct CandidatesCase {
   int64_t vocabulary = 0;  ///< V
 };
 
+/// The routed experts of one layer, and the rows that go through them.
+struct ExpertsCase {
+  int64_t rows = 0;
+  int64_t hidden = 0;   ///< H
+  int64_t mlp = 0;      ///< Im
+  RoutingRule routing;  ///< Without pointers.
+};
+
 /// What a row of the table should reach; 0: nothing is asked.
 struct BenchAim {
   double floor_ratio_max = 0.0;     ///< Measured / floor.
@@ -45,12 +54,13 @@ struct TokensPerForward {
 struct BenchCase {
   std::string name;
   std::string what;
-  std::string model;  ///< Of PublishedSpec(); empty: `candidates` is meant.
+  std::string model;  ///< Of PublishedSpec(); empty: `experts` is meant if it has rows, else `candidates`.
   bool fp8_layers = false;
   bool deterministic = true;
   int ranks = 1;
   StepCase step;
   CandidatesCase candidates;
+  ExpertsCase experts;
   BenchAim aim;
   std::vector<TokensPerForward> tokens_per_forward;
 };

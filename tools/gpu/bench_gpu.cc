@@ -20,8 +20,8 @@
 #include "common/options.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/cuda/overlap.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/overlap.h"
 #include "tools/gpu/bench_cases.h"
 #include "tools/gpu/bench_model.h"
 #include "tools/gpu/bench_row.h"
@@ -129,7 +129,12 @@ absl::StatusOr<ordered_json> Bench::RunCase(const BenchCase& of) {
   Unload();
   ASSIGN_OR_RETURN(std::unique_ptr<Ops> ops, MakeCudaOps({.device = options_.device}));
   TimedOps timed(std::move(ops));
-  ASSIGN_OR_RETURN(const CandidatesTimes times, TimeCandidates(timed, of.candidates, /*rounds=*/options_.toy ? 1 : 30));
+  const int rounds = options_.toy ? 1 : 30;
+  if (of.experts.rows > 0) {
+    ASSIGN_OR_RETURN(const ExpertsTimes times, TimeExperts(timed, of.experts, rounds));
+    return ExpertsRow(of, times, ceilings_);
+  }
+  ASSIGN_OR_RETURN(const CandidatesTimes times, TimeCandidates(timed, of.candidates, rounds));
   return CandidatesRow(of, times, ceilings_);
 }
 

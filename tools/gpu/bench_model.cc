@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/philox.h"
+#include "common/status_macros.h"
 #include "kernels/host_float.h"
 #include "worker/model/tensor_plan.h"
 
@@ -162,5 +163,16 @@ absl::StatusOr<ModelSpec> PublishedSpec(const std::string& model) {
 }
 
 std::unique_ptr<Checkpoint> MakeRandomWeights(const ModelSpec& spec) { return std::make_unique<RandomWeights>(spec); }
+
+absl::StatusOr<std::vector<uint16_t>> RandomNumbers(int64_t rows, int64_t cols) {
+  ASSIGN_OR_RETURN(ModelSpec spec, PublishedSpec("toy"));
+  spec.vocabulary = spec.tokens = rows;
+  spec.hidden = cols;
+  const std::unique_ptr<Checkpoint> weights = MakeRandomWeights(spec);
+  const StoredTensor* const head = weights->Find(ExpectedTensors(spec).back().name);
+  std::vector<uint16_t> numbers(static_cast<size_t>(rows * cols));
+  RETURN_IF_ERROR(weights->Read(*head, 0, head->bytes, numbers.data()));
+  return numbers;
+}
 
 }  // namespace quicksilver

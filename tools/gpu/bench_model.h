@@ -1,7 +1,9 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "worker/checkpoint/checkpoint.h"
@@ -16,5 +18,8 @@ absl::StatusOr<ModelSpec> PublishedSpec(const std::string& model);
 /// A checkpoint of `spec` in bf16 that is nowhere stored: matrices of pseudo-random numbers of variance 1/H, no two
 /// rows of a matrix alike, and gains of 1. Equal specs give equal numbers.
 std::unique_ptr<Checkpoint> MakeRandomWeights(const ModelSpec& spec);
+
+/// A [rows, cols] matrix of such numbers.
+absl::StatusOr<std::vector<uint16_t>> RandomNumbers(int64_t rows, int64_t cols);
 
 }  // namespace quicksilver

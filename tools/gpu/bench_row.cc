@@ -106,6 +106,29 @@ ordered_json CandidatesRow(const BenchCase& of, const CandidatesTimes& times, co
   return row;
 }
 
+ordered_json ExpertsRow(const BenchCase& of, const ExpertsTimes& times, const Ceilings& ceilings) {
+  const ExpertsCase& sizes = of.experts;
+  const double elements = 3.0 * static_cast<double>(sizes.hidden) * static_cast<double>(sizes.mlp);  // Of an expert.
+  StepCost cost;
+  cost.weight_bytes = 2.0 * elements * static_cast<double>(times.touched);
+  cost.layer_flops = 2.0 * elements * static_cast<double>(sizes.rows * sizes.routing.chosen);
+  const StepFloor floor = FloorOf(cost, ceilings, /*fp8_layers=*/false);
+  const double ratio = times.seconds / floor.seconds;
+  ordered_json row = Begin("experts", of);
+  row["rows"] = sizes.rows;
+  row["experts"] = sizes.routing.experts;
+  row["touched"] = times.touched;
+  row["measured_us"] = times.seconds * kMicro;
+  row["floor_us"] = floor.seconds * kMicro;
+  row["floor_of"] = floor.bound == FloorBound::kBytes ? "bytes" : "flops";
+  row["bytes"] = cost.bytes();
+  row["ratio"] = ratio;
+  Judgement judgement;
+  judgement.AtMost("measured / floor", ratio, of.aim.floor_ratio_max);
+  judgement.WriteTo(row);
+  return row;
+}
+
 ordered_json CeilingsObject(const Ceilings& ceilings) {
   return {{"copy_gb_per_s", ceilings.copy_bytes_per_second * 1e-9},
           {"bf16_tflops", ceilings.bf16_flops_per_second * 1e-12},

@@ -4,6 +4,7 @@
 
 #include "tools/gpu/bench_cases.h"
 #include "tools/gpu/candidates_bench.h"
+#include "tools/gpu/experts_bench.h"
 #include "tools/gpu/step_bench.h"
 #include "tools/gpu/step_cost.h"
 
@@ -16,6 +17,8 @@ nlohmann::ordered_json StepRow(const BenchCase& of, const StepTimes& times, cons
                                const Ceilings& ceilings);
 
 nlohmann::ordered_json CandidatesRow(const BenchCase& of, const CandidatesTimes& times, const Ceilings& ceilings);
+
+nlohmann::ordered_json ExpertsRow(const BenchCase& of, const ExpertsTimes& times, const Ceilings& ceilings);
 
 /// Ceilings in the units people talk in: GB/s and TFLOP/s.
 nlohmann::ordered_json CeilingsObject(const Ceilings& ceilings);

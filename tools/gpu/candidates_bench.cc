@@ -6,23 +6,9 @@
 #include "common/status_macros.h"
 #include "tools/gpu/bench_model.h"
 #include "tools/gpu/device_timer.h"
-#include "worker/checkpoint/checkpoint.h"
-#include "worker/model/tensor_plan.h"
 
 namespace quicksilver {
 namespace {
-
-/// A [rows, cols] matrix of random bf16 numbers.
-absl::StatusOr<std::vector<uint16_t>> RandomNumbers(int64_t rows, int64_t cols) {
-  ASSIGN_OR_RETURN(ModelSpec spec, PublishedSpec("toy"));
-  spec.vocabulary = spec.tokens = rows;
-  spec.hidden = cols;
-  const std::unique_ptr<Checkpoint> weights = MakeRandomWeights(spec);
-  const StoredTensor* const head = weights->Find(ExpectedTensors(spec).back().name);
-  std::vector<uint16_t> numbers(static_cast<size_t>(rows * cols));
-  RETURN_IF_ERROR(weights->Read(*head, 0, head->bytes, numbers.data()));
-  return numbers;
-}
 
 absl::StatusOr<std::unique_ptr<GemmWeight>> MakeHead(Ops& ops, const CandidatesCase& of) {
   ASSIGN_OR_RETURN(const std::vector<uint16_t> numbers, RandomNumbers(of.vocabulary, of.hidden));

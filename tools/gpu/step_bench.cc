@@ -27,6 +27,7 @@ class ModelWithBlocks final : public Transformer {
   const ModelSpec& spec() const override { return spec_; }
   int32_t page_size() const override { return model_.page_size(); }
   int32_t pages() const override { return model_.pages(); }
+  int64_t shard_rows() const override { return model_.shard_rows(); }
   void Forward(const int32_t* ids, const StepLayout& layout) override { model_.Forward(ids, layout); }
   void Candidates(const int32_t* rows, int32_t rows_count, const CandidateBatch& batch, int32_t top_count,
                   Candidate* out, TopLogit* top) override {

@@ -62,6 +62,14 @@ def candidates_table(results):
     return lines if len(lines) > 2 else []
 
 
+def experts_table(results):
+    lines = ["| case | experts touched | measured | floor (of) | ÷ floor | aim | |", "|---|---|---|---|---|---|---|"]
+    for row in rows_of(results, "experts"):
+        lines.append(f"| {row['what']} | {row['touched']} of {row['experts']} | {microseconds(row['measured_us'])} "
+                     f"| {microseconds(row['floor_us'])} ({row['floor_of']}) | {row['ratio']:.2f} | {row['aim']} | {mark(row)} |")
+    return lines if len(lines) > 2 else []
+
+
 def token_table(results):
     lines = ["| case | steps/s | tokens a forward and sequence | tokens/s | where the second factor comes from |",
              "|---|---|---|---|---|"]
@@ -123,7 +131,7 @@ def markdown(facts, results):
              "Floors are worked out from the ceilings that this run measured (docs/benchmarks/gpu.md).", ""]
     failures = [name for result in results for program in result.get("programs", []) for name in program["failures"]]
     for heading, table in (("Stages", stage_table(results)), ("Tests", test_table(results)), ("Steps", step_table(results)),
-                           ("Candidates", candidates_table(results)), ("Comparisons", comparison_table(results)),
+                           ("Candidates", candidates_table(results)), ("Experts", experts_table(results)), ("Comparisons", comparison_table(results)),
                            ("Collectives between two processes on one device", fenced(stage(results, "collectives").get("lines", []))),
                            ("Tokens", token_table(results)), ("Where a step spends its time", breakdown_tables(results)),
                            ("Algorithms of the matrix products", product_lists(results)),
@@ -135,7 +143,8 @@ def markdown(facts, results):
 
 def text(facts, results):
     """For a terminal: what matters, last."""
-    lines = [line for table in (step_table(results), candidates_table(results), comparison_table(results), stage_table(results))
+    lines = [line for table in (step_table(results), candidates_table(results), experts_table(results), comparison_table(results),
+                              stage_table(results))
              for line in [*table, ""]]
     return "\n".join(lines)
 

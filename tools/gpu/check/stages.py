@@ -16,6 +16,7 @@ BENCH_GROUPS = [
     ["sdar1.7b"],
     ["sdar8b"],
     ["candidates"],
+    ["experts"],
     ["llada8b_bf16_tp2"],
 ]
 # Loading a model takes seconds, trying out products for a new number of rows up to a second each.
@@ -191,7 +192,7 @@ def check_bench(runner, context):
         rows += [row for row in rows_of(done.lines) if row["kind"] != "ceilings"]
         if done.code != 0:
             ended.append(f"{group[0]}…: {how_it_ended(done)}")
-    seen = {row["case"] for row in rows if row["kind"] in ("step", "candidates")}
+    seen = {row["case"] for row in rows if row["kind"] in ("step", "candidates", "experts")}
     missing = [name for name in names if name not in seen]
     held = [row["met"] for row in rows if "met" in row]
     summary = f"{len(seen)} of {len(names)} cases, {sum(held)} of {len(held)} aims met"
