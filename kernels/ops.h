@@ -77,8 +77,11 @@ struct StepLayout {
   int32_t segments_count = 0;
   const int32_t* page_table = nullptr;  ///< Page numbers of all segments, one run a segment.
   int32_t page_size = 0;                ///< Positions a page.
-  int32_t rows_max = 0;                 ///< Largest `rows` of a segment.
-  int32_t keys_max = 0;                 ///< Largest `keys` of a segment.
+  /// [N] of a canvas's rows where their soft embeddings of the step before are: slots, or INT32_MAX for none yet. -1:
+  /// any other row. Null: the step has no canvas.
+  const int32_t* conditioning = nullptr;
+  int32_t rows_max = 0;  ///< Largest `rows` of a segment.
+  int32_t keys_max = 0;  ///< Largest `keys` of a segment.
 };
 
 /// Keys and values of one layer: [pages * page_size, nkv/tp * hd] each, row = slot.

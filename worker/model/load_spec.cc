@@ -14,6 +14,7 @@
 #include "worker/model/families/config_fields.h"
 #include "worker/model/families/family.h"
 #include "worker/model/families/tokenizer_facts.h"
+#include "worker/model/tensor_plan.h"
 
 namespace quicksilver {
 namespace {
@@ -168,12 +169,12 @@ absl::Status ResolveExperts(const ConfigFields& config, const Checkpoint& checkp
 
 /// The dtype of the embedding stands for all matrices. A 16-bit file whose config.json states the other 16-bit type
 /// would load and speak garbage, so it is refused; other differences are honest conversions.
-absl::Status ResolveDtype(const ConfigFields& config, const Checkpoint& checkpoint, const Family& family,
-                          ModelSpec& spec) {
-  const StoredTensor* embedding = checkpoint.Find(family.tensors.embedding);
+absl::Status ResolveDtype(const ConfigFields& config, const Checkpoint& checkpoint, ModelSpec& spec) {
+  const std::string name = ExpectedTensors(spec).front().name;
+  const StoredTensor* embedding = checkpoint.Find(name);
   if (embedding == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat(checkpoint.directory(), ": tensor '", family.tensors.embedding,
-                                                   "': expected in the checkpoint, found none"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(checkpoint.directory(), ": tensor '", name, "': expected in the checkpoint, found none"));
   }
   spec.checkpoint_dtype = embedding->type == StoredType::kBf16 ? DType::kBf16 : DType::kF32;
   const char* const field = config.Has("torch_dtype") ? "torch_dtype" : "dtype";
@@ -199,8 +200,10 @@ absl::StatusOr<ModelSpec> LoadModelSpec(const Checkpoint& checkpoint, const Spec
   spec.architecture = family->architecture;
   spec.family = family->name;
   RETURN_IF_ERROR(family->read_config(config, spec));
+  if (family->read_names != nullptr) RETURN_IF_ERROR(family->read_names(checkpoint, spec));
   RETURN_IF_ERROR(CheckSizes(config, spec));
-  if (!config.Has(family->tied_field)) spec.tied = checkpoint.Find(family->tensors.lm_head) == nullptr;
+  if (family->tied_field != nullptr && !config.Has(family->tied_field))
+    spec.tied = checkpoint.Find(family->tensors.lm_head) == nullptr;
   RETURN_IF_ERROR(ResolveBlock(config, options, spec));
   RETURN_IF_ERROR(ResolveExperts(config, checkpoint, *family, options, spec));
   ASSIGN_OR_RETURN(const TokenizerFacts tokenizer, LoadTokenizerFacts(checkpoint));
@@ -212,7 +215,7 @@ absl::StatusOr<ModelSpec> LoadModelSpec(const Checkpoint& checkpoint, const Spec
   RETURN_IF_ERROR(ResolveMask(config, tokenizer, *family, options, spec));
   RETURN_IF_ERROR(CheckControlTokens(config, spec));
   RETURN_IF_ERROR(ResolveStops(config, checkpoint, tokenizer, *family, spec));
-  RETURN_IF_ERROR(ResolveDtype(config, checkpoint, *family, spec));
+  RETURN_IF_ERROR(ResolveDtype(config, checkpoint, spec));
   return spec;
 }
 

@@ -28,6 +28,21 @@ struct MoeSpec {
   bool expert_parallel = false;  ///< A rank holds E / tp whole experts instead of Im / tp columns of each.
 };
 
+/// What DiffusionGemma's network has besides (models.md §8). Its fields of the same names in ModelSpec are those of
+/// sliding layers; its dense MLPs count as shared experts.
+struct GemmaSpec {
+  std::vector<uint8_t> full;  ///< [layers] 1: attends to all keys, 0: through the window. Empty: another family.
+  int32_t window = 0;         ///< Of a sliding layer.
+  int64_t kv_heads = 0;       ///< Of a full layer, whose values are made of its keys' projection.
+  int64_t head_size = 0;      ///< Of a full layer.
+  double rope_theta = 0.0;    ///< Of a full layer, in proportion.
+  int64_t rotary_size = 0;    ///< Of a full layer.
+  float soft_cap = 0.0f;      ///< Of the logits.
+  std::string prefix;         ///< Of the text model's tensors in the checkpoint.
+
+  bool present() const { return !full.empty(); }
+};
+
 /// Everything about a network that is data: read from config.json by families/, checked against the checkpoint's
 /// header, read by transformer.cc and the engine. Shape letters as in the model specification.
 struct ModelSpec {
@@ -52,6 +67,7 @@ struct ModelSpec {
   DType checkpoint_dtype = DType::kF32;  ///< Of its matrices; f16 is widened to f32 when it is read.
 
   MoeSpec moe;
+  GemmaSpec gemma;
 
   BlockGrid grid = BlockGrid::kAbsolute;
   int32_t block_length = 0;  ///< B of the mask for kAbsolute; the default block of the answer for kAfterPrompt.

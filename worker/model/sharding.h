@@ -20,7 +20,9 @@ struct Shard {
   int64_t first_head = 0;
   int64_t heads = 0;  ///< nh / tp
   int64_t first_kv_head = 0;
-  int64_t kv_heads = 0;  ///< nkv / tp; 1 when tp > nkv: a head then lives on tp / nkv ranks.
+  int64_t kv_heads = 0;            ///< nkv / tp; 1 when tp > nkv: a head then lives on tp / nkv ranks.
+  int64_t first_full_kv_head = 0;  ///< The same of GemmaSpec's full layers.
+  int64_t full_kv_heads = 0;
   int64_t first_mlp = 0;
   int64_t mlp = 0;           ///< I / tp
   int64_t first_expert = 0;  ///< Of the experts that the rank holds, whole or in part.

@@ -9,6 +9,7 @@
 #include "common/status_macros.h"
 #include "worker/checkpoint/safetensors.h"
 #include "worker/model/families/family.h"
+#include "worker/model/gemma_tensors.h"
 #include "worker/model/sharding.h"
 
 namespace quicksilver {
@@ -23,6 +24,7 @@ const Family& FamilyOf(const ModelSpec& spec) {
 std::string ShapeText(const std::vector<int64_t>& shape) { return absl::StrCat("[", absl::StrJoin(shape, ", "), "]"); }
 
 bool IsIgnored(const ModelSpec& spec, const std::string& name) {
+  if (spec.gemma.present() && IsIgnoredByGemma(spec, name)) return true;
   return absl::EndsWith(name, "rotary_emb.inv_freq") || (spec.tied && name == FamilyOf(spec).tensors.lm_head);
 }
 
@@ -139,6 +141,7 @@ void AppendAttention(const ModelSpec& spec, const LayerTensors& layer, std::vect
 }  // namespace
 
 std::vector<ExpectedTensor> ExpectedTensors(const ModelSpec& spec) {
+  if (spec.gemma.present()) return GemmaExpectedTensors(spec);
   const TensorNames& names = FamilyOf(spec).tensors;
   std::vector<ExpectedTensor> tensors = {{names.embedding, {spec.vocabulary, spec.hidden}}};
   for (int64_t i = 0; i < spec.layers; ++i) {

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/status_macros.h"
+#include "worker/model/gemma_transformer.h"
 #include "worker/model/routed_experts.h"
 #include "worker/model/sharding.h"
 #include "worker/model/tensor_plan.h"
@@ -256,6 +257,9 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const ModelSpec& 
   RETURN_IF_ERROR(CheckPages(spec, pages, page_size));
   RETURN_IF_ERROR(CheckCheckpoint(spec, checkpoint, ranks.size()));
   ASSIGN_OR_RETURN(const Shard shard, MakeShard(spec, ranks.rank(), ranks.size()));
+  if (spec.gemma.present()) {
+    return LoadGemmaTransformer(spec, shard, checkpoint, ops, ranks, rows_max, pages, page_size, progress);
+  }
   auto model = std::make_unique<DenseTransformer>(spec, shard, ops, ranks, rows_max, pages, page_size);
   RETURN_IF_ERROR(model->Load(checkpoint, progress));
   return model;

@@ -43,6 +43,13 @@ class Transformer {
   virtual void Candidates(const int32_t* rows, int32_t rows_count, const CandidateBatch& batch, int32_t top_count,
                           Candidate* out, TopLogit* top) = 0;
 
+  /// Keeps what rows of canvases expect, at `slots` [batch.count] (device; negative: nowhere), for the next Forward to
+  /// read where its layout says so (models.md §8.4, self-conditioning). rows as in Candidates(), behind whose gathered
+  /// records it comes. Enqueued; one all-reduce. Families without self-conditioning keep nothing.
+  virtual void Condition(const int32_t* rows, int32_t rows_count, const SoftEmbedBatch& batch, const int32_t* slots) {
+    static_cast<void>(rows), static_cast<void>(rows_count), static_cast<void>(batch), static_cast<void>(slots);
+  }
+
   /// For tests and tools: this rank's raw logits [rows_count, V/tp] of some rows of the last Forward, into `out`.
   virtual void Logits(const int32_t* rows, int32_t rows_count, Matrix out) = 0;
 

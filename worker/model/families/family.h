@@ -9,6 +9,7 @@
 
 namespace quicksilver {
 
+class Checkpoint;
 class ConfigFields;
 
 /// What a family calls its tensors; nullptr: it has none of that kind. Names of a layer follow `layer_prefix` + the
@@ -51,7 +52,8 @@ struct TensorNames {
 struct Family {
   const char* name;
   const char* architecture;  ///< config.json architectures[0]
-  const char* tied_field;    ///< Of config.json; where it is absent, a missing LM head says that it is tied.
+  const char* tied_field;    ///< Of config.json; where it is absent, a missing LM head says that it is tied. nullptr:
+                             ///< read_config says it.
   TensorNames tensors;
 
   // Special tokens, looked up in this order: config.json and generation_config.json, the tokenizer by content, and for
@@ -64,6 +66,8 @@ struct Family {
 
   /// Fills in everything of the spec that config.json alone decides.
   absl::Status (*read_config)(const ConfigFields& config, ModelSpec& spec);
+  /// The same of what the names in the checkpoint's header tell; nullptr: nothing.
+  absl::Status (*read_names)(const Checkpoint& checkpoint, ModelSpec& spec) = nullptr;
 };
 
 /// All families that can be served: those of every file NAME.cc of families/, which defines
