@@ -9,6 +9,20 @@
 
 namespace quicksilver {
 
+/// The first of `count` ascending biases whose id is at least `id`, or `count`.
+__device__ __forceinline__ int32_t LowerBound(const TokenBias* biases, int32_t count, int32_t id) {
+  int32_t low = 0, high = count;
+  while (low < high) {
+    const int32_t middle = (low + high) / 2;
+    if (biases[middle].id < id) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
 /// A run of columns of one request's logits, guided and biased. Columns count from the run's first.
 struct RowLogits {
   const float* conditional;
@@ -21,13 +35,9 @@ struct RowLogits {
   const TokenBias* biases;  ///< Those of the run's ids.
   int32_t bias_count;
 
-  /// `z`: of the column.
-  __device__ __forceinline__ bool Exists(int32_t column, float z) const {
-    return column < columns && column != suppressed && (z > -INFINITY || z != z || BiasOf(column) > -INFINITY);
-  }
-  __device__ __forceinline__ bool MayChoose(int32_t column, float z) const {
-    return column != mask && Exists(column, z);
-  }
+  __device__ __forceinline__ bool Exists(int32_t column) const { return column < columns && column != suppressed; }
+  /// Of what a bias of -inf forbids only Forbids() tells; its logit is -inf.
+  __device__ __forceinline__ bool MayChoose(int32_t column) const { return Exists(column) && column != mask; }
 
   /// True when all of [0, count) may be chosen.
   __device__ __forceinline__ bool AllMayBeChosen(int32_t count) const {
@@ -37,16 +47,7 @@ struct RowLogits {
 
   /// The first bias of a column from `column` on, or bias_count.
   __device__ __forceinline__ int32_t FirstBias(int32_t column) const {
-    int32_t low = 0, high = bias_count;
-    while (low < high) {
-      const int32_t middle = (low + high) / 2;
-      if (biases[middle].id < first_id + column) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
+    return LowerBound(biases, bias_count, first_id + column);
   }
 
   __device__ __forceinline__ float BiasOf(int32_t column) const {
@@ -54,6 +55,8 @@ struct RowLogits {
     const int32_t at = FirstBias(column);
     return at < bias_count && biases[at].id == first_id + column ? biases[at].bias : 0.0f;
   }
+
+  __device__ __forceinline__ bool Forbids(int32_t column) const { return BiasOf(column) == -INFINITY; }
 
   /// What -inf forbids is -inf whatever its logit is.
   static __device__ __forceinline__ float Biased(float z, float bias) {
@@ -84,8 +87,12 @@ struct RowLogits {
   }
 
   __device__ __forceinline__ void Bias4(int32_t column, float (&z)[4]) const {
+    int32_t at = FirstBias(column);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) z[i] = Biased(z[i], BiasOf(column + i));
+    for (int i = 0; i < 4; ++i) {
+      if (at == bias_count || biases[at].id != first_id + column + i) continue;
+      z[i] = Biased(z[i], biases[at++].bias);
+    }
   }
 
   static __device__ __forceinline__ void Load4(const float* from, float (&z)[4]) {
@@ -102,21 +109,19 @@ __device__ __forceinline__ RowLogits LogitsOf(const CandidateTile& tile, const C
                                               int32_t columns_max) {
   const float* const begin = tile.logits + first;
   const int32_t first_id = tile.shard.first_id + tile.first + first;
-  const int32_t columns = tile.columns - first;
-  RowLogits row = {.conditional = begin + request.row * tile.stride,
-                   .unconditional = request.guide_row >= 0 ? begin + request.guide_row * tile.stride : nullptr,
-                   .scale = request.guidance + 1.0f,
-                   .columns = columns,
-                   .first_id = first_id,
-                   .mask = tile.shard.mask_id - first_id,
-                   .suppressed = request.suppressed_id - first_id,
-                   .biases = tile.batch.biases + request.first_bias,
-                   .bias_count = request.bias_count};
-  if (request.bias_count == 0) return row;
-  const int32_t before = row.FirstBias(0);
-  row.bias_count = row.FirstBias(min(columns, columns_max)) - before;
-  row.biases += before;
-  return row;
+  const int32_t columns = tile.columns - first, end_id = first_id + min(columns, columns_max);
+  const TokenBias* const of_request = tile.batch.biases + request.first_bias;
+  const int32_t before = LowerBound(of_request, request.bias_count, first_id);
+  const int32_t biases = LowerBound(of_request + before, request.bias_count - before, end_id);
+  return {.conditional = begin + request.row * tile.stride,
+          .unconditional = request.guide_row >= 0 ? begin + request.guide_row * tile.stride : nullptr,
+          .scale = request.guidance + 1.0f,
+          .columns = columns,
+          .first_id = first_id,
+          .mask = tile.shard.mask_id - first_id,
+          .suppressed = request.suppressed_id - first_id,
+          .biases = of_request + before,
+          .bias_count = biases};
 }
 
 }  // namespace quicksilver

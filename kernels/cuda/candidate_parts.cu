@@ -81,7 +81,7 @@ __device__ __forceinline__ bool ReadLogits(const RowLogits& row, int32_t lane, f
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int32_t column = ColumnOf(lane, load) + i;
-        if (!row.Exists(column, z[load][i])) z[load][i] = kMinusInfinity;
+        if (!row.Exists(column)) z[load][i] = kMinusInfinity;
         finite = finite && z[load][i] < INFINITY;
         if (column != row.mask) continue;
         *mask_logit = z[load][i];
@@ -113,7 +113,7 @@ __device__ __forceinline__ int32_t FindLargest(int32_t lane, const float (&z)[kL
 /// The first column that may be chosen, or kPartIds.
 __device__ __forceinline__ int32_t FirstAllowed(const RowLogits& row, int32_t lane) {
   int32_t column = lane;
-  while (column < kPartIds && !row.MayChoose(column, kMinusInfinity)) column += kWarpLanes;
+  while (column < kPartIds && (!row.MayChoose(column) || row.Forbids(column))) column += kWarpLanes;
   return WarpMin(min(column, kPartIds));
 }
 
@@ -240,7 +240,7 @@ __device__ __forceinline__ void SampleLogits(const Draws& draws, int32_t lane, i
     row.Four(column, z);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const bool counts = column + i != best && (whole || row.MayChoose(column + i, z[i]));
+      const bool counts = column + i != best && (whole || row.MayChoose(column + i));
       const float below = counts ? fmaxf(z[i] - largest, -FLT_MAX) : -FLT_MAX;  // So that -inf weighs 0 and not NaN.
       const float e = counts ? Exp2Approximate(below * inverse) : 0.0f;
       sum += e;
@@ -264,8 +264,7 @@ __device__ __forceinline__ void SampleLogits(const Draws& draws, int32_t lane, i
 __device__ __forceinline__ float AskedLogit(const RowLogits& row, const CandidateRequest& request) {
   const int32_t column = request.asked_id - row.first_id;
   if (request.asked_id < 0 || column < 0 || column >= min(row.columns, kPartIds)) return kMinusInfinity;
-  const float z = row.At(column);
-  return row.Exists(column, z) ? z : kMinusInfinity;
+  return row.Exists(column) ? row.At(column) : kMinusInfinity;
 }
 
 /// The best draw of a few parts before the tile, which know of those before their own tile.

@@ -78,7 +78,9 @@ struct TopBuffer {
   __device__ int32_t Take(const RowLogits& row, int32_t column, const float (&z)[4]) {
     bool waits[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) waits[i] = row.MayChoose(column + i, z[i]);
+    for (int i = 0; i < 4; ++i) {
+      waits[i] = row.MayChoose(column + i) && (z[i] > -INFINITY || !row.Forbids(column + i));
+    }
     for (;;) {
       const int32_t room = kBufferKeys - stored_count;
 #pragma unroll

@@ -1,3 +1,4 @@
+#include <map>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
@@ -61,6 +62,44 @@ TEST_F(AttentionKernelTest, NoBitDependsOnWhoMergesTheChunks) {
     // Room for some of them only.
     ExpectSameBits(RunKernels(shape, sequences, DType::kBf16, {.split = Split::kAlways, .partial_bytes = 64000}),
                    whole);
+  }
+}
+
+// Windows that begin in the middle of a chunk and of a tile, and shadow rows that each miss another key.
+TEST_F(AttentionKernelTest, NoBitOfAMaskedRowDependsOnWhoMergesTheChunks) {
+  for (const int32_t head_size : {64, 128, 256, 16}) {
+    SCOPED_TRACE(absl::StrCat("hd ", head_size));
+    const AttentionShape shape = {2, 1, head_size, 32, 1, {.window = 301}};
+    std::vector<TestSequence> sequences = {RandomSequence(shape, 8, 1320, 1328, 1),
+                                           RandomSequence(shape, 40, 100, 140, 2),
+                                           RandomSequence(shape, 70, 600, 680, 3)};
+    sequences[2].block_length = kBidirectional;
+    sequences[2].unseen_key = 590;
+    const HostMatrix whole = RunKernels(shape, sequences, DType::kBf16, {.split = Split::kNever});
+    ExpectNear(whole, NaiveAttention(shape, sequences, DType::kBf16), RoundingError(DType::kBf16), 5e-6);
+    ExpectSameBits(RunKernels(shape, sequences, DType::kBf16, {.split = Split::kAlways}), whole);
+    ExpectSameBits(RunKernels(shape, sequences, DType::kBf16, {.split = Split::kAlways, .partial_bytes = 64000}),
+                   whole);
+    ExpectSameBits(RunKernels(shape, sequences, DType::kBf16, {.rows_max = 1024, .padding_rows = 9}), whole);
+  }
+}
+
+// Layers of several windows take turns: each finds its own work list, or makes it anew.
+TEST_F(AttentionKernelTest, LayersOfSeveralWindowsTakeTurns) {
+  const AttentionShape shape = {2, 1, 64, 16, 1};
+  AttentionRun run(shape, Ragged(shape), DType::kBf16, {.split = Split::kAlways});
+  std::map<int32_t, HostMatrix> of_window;
+  for (const int32_t window : {0, 70, 0, 70, 33, 0, 70, 33}) {
+    run.UseRule({.window = window});
+    run.ForgetResult();
+    run.Enqueue(nullptr);
+    const HostMatrix result = run.Result();
+    const auto [known, first] = of_window.try_emplace(window, result);
+    ExpectSameBits(result, known->second);
+    if (!first) continue;
+    AttentionShape masked = shape;
+    masked.rule.window = window;
+    ExpectNear(result, NaiveAttention(masked, Ragged(shape), DType::kBf16), RoundingError(DType::kBf16), 5e-6);
   }
 }
 

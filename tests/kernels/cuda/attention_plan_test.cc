@@ -43,6 +43,13 @@ TEST(AttentionMaskTest, AQuerySeesItsOwnBlockAndEarlierOnes) {
   EXPECT_EQ(VisibleKeys(kBidirectional, 100, 3), 100);
 }
 
+TEST(AttentionMaskTest, AWindowLeavesTheLastKeys) {
+  EXPECT_EQ(FirstKey(/*window=*/0, /*block_length=*/1, /*first_position=*/80, /*position=*/90), 0);
+  EXPECT_EQ(FirstKey(10, 1, 80, 90), 81) << "ten, its own included";
+  EXPECT_EQ(FirstKey(10, kBidirectional, 80, 90), 71) << "nine in front of the canvas";
+  EXPECT_EQ(FirstKey(100, 1, 80, 90), 0);
+}
+
 /// A plan, in memory that a kernel can write.
 class PlanMemory {
  public:
@@ -141,29 +148,35 @@ using Query = std::pair<int32_t, int32_t>;  // Row of the batch, head of the gro
 /// How many keys of each query the jobs cover, as runs of tiles that must follow one another.
 void ExpectJobsCoverEveryKeyOnce(const std::vector<AttentionSegment>& segments, const PlanRequest& request,
                                  const HostPlan& plan) {
-  std::map<Query, int32_t> tiles_done, tiles_wanted;
+  std::map<Query, int32_t> tiles_done, tiles_wanted, first_wanted;
   for (const AttentionSegment& s : segments) {
     for (int32_t i = 0; i < s.rows * request.group.divisor; ++i) {
       const int32_t row = i / request.group.divisor;
       const int32_t visible = VisibleKeys(s.block_length, s.keys, s.first_position + row);
-      tiles_wanted[{s.first_row + row, i % request.group.divisor}] = (visible + kTileKeys - 1) / kTileKeys;
+      const Query query = {s.first_row + row, i % request.group.divisor};
+      tiles_wanted[query] = (visible + kTileKeys - 1) / kTileKeys;
+      first_wanted[query] =
+          FirstKey(request.window, s.block_length, s.first_position, s.first_position + row) / kTileKeys;
     }
   }
   const auto count = [&](const Job& job) {
     ASSERT_GT(job.end_tile, job.first_tile);
     ASSERT_LE(job.queries, request.tile_queries);
     for (int32_t i = job.first_query; i < job.first_query + job.queries; ++i) {
-      int32_t& done = tiles_done[{job.first_row + i / request.group.divisor, i % request.group.divisor}];
-      ASSERT_EQ(done, job.first_tile);
-      done = job.end_tile;
+      const Query query = {job.first_row + i / request.group.divisor, i % request.group.divisor};
+      const auto [done, first] = tiles_done.try_emplace(query, job.first_tile);
+      ASSERT_TRUE(!first || job.first_tile <= first_wanted[query]);
+      ASSERT_EQ(done->second, job.first_tile);
+      done->second = job.end_tile;
     }
   };
   for (const Job& job : plan.whole) {
-    ASSERT_EQ(job.first_tile, 0);
+    ASSERT_TRUE(request.window != 0 || job.first_tile == 0);
     count(job);
   }
   for (const Job& job : plan.pieces) {
-    ASSERT_EQ(ChunkStart(ChunkOf(job.first_tile * kTileKeys)), job.first_tile * kTileKeys);
+    const int32_t first_key = job.first_tile * kTileKeys;
+    ASSERT_TRUE(request.window != 0 || ChunkStart(ChunkOf(first_key)) == first_key);
     ASSERT_LE(job.end_tile * kTileKeys, ChunkStart(ChunkOf(job.first_tile * kTileKeys) + 1));
     count(job);
   }
@@ -216,6 +229,7 @@ TEST_F(AttentionPlanTest, JobsCoverEveryKeyOfEveryQueryOnce) {
     request.group = Divisor::Of(1 + i % 5);
     request.tile_queries = i % 2 == 0 ? 64 : 16;
     request.partial_rows_max = i == 6 ? 5000 : 2000000;
+    request.window = i % 4 == 3 ? 1 + i * 50 : 0;
     const HostPlan plan = MakePlan(segments, request);
     ExpectJobsCoverEveryKeyOnce(segments, request, plan);
     ExpectMergesReadEveryPiece(request, plan);
@@ -228,6 +242,17 @@ TEST_F(AttentionPlanTest, OneSequenceIsSplitSoThatEveryBlockHasWork) {
   const HostPlan plan = MakePlan(Blocks(1, 1024), Request());
   EXPECT_EQ(plan.whole.size(), 0u);
   EXPECT_EQ(plan.pieces.size(), 8u);
+}
+
+TEST_F(AttentionPlanTest, WhatAWindowHidesIsNoWork) {
+  std::vector<AttentionSegment> segments = Blocks(1, 4096);
+  segments[0].block_length = kBidirectional;
+  PlanRequest request = Request();
+  request.window = 100;  // Keys 3965 to 4095: tiles 61 to 63, all in one chunk.
+  const HostPlan plan = MakePlan(segments, request);
+  ASSERT_EQ(plan.whole.size(), 1u);
+  EXPECT_EQ(plan.whole[0].first_tile, 61);
+  EXPECT_EQ(plan.whole[0].end_tile, 64);
 }
 
 TEST_F(AttentionPlanTest, AFullBatchIsNotSplit) {

@@ -78,6 +78,9 @@ class AttentionRun {
   /// The rows of all sequences, in order. Fails the test where anything else was written.
   HostMatrix Result() const;
 
+  /// The next runs are those of a layer with another rule.
+  void UseRule(const AttentionRule& rule) { shape_.rule = rule; }
+
   /// Overwrites what a run has left.
   void ForgetResult();
 
