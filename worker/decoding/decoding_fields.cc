@@ -117,6 +117,8 @@ bool MayCache(Policy policy) {
   return IsRankPolicy(policy) || IsTimeGridPolicy(policy) || policy == P::kCredit || policy == P::kKlass;
 }
 
+bool NeedsRaw(Policy policy) { return IsOneOf(policy, {P::kCredit, P::kKlass, P::kMultiBlock}); }
+
 absl::Status CheckFields(Policy policy, const DecodingParams& choice) {
   if (choice.remasking == Remasking::kRandom && policy != P::kStatic) {
     return absl::InvalidArgumentError("decoding.remasking (random) must be low_confidence unless the policy is static");
@@ -127,7 +129,7 @@ absl::Status CheckFields(Policy policy, const DecodingParams& choice) {
   const bool measured = IsRankPolicy(policy) && !fields.Is({P::kEntropyBound, P::kEntropySum, P::kSequential});
   fields.Check("confidence", choice.confidence.has_value(), measured);
   fields.Check("confidence_source", choice.raw_confidence.has_value(),
-               !fields.Is({P::kRenoise, P::kAutoregressive, P::kEntropyBound, P::kEntropySum}));
+               !NeedsRaw(policy) && !fields.Is({P::kRenoise, P::kAutoregressive, P::kEntropyBound, P::kEntropySum}));
   fields.Check("distrust_eos", choice.distrust_eos, IsRankPolicy(policy));
   const bool guided = choice.guidance_scale.value_or(0.0f) != 0.0f;
   fields.Check("guidance_scale", guided,

@@ -14,6 +14,8 @@ bool IsRankPolicy(Policy policy);
 bool IsTimeGridPolicy(Policy policy);
 /// It can do with a part of the canvas at a time: no row is asked for outside of the open block.
 bool MayCache(Policy policy);
+/// It is defined over the raw softmax: divergences, entropies and credit of a sharpened one would mean something else.
+bool NeedsRaw(Policy policy);
 
 /// InvalidArgument when a field of `choice` is out of its bounds, or set although `policy` does not use it. Bounds that
 /// depend on the model or on the answer's length are not looked at.

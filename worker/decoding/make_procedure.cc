@@ -197,10 +197,11 @@ std::unique_ptr<Procedure> MakeProcedure(const DecodingRule& rule, const Procedu
     case Policy::kVariableLength:
       return MakeVariableLength(rule, context);
     case Policy::kMultiBlock:
-      return std::make_unique<MultiBlock>(MultiBlock::Settings{.threshold = rule.threshold,
-                                                               .block_add_threshold = rule.block_add_threshold,
-                                                               .block_length = rule.block_length,
-                                                               .eos_ids = {}});
+      return std::make_unique<MultiBlock>(
+          MultiBlock::Settings{.threshold = rule.threshold,
+                               .block_add_threshold = rule.block_add_threshold,
+                               .block_length = rule.block_length,
+                               .eos_ids = rule.finish_blocks ? std::vector<TokenId>() : rule.eos_ids});
     case Policy::kSubBlock:
       return std::make_unique<SubBlock>(
           SubBlock::Settings{.length = rule.sub_block_length, .threshold = rule.threshold});

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include "worker/decoding/decoding_fields.h"
+
 namespace quicksilver {
 namespace {
 
@@ -86,7 +88,7 @@ DecodingParams DefaultsOf(const ModelSpec& spec, Policy policy, const DecodingPa
   DecodingParams defaults;
   defaults.threshold = spec.family == "llada2" && policy == Policy::kDynamic ? 0.95f : 0.9f;
   // decoding.md §0.3: of the raw softmax, unless the reference draws with its processed one.
-  defaults.raw_confidence = IsLlada(spec) || policy == Policy::kSubBlock;
+  defaults.raw_confidence = IsLlada(spec) || policy == Policy::kSubBlock || NeedsRaw(policy);
   defaults.factor = 1.0f;
   defaults.entropy_bound = policy == Policy::kEntropySum ? 0.35f : 0.15f;
   defaults.low_threshold = 0.4f;
