@@ -367,8 +367,9 @@ void PagedAttention::Run(const AttentionCall& call) {
     }
   }
   const size_t floats = ScratchFloats(call.q.cols / call.heads);
+  for (Workspace<float>& scratch : scratch_) scratch.Get(floats);  // Now, whichever threads come to run a task.
   team_.Run(static_cast<int64_t>(tasks_.size()), work >= kSharedWorkMin,
-            [&](int64_t item, int32_t thread) { AttendTask(call, tasks_[item], scratch_[thread].Get(floats)); });
+            [&](int64_t item, int32_t thread) { AttendTask(call, tasks_[item], scratch_[thread].Get(0)); });
 }
 
 }  // namespace quicksilver

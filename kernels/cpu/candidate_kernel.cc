@@ -412,7 +412,7 @@ void CandidateReducer::Visit(const CandidateCall& call, const TiledGemm::Product
   const int64_t ids = std::min<int64_t>(product.cols, int64_t{call.shard.vocabulary} - first_id);
   if (ids <= 0) return;
   const int64_t padded = RoundUp(product.cols, kLanes);
-  float* scratch = scratch_[product.thread].Get(static_cast<size_t>(2 * padded));
+  float* scratch = scratch_[product.thread].Get(0);
   for (int32_t r = tile_requests_[product.tile]; r < tile_requests_[product.tile + 1]; ++r) {
     const CandidateRequest& request = call.batch.requests[r];
     if (request.row < 0) continue;
@@ -476,6 +476,8 @@ absl::Status CandidateReducer::Run(const CandidateCall& call) {
   if (call.batch.count == 0) return absl::OkStatus();
   PlaceRequests(call);
   ResetLeaders(call);
+  const int64_t padded = RoundUp(TiledGemm::PanelColumnsMax(call.weight), kLanes);
+  for (Workspace<float>& scratch : scratch_) scratch.Get(static_cast<size_t>(2 * padded));
   RETURN_IF_ERROR(gemm_.Multiply(tiles_, call.weight, [&](const TiledGemm::Product& p) { Visit(call, p); }));
   for (int32_t r = 0; r < call.batch.count; ++r) Finish(call, r);
   return absl::OkStatus();

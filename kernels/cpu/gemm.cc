@@ -24,6 +24,8 @@ constexpr int64_t kPanelBytesMax = 512 << 10;
 constexpr int64_t kTileRowsMax = 64;
 /// oneDNN pads weights to this many columns.
 constexpr int64_t kPanelColumnsUnit = 64;
+/// Rows of the low kernel of bytes: with fewer rows a large weight is read no faster.
+constexpr int64_t kLowRows = 4;
 /// Rows of activations are u8 = s8 + 128: what processors multiply by s8.
 constexpr int32_t kRowZero = 128;
 /// Of rounded tiles: rounding more is worth sharing.
@@ -48,6 +50,7 @@ ConstMatrix RowsOf(const ConstMatrix& m, int64_t first, int64_t rows) {
 
 struct TiledGemm::Panel {
   const GemmKernel* kernel = nullptr;
+  const GemmKernel* low_kernel = nullptr;  // Of kInt8: for tiles with rows in front alone. Null: there is none.
   int64_t first_col = 0;
   int64_t cols = 0;
   dnnl::memory values;
@@ -146,13 +149,13 @@ int64_t TiledGemm::ChooseTileRows(int64_t wanted) const {
   return wanted;  // KernelFor will refuse.
 }
 
-absl::StatusOr<const GemmKernel*> TiledGemm::KernelFor(GemmArithmetic arithmetic, int64_t in, int64_t cols) {
-  std::unique_ptr<GemmKernel>& kernel = kernels_[{arithmetic, in, cols}];
+absl::StatusOr<const GemmKernel*> TiledGemm::KernelFor(GemmArithmetic arithmetic, int64_t rows, int64_t in,
+                                                       int64_t cols) {
+  std::unique_ptr<GemmKernel>& kernel = kernels_[{arithmetic, rows, in, cols}];
   if (kernel != nullptr) return kernel.get();
-  auto made = std::make_unique<GemmKernel>(arithmetic, tile_rows_, in, cols, team_.threads());
+  auto made = std::make_unique<GemmKernel>(arithmetic, rows, in, cols, team_.threads());
   if (!made->KeepsPromises()) {
-    return absl::InternalError(absl::StrCat("oneDNN treats the rows of a tile of ", tile_rows_,
-                                            " differently by their place",
+    return absl::InternalError(absl::StrCat("oneDNN treats the rows of a tile of ", rows, " differently by their place",
                                             arithmetic == GemmArithmetic::kInt8 ? " or rounds sums of bytes" : "",
                                             ", for a weight panel of ", cols, " x ", in));
   }
@@ -175,8 +178,11 @@ absl::StatusOr<std::unique_ptr<GemmWeight>> TiledGemm::Prepare(ConstMatrix host,
     std::vector<Panel> panels;
     for (int64_t first = 0; first < out; first += columns) {
       const int64_t cols = std::min(columns, out - first);
-      ASSIGN_OR_RETURN(const GemmKernel* const kernel, KernelFor(arithmetic, in, cols));
-      panels.push_back({.kernel = kernel, .first_col = first, .cols = cols});
+      Panel& panel = panels.emplace_back(Panel{.first_col = first, .cols = cols});
+      ASSIGN_OR_RETURN(panel.kernel, KernelFor(arithmetic, tile_rows_, in, cols));
+      if (!int8) continue;
+      ASSIGN_OR_RETURN(panel.low_kernel, KernelFor(arithmetic, kLowRows, in, cols));
+      if (panel.low_kernel->weights() != panel.kernel->weights()) panel.low_kernel = nullptr;
     }
     RETURN_IF_ERROR(weight->AddPanels(std::move(panels)));
     int8 ? FillInt8(host, *weight) : FillFloat(host, *weight);
@@ -228,7 +234,7 @@ void TiledGemm::Quantize(absl::Span<const Job> jobs) {
     if (static_cast<const Weight&>(*job.weight).arithmetic() != GemmArithmetic::kInt8) continue;
     const int64_t in = job.weight->in_features();
     for (const void* const tile : job.tiles) {
-      int8_tiles_.push_back({.from = tile, .in = in, .first_byte = bytes});
+      int8_tiles_.push_back({.from = tile, .in = in, .first_byte = bytes, .low = false});
       bytes += (static_cast<size_t>(tile_rows_ * in) + 63) / 64 * 64;
     }
   }
@@ -236,9 +242,11 @@ void TiledGemm::Quantize(absl::Span<const Job> jobs) {
   float* const scales = row_scales_.Get(int8_tiles_.size() * static_cast<size_t>(tile_rows_));
   const auto tiles = static_cast<int64_t>(int8_tiles_.size());
   team_.Run(tiles, bytes >= kSharedBytes, [&](int64_t item, int32_t) {
-    const Int8Tile& tile = int8_tiles_[static_cast<size_t>(item)];
+    Int8Tile& tile = int8_tiles_[static_cast<size_t>(item)];
     QuantizeRows({tile.from, tile_rows_, tile.in, tile.in, compute_dtype_}, kRowZero, values + tile.first_byte,
                  scales + item * tile_rows_);
+    tile.low = std::all_of(scales + item * tile_rows_ + kLowRows, scales + (item + 1) * tile_rows_,
+                           [](float scale) { return scale == 0.0f; });
   });
 }
 
@@ -249,9 +257,12 @@ dnnl_status_t TiledGemm::RunTile(const Job& job, const Panel& panel, size_t tile
   if (weight.arithmetic() != GemmArithmetic::kInt8) {
     return panel.kernel->Run(thread, job.tiles[tile], panel.values, products);
   }
-  const uint8_t* const rows = quantized_rows_.Get(0) + int8_tiles_[int8_tile].first_byte;
-  const dnnl_status_t status = panel.kernel->Run(thread, rows, panel.values, products);
-  ScaleSums(tile_rows_, panel.cols, weight.offsets() + panel.first_col,
+  const uint8_t* const values = quantized_rows_.Get(0) + int8_tiles_[int8_tile].first_byte;
+  const bool low = int8_tiles_[int8_tile].low && panel.low_kernel != nullptr;
+  const int64_t rows = low ? kLowRows : tile_rows_;
+  const dnnl_status_t status = (low ? panel.low_kernel : panel.kernel)->Run(thread, values, panel.values, products);
+  std::fill(products + rows * panel.cols, products + tile_rows_ * panel.cols, 0.0f);
+  ScaleSums(rows, panel.cols, weight.offsets() + panel.first_col,
             row_scales_.Get(0) + static_cast<int64_t>(int8_tile) * tile_rows_, weight.scales() + panel.first_col,
             products);
   return status;
@@ -260,7 +271,7 @@ dnnl_status_t TiledGemm::RunTile(const Job& job, const Panel& panel, size_t tile
 absl::Status TiledGemm::Multiply(absl::Span<const Job> jobs, Visitor visit) {
   job_ends_.clear();
   JobEnd end;
-  int64_t work = 0;
+  int64_t work = 0, columns = 0;
   for (const Job& job : jobs) {
     const int64_t tiles = static_cast<int64_t>(job.tiles.size());
     const bool int8 = static_cast<const Weight&>(*job.weight).arithmetic() == GemmArithmetic::kInt8;
@@ -268,8 +279,10 @@ absl::Status TiledGemm::Multiply(absl::Span<const Job> jobs, Visitor visit) {
     end.int8_tiles += int8 ? tiles : 0;
     job_ends_.push_back(end);
     work += tiles * tile_rows_ * job.weight->in_features() * job.weight->out_features();
+    columns = std::max(columns, PanelColumnsMax(*job.weight));
   }
   if (end.int8_tiles > 0) Quantize(jobs);
+  for (Workspace<float>& products : products_) products.Get(static_cast<size_t>(tile_rows_ * columns));
   std::atomic<int> failure{dnnl_success};
   team_.Run(end.panels, work >= kSharedWorkMin, [&](int64_t item, int32_t thread) {
     omp_set_num_threads(1);
@@ -279,7 +292,7 @@ absl::Status TiledGemm::Multiply(absl::Span<const Job> jobs, Visitor visit) {
     const JobEnd before = j == 0 ? JobEnd() : job_ends_[j - 1];
     const int64_t index = item - before.panels;
     const Panel& panel = static_cast<const Weight&>(*jobs[j].weight).panels()[static_cast<size_t>(index)];
-    float* products = products_[static_cast<size_t>(thread)].Get(static_cast<size_t>(tile_rows_ * panel.cols));
+    float* products = products_[static_cast<size_t>(thread)].Get(0);
     for (size_t tile = 0; tile < jobs[j].tiles.size(); ++tile) {
       const size_t int8_tile = static_cast<size_t>(before.int8_tiles) + tile;
       const dnnl_status_t status = RunTile(jobs[j], panel, tile, int8_tile, thread, products);
@@ -301,6 +314,10 @@ absl::Status TiledGemm::Multiply(absl::Span<const Job> jobs, Visitor visit) {
 
 int64_t TiledGemm::Panels(const GemmWeight& weight) {
   return static_cast<int64_t>(static_cast<const Weight&>(weight).panels().size());
+}
+
+int64_t TiledGemm::PanelColumnsMax(const GemmWeight& weight) {
+  return static_cast<const Weight&>(weight).panels().front().cols;
 }
 
 }  // namespace quicksilver

@@ -29,7 +29,7 @@ namespace quicksilver {
 ///
 /// Weights of layers may be kept in 8 bits (w[o, i] = q[o, i] * s[o], q in [-127, 127], s[o] from the largest magnitude
 /// of the output feature); every row of a tile is then rounded to 8 bits alike, and the sums of integers are exact, so
-/// rows stay apart by arithmetic.
+/// rows stay apart by arithmetic, and a tile with a few rows may go through a lower kernel.
 class TiledGemm {
  public:
   struct Options {
@@ -79,6 +79,8 @@ class TiledGemm {
   }
 
   static int64_t Panels(const GemmWeight& weight);
+  /// Columns of the widest panel.
+  static int64_t PanelColumnsMax(const GemmWeight& weight);
 
  private:
   struct Panel;
@@ -93,10 +95,11 @@ class TiledGemm {
     const void* from;
     int64_t in;
     size_t first_byte;
+    bool low;  ///< All rows but the first few are zero.
   };
 
   int64_t ChooseTileRows(int64_t wanted) const;
-  absl::StatusOr<const GemmKernel*> KernelFor(GemmArithmetic arithmetic, int64_t in, int64_t cols);
+  absl::StatusOr<const GemmKernel*> KernelFor(GemmArithmetic arithmetic, int64_t rows, int64_t in, int64_t cols);
   int64_t PanelColumns(GemmArithmetic arithmetic, int64_t in, int64_t out) const;
   void FillFloat(ConstMatrix host, const Weight& weight) const;
   static void FillInt8(ConstMatrix host, const Weight& weight);
@@ -109,8 +112,8 @@ class TiledGemm {
   HostMemory& memory_;
   ThreadTeam& team_;
   int64_t tile_rows_;
-  /// By in features and columns.
-  std::map<std::tuple<GemmArithmetic, int64_t, int64_t>, std::unique_ptr<GemmKernel>> kernels_;
+  /// By rows, in features and columns.
+  std::map<std::tuple<GemmArithmetic, int64_t, int64_t, int64_t>, std::unique_ptr<GemmKernel>> kernels_;
   std::vector<Workspace<float>> products_;  // One a thread, [tile_rows, cols].
   std::vector<JobEnd> job_ends_;            // Of the jobs under way.
   std::vector<Int8Tile> int8_tiles_;        // Of the jobs under way, in their order.

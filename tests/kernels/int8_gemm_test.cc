@@ -33,9 +33,9 @@ float AmaxOf(const HostMatrix& m, int64_t row) {
 HostMatrix Requantized(const HostMatrix& m) {
   HostMatrix kept(m.rows, m.cols);
   for (int64_t r = 0; r < m.rows; ++r) {
-    const float factor = 127.0f / AmaxOf(m, r);
+    const float amax = AmaxOf(m, r), factor = 127.0f / amax;
     for (int64_t c = 0; c < m.cols; ++c) {
-      kept.at(r, c) = static_cast<float>(std::nearbyint(double{m.at(r, c)} * factor) * (AmaxOf(m, r) / 127.0));
+      kept.at(r, c) = static_cast<float>(std::nearbyint(double{m.at(r, c)} * factor) * (amax / 127.0));
     }
   }
   return kept;
