@@ -118,7 +118,8 @@ std::optional<ApiError> PrepareInfill(const InfillChoice& infill, const TextMode
     return NoRightContext("infill.suffix",
                           "put both sides of the gap into the prompt, in the model's own prompt format.", model);
   }
-  if (!submit.fixed_ids().empty()) {
+  // A canvas sees all of itself.
+  if (!submit.fixed_ids().empty() && model.grid != v1::GRID_CANVAS) {
     return NoRightContext("infill.fixed_ids", "only what stands before the answer can be given, in the prompt.", model);
   }
   return std::nullopt;

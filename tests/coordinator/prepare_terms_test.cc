@@ -123,6 +123,9 @@ TEST_F(PrepareTermsTest, AModelThatSeesNoRightContextSaysSo) {
   request_.infill = {};
   request_.infill.fixed_ids = {5};
   EXPECT_EQ(Bad().param, "infill.fixed_ids");
+  model_.grid = v1::GRID_CANVAS;
+  EXPECT_THAT(Good().submit.fixed_ids(), ElementsAre(5)) << "a canvas sees all of itself";
+  model_.grid = v1::GRID_ABSOLUTE;
   request_.infill = {};
   request_.infill.suffix = std::string();
   request_.infill.draft = std::string("def");
