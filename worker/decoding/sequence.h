@@ -177,6 +177,7 @@ class Sequence {
   /// RowChoice tops are wanted of the rows of asked().
   bool wants_tops() const { return spec_.tops > 0 || procedure_->wants_tops(); }
   bool wants_history() const { return procedure_->wants_history(); }
+  bool conditioned() const { return procedure_->conditioned(); }
 
   /// Takes the results of a prefill segment.
   void ApplyPrefill(const Segment& segment);

@@ -123,6 +123,7 @@ StepShape RoundUp(const StepShape& shape, int32_t rows_max, int32_t sequences_ma
   for (int i = 0; i < 2; ++i) up.head_rows[i] = RoundUpHeadRows(shape.head_rows[i], up.rows);
   up.list_tokens = RoundUpCount(std::max(1, shape.list_tokens), kListTokensMin);
   up.biases = RoundUpCount(shape.biases, kBiasesMin);
+  up.conditioned = shape.conditioned;
   return up;
 }
 
@@ -143,6 +144,10 @@ StepArrays MapStepArrays(char* base, const StepShape& shape) {
   arrays.blocks = places.Take<OpenBlock>(shape.blocks);
   arrays.token_lists = places.Take<TokenId>(shape.list_tokens);
   arrays.biases = places.Take<TokenBias>(shape.biases);
+  if (shape.conditioned != 0) {
+    arrays.conditioning = places.Take<int32_t>(shape.rows);
+    arrays.condition_slots = places.Take<int32_t>(shape.requests());
+  }
   arrays.page_table = places.Take<int32_t>(0);
   arrays.bytes_before_pages = places.used();
   return arrays;
@@ -157,6 +162,7 @@ StepShape StepBatch::ShapeOf(absl::Span<const PlannedSegment> plan) {
     shape.rows += copies * planned.segment.rows + planned.segment.shadow_rows;
     shape.segment_rows = std::max(shape.segment_rows, planned.segment.rows);
     if (!planned.segment.denoise) continue;
+    if (sequence.conditioned()) shape.conditioned = 1;
     ++shape.blocks;
     shape.head_rows[PartOf(sequence)] += copies * static_cast<int32_t>(sequence.asked().size());
     shape.list_tokens += static_cast<int32_t>(sequence.distrusted().size() + sequence.spec().stop_ids.size());
@@ -231,6 +237,11 @@ int32_t StepBatch::AddRows(const RunningSequence& running, const Segment& segmen
                                                   : sequence.spec().mask_id;
     arrays.positions[rows_] = p;
     arrays.slots[rows_] = pages[static_cast<size_t>(key / page_size_)] * page_size_ + key % page_size_;
+    if (arrays.conditioning != nullptr) {
+      const bool canvas = sequence.conditioned() && segment.denoise && p >= sequence.open_block_start();
+      // What the canvas expected stands beside its keys.
+      arrays.conditioning[rows_] = !canvas ? -1 : sequence.block_forwards() == 0 ? INT32_MAX : arrays.slots[rows_];
+    }
   }
   const int32_t causal = CausalRows(sequence, segment);
   if (causal > 0) {
@@ -315,6 +326,9 @@ void StepBatch::AddRequests(const RunningSequence& running, const Segment& segme
       request.history_slot = history_.SlotOf(running.id, ask.position - sequence.open_block_start());
       request.history_valid = sequence.block_forwards() > 0 ? 1 : 0;
     }
+    if (arrays.condition_slots != nullptr) {
+      arrays.condition_slots[place] = sequence.conditioned() ? arrays.slots[places.first_row + offset] : -1;
+    }
     arrays.requests[place] = request;
     arrays.block_rows[place] = row;
     arrays.live[place] = static_cast<int32_t>(i);
@@ -345,6 +359,7 @@ void StepBatch::Pad(const StepShape& shape, const StepArrays& arrays) {
   std::fill(arrays.ids + rows_, arrays.ids + shape.rows, 0);
   std::fill(arrays.positions + rows_, arrays.positions + shape.rows, 0);
   std::fill(arrays.slots + rows_, arrays.slots + shape.rows, -1);
+  if (arrays.conditioning != nullptr) std::fill(arrays.conditioning + rows_, arrays.conditioning + shape.rows, -1);
   std::fill(arrays.segments + segments_, arrays.segments + shape.segments, AttentionSegment());
   CandidateRequest nothing;
   nothing.row = -1;
@@ -352,6 +367,9 @@ void StepBatch::Pad(const StepShape& shape, const StepArrays& arrays) {
     std::fill(arrays.head_rows[i] + head_rows_[i], arrays.head_rows[i] + shape.head_rows[i], 0);
     const int32_t first = i == 0 ? 0 : shape.head_rows[0];
     std::fill(arrays.requests + first + requests_[i], arrays.requests + first + shape.head_rows[i], nothing);
+    if (arrays.condition_slots != nullptr) {
+      std::fill(arrays.condition_slots + first + requests_[i], arrays.condition_slots + first + shape.head_rows[i], -1);
+    }
     std::fill(arrays.block_rows + first + requests_[i], arrays.block_rows + first + shape.head_rows[i], BlockRow());
     std::fill(arrays.live + first + requests_[i], arrays.live + first + shape.head_rows[i], 0);
     std::fill(arrays.block_positions + first + requests_[i], arrays.block_positions + first + shape.head_rows[i], 0);

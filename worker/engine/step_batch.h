@@ -21,6 +21,7 @@ struct StepShape {
   int32_t head_rows[2] = {0, 0};  ///< Rows that need logits, without and with top lists; guides' included.
   int32_t list_tokens = 0;
   int32_t biases = 0;
+  int32_t conditioned = 0;  ///< 1: canvases tell their next step what they expect (Procedure::conditioned()).
 
   int32_t requests() const { return head_rows[0] + head_rows[1]; }
   auto operator<=>(const StepShape&) const = default;
@@ -50,6 +51,8 @@ struct StepArrays {
   OpenBlock* blocks = nullptr;           // [blocks]
   TokenId* token_lists = nullptr;        // [list_tokens]
   TokenBias* biases = nullptr;           // [biases]
+  int32_t* conditioning = nullptr;       // [rows] StepLayout::conditioning; nullptr unless conditioned.
+  int32_t* condition_slots = nullptr;    // [requests()] where what a row expects is kept, or -1.
   int32_t* page_table = nullptr;
   size_t bytes_before_pages = 0;
 };

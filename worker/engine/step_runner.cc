@@ -84,6 +84,7 @@ StepShape StepRunner::ShapeMax() const {
   shape.head_rows[0] = shape.head_rows[1] = limits_.rows_max;
   shape.list_tokens = 2 * lists;
   shape.biases = kBiasesAtFirst;
+  shape.conditioned = model_.spec().gemma.present() ? 1 : 0;
   return shape;
 }
 
@@ -228,6 +229,7 @@ StepLayout StepRunner::LayoutOf(const StepShape& shape, int32_t rows_max, int32_
   layout.segments_count = shape.segments;
   layout.page_table = arrays.page_table;
   layout.page_size = model_.page_size();
+  layout.conditioning = arrays.conditioning;
   layout.rows_max = rows_max;
   layout.keys_max = keys_max;
   return layout;
@@ -284,6 +286,7 @@ void StepRunner::Enqueue(const StepShape& shape, const StepLayout& layout) {
   model_.Forward(arrays.ids, layout);
   RunCandidates(shape, arrays);
   Gather(shape);
+  if (shape.conditioned != 0) Condition(shape, arrays);
   ops_.AdvanceBlocks(BlockStepOf(shape, arrays));
 }
 
@@ -310,6 +313,20 @@ void StepRunner::Gather(const StepShape& shape) {
   if (shape.head_rows[1] == 0) return;
   const size_t top = static_cast<size_t>(shape.head_rows[1]) * kTopLogitsMax;
   ranks_.AllGather(top_.data(), gathered_top_.data(), top * sizeof(TopLogit));
+}
+
+// After the gathering, because a probability is relative to what all ranks hold.
+void StepRunner::Condition(const StepShape& shape, const StepArrays& arrays) {
+  const DeviceBuffer& records = ranks_.size() == 1 ? candidates_ : gathered_candidates_;
+  for (int i = 0; i < 2; ++i) {
+    const int32_t first = i == 0 ? 0 : shape.head_rows[0];
+    const SoftEmbedBatch batch = {.requests = arrays.requests + first,
+                                  .count = shape.head_rows[i],
+                                  .records = static_cast<const Candidate*>(records.data()) + 1 + first,
+                                  .records_stride = int64_t{shape.requests()} + 1,
+                                  .ranks = ranks_.size()};
+    model_.Condition(arrays.head_rows[i], shape.head_rows[i], batch, arrays.condition_slots + first);
+  }
 }
 
 BlockStep StepRunner::BlockStepOf(const StepShape& shape, const StepArrays& arrays) const {

@@ -76,6 +76,7 @@ class StepRunner {
   void Enqueue(const StepShape& shape, const StepLayout& layout);
   void RunCandidates(const StepShape& shape, const StepArrays& arrays);
   void Gather(const StepShape& shape);
+  void Condition(const StepShape& shape, const StepArrays& arrays);
   BlockStep BlockStepOf(const StepShape& shape, const StepArrays& arrays) const;
   absl::Status CheckSeals() const;
   absl::Status AwaitStep(uint32_t wanted);
