@@ -140,7 +140,6 @@ StepArrays MapStepArrays(char* base, const StepShape& shape) {
   arrays.block_rows = places.Take<BlockRow>(shape.requests());
   arrays.live = places.Take<int32_t>(shape.requests());
   arrays.block_positions = places.Take<int32_t>(shape.requests());
-  arrays.live_positions = places.Take<int32_t>(shape.requests());
   arrays.blocks = places.Take<OpenBlock>(shape.blocks);
   arrays.token_lists = places.Take<TokenId>(shape.list_tokens);
   arrays.biases = places.Take<TokenBias>(shape.biases);
@@ -373,7 +372,6 @@ void StepBatch::Pad(const StepShape& shape, const StepArrays& arrays) {
     std::fill(arrays.block_rows + first + requests_[i], arrays.block_rows + first + shape.head_rows[i], BlockRow());
     std::fill(arrays.live + first + requests_[i], arrays.live + first + shape.head_rows[i], 0);
     std::fill(arrays.block_positions + first + requests_[i], arrays.block_positions + first + shape.head_rows[i], 0);
-    std::fill(arrays.live_positions + first + requests_[i], arrays.live_positions + first + shape.head_rows[i], 0);
   }
   std::fill(arrays.blocks + blocks_, arrays.blocks + shape.blocks, OpenBlock());
   std::fill(arrays.token_lists + list_tokens_, arrays.token_lists + shape.list_tokens, 0);

@@ -47,7 +47,6 @@ struct StepArrays {
   BlockRow* block_rows = nullptr;        // [requests()]
   int32_t* live = nullptr;               // [requests()]
   int32_t* block_positions = nullptr;    // [requests()]
-  int32_t* live_positions = nullptr;     // [requests()]
   OpenBlock* blocks = nullptr;           // [blocks]
   TokenId* token_lists = nullptr;        // [list_tokens]
   TokenBias* biases = nullptr;           // [biases]

@@ -343,7 +343,6 @@ BlockStep StepRunner::BlockStepOf(const StepShape& shape, const StepArrays& arra
   step.requests = arrays.requests;
   step.live = arrays.live;
   step.positions = arrays.block_positions;
-  step.positions = arrays.live_positions;
   step.ranking = static_cast<float*>(scratch_.data());
   step.selected = reinterpret_cast<uint8_t*>(step.ranking + shape.requests());
   step.token_lists = arrays.token_lists;
