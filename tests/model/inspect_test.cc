@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/exit_codes.h"
+#include "tests/model/plain_network.h"
 #include "tests/support/temp_directory.h"
 #include "tools/random_checkpoint.h"
 
@@ -109,6 +110,40 @@ TEST_F(InspectTest, BadFlagsAreUsageErrors) {
 TEST_F(InspectTest, TheDigestIsPrintedOnRequest) {
   ASSERT_EQ(Run({"--digest", "--json"}), kExitOk);
   EXPECT_EQ(nlohmann::json::parse(out_)["digest"].get<std::string>().size(), 64u);
+}
+
+// Two rows that each choose half of the experts touch three quarters of them on average.
+TEST_F(InspectTest, ExpertsAreShownAndOnlyThoseThatAStepTouchesAreRead) {
+  PlainSizes sizes = {.vocabulary = 256, .head_norms = true, .block = 4};
+  sizes.routing = {.experts = 8, .chosen = 4, .width = 12};
+  const nlohmann::json config = {{"architectures", {"SDARMoeForCausalLM"}},
+                                 {"hidden_size", sizes.hidden},
+                                 {"num_hidden_layers", sizes.layers},
+                                 {"num_attention_heads", sizes.heads},
+                                 {"num_key_value_heads", sizes.kv_heads},
+                                 {"head_dim", sizes.head_size},
+                                 {"vocab_size", sizes.vocabulary},
+                                 {"max_position_embeddings", 64},
+                                 {"num_experts", 8},
+                                 {"num_experts_per_tok", 4},
+                                 {"moe_intermediate_size", 12},
+                                 {"tie_word_embeddings", false}};
+  directory_.Write("config.json", config.dump());
+  directory_.Write("model.safetensors", PlainSafetensors(StoreNetwork(MakePlainNetwork(sizes, 1), PlainNames::kQwen)));
+  ASSERT_EQ(Run({"--mask-id=255", "--expert-parallel", "--tensor-parallel-size=2", "--rows=2", "--json"}), kExitOk)
+      << error_;
+  const nlohmann::json json = nlohmann::json::parse(out_);
+  const nlohmann::json& experts = json["experts"];
+  EXPECT_EQ(experts["count"], 8);
+  EXPECT_EQ(experts["rank_experts"], 4);
+  EXPECT_EQ(experts["rank_mlp"], 12);
+  const int64_t rank_bytes = 2 * 4 * 3 * 12 * 32 * 4;
+  EXPECT_EQ(experts["rank_bytes"], rank_bytes);
+  EXPECT_EQ(experts["step_bytes"], rank_bytes * 3 / 4);
+  ASSERT_EQ(Run({"--mask-id=255"}), kExitOk) << error_;
+  EXPECT_THAT(out_, HasSubstr("8 of width 12 from layer 0 on, 4 a row by softmax"));
+  EXPECT_EQ(Run({"--mask-id=255", "--expert-parallel", "--tensor-parallel-size=4"}), kExitOk) << error_;
+  EXPECT_EQ(Run({"--mask-id=255", "--tensor-parallel-size=8"}), kExitModel);
 }
 
 class RandomCheckpointTest : public testing::Test {

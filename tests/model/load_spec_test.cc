@@ -263,6 +263,9 @@ TEST_F(LoadSpecTest, NewerRopeParametersAreRead) {
   config.erase("rope_theta");
   config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 12345.0}};
   EXPECT_EQ(SpecOf(config).rope_theta, 12345.0);
+  EXPECT_EQ(SpecOf(config).rotary_size, 0);
+  config["rope_parameters"]["partial_rotary_factor"] = 0.5;
+  EXPECT_EQ(SpecOf(config).rotary_size, 8);
 }
 
 // The bytes would load and mean other numbers.

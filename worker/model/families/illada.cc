@@ -11,7 +11,6 @@ namespace {
 absl::Status ReadConfig(const ConfigFields& config, ModelSpec& spec) {
   RETURN_IF_ERROR(CheckNetwork(config, {{"attention_bias", "false", {"false"}}, {"qk_layernorm", "false", {"false"}}}));
   RETURN_IF_ERROR(ReadNetwork(config, FieldDefaults(), spec));
-  RETURN_IF_ERROR(ReadPartialRotary(config, 1.0, spec));
   RETURN_IF_ERROR(ReadDenseMlp(config, spec));
   ASSIGN_OR_RETURN(spec.rope_full_precision, config.Flag("rope_full_precision", false));
   spec.block_length = 32;

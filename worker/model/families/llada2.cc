@@ -27,8 +27,7 @@ const std::vector<SupportedField>& SupportedFields() {
   return fields;
 }
 
-absl::Status ReadRotation(const ConfigFields& config, ModelSpec& spec) {
-  RETURN_IF_ERROR(ReadPartialRotary(config, 0.5, spec));
+absl::Status CheckRotation(const ConfigFields& config, const ModelSpec& spec) {
   const int64_t rotated = spec.rotary_size > 0 ? spec.rotary_size : spec.head_size;
   ASSIGN_OR_RETURN(const int64_t stated, config.Size("rotary_dim", kHeadSizeMax, rotated));
   if (stated == rotated) return absl::OkStatus();
@@ -94,8 +93,8 @@ absl::Status ReadControlToken(const ConfigFields& config, const char* field, Tok
 
 absl::Status ReadConfig(const ConfigFields& config, ModelSpec& spec) {
   RETURN_IF_ERROR(CheckNetwork(config, SupportedFields()));
-  RETURN_IF_ERROR(ReadNetwork(config, {.norm_epsilon = 1e-5, .rope_theta = 10000.0}, spec));
-  RETURN_IF_ERROR(ReadRotation(config, spec));
+  RETURN_IF_ERROR(ReadNetwork(config, {.norm_epsilon = 1e-5, .rope_theta = 10000.0, .rotated_share = 0.5}, spec));
+  RETURN_IF_ERROR(CheckRotation(config, spec));
   RETURN_IF_ERROR(ReadRouting(config, spec));
   if (spec.moe.first_layer > 0) RETURN_IF_ERROR(ReadDenseMlp(config, spec));
   ASSIGN_OR_RETURN(spec.head_norms, config.Flag("use_qk_norm", true));

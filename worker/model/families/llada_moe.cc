@@ -41,7 +41,6 @@ absl::Status ReadLayers(const ConfigFields& config, ModelSpec& spec) {
 absl::Status ReadConfig(const ConfigFields& config, ModelSpec& spec) {
   RETURN_IF_ERROR(CheckNetwork(config, SupportedFields()));
   RETURN_IF_ERROR(ReadNetwork(config, {.norm_epsilon = 1e-5}, spec));
-  RETURN_IF_ERROR(ReadPartialRotary(config, 1.0, spec));
   RETURN_IF_ERROR(ReadExperts(config, "expert_intermediate_size", spec));
   RETURN_IF_ERROR(ReadLayers(config, spec));
   if (spec.moe.first_layer > 0) {

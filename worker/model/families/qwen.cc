@@ -8,11 +8,10 @@
 namespace quicksilver {
 namespace {
 
-absl::Status ReadCausal(const ConfigFields& config, ModelSpec& spec) {
+void PredictTheNext(ModelSpec& spec) {
   spec.block_length = 1;
   spec.grid = BlockGrid::kAbsolute;
   spec.shift = true;
-  return ReadPartialRotary(config, 1.0, spec);
 }
 
 absl::Status ReadQwen2(const ConfigFields& config, ModelSpec& spec) {
@@ -20,14 +19,16 @@ absl::Status ReadQwen2(const ConfigFields& config, ModelSpec& spec) {
   RETURN_IF_ERROR(ReadNetwork(config, {.norm_epsilon = 1e-6, .rope_theta = 10000.0}, spec));
   RETURN_IF_ERROR(ReadDenseMlp(config, spec));
   spec.qkv_bias = true;
-  return ReadCausal(config, spec);
+  PredictTheNext(spec);
+  return absl::OkStatus();
 }
 
 absl::Status ReadQwen3Attention(const ConfigFields& config, ModelSpec& spec) {
   RETURN_IF_ERROR(CheckNetwork(config, {{"attention_bias", "false", {"false"}}}));
   RETURN_IF_ERROR(ReadNetwork(config, {.head_size = 128, .norm_epsilon = 1e-6, .rope_theta = 10000.0}, spec));
   spec.head_norms = true;
-  return ReadCausal(config, spec);
+  PredictTheNext(spec);
+  return absl::OkStatus();
 }
 
 absl::Status ReadQwen3(const ConfigFields& config, ModelSpec& spec) {

@@ -10,7 +10,6 @@ namespace {
 absl::Status ReadNetworkAndBlock(const ConfigFields& config, ModelSpec& spec) {
   RETURN_IF_ERROR(CheckNetwork(config, {{"attention_bias", "false", {"false"}}}));
   RETURN_IF_ERROR(ReadNetwork(config, {.head_size = 128, .norm_epsilon = 1e-6, .rope_theta = 10000.0}, spec));
-  RETURN_IF_ERROR(ReadPartialRotary(config, 1.0, spec));
   ASSIGN_OR_RETURN(const int64_t block, config.Size("block_size", kBlockMax, 4));
   spec.block_length = static_cast<int32_t>(block);
   spec.grid = BlockGrid::kAbsolute;

@@ -9,13 +9,31 @@
 namespace quicksilver {
 namespace {
 
-// Newer files move theta into rope_parameters, beside what used to be rope_scaling.
-absl::StatusOr<double> RopeTheta(const ConfigFields& config, std::optional<double> when_absent) {
+// The share of a head's dimensions that is rotated.
+absl::Status ReadPartialRotary(const ConfigFields& config, double when_absent, ModelSpec& spec) {
+  ASSIGN_OR_RETURN(const double share, config.Positive("partial_rotary_factor", when_absent));
+  const auto rotated = static_cast<int64_t>(static_cast<double>(spec.head_size) * share);
+  if (share > 1.0 || rotated < 2 || (rotated != spec.head_size && rotated % 4 != 0)) {
+    return config.Error("partial_rotary_factor",
+                        absl::StrCat("a share of the head's ", spec.head_size, " dimensions, four at a time"),
+                        absl::StrCat(share));
+  }
+  spec.rotary_size = rotated == spec.head_size ? 0 : rotated;
+  return absl::OkStatus();
+}
+
+// Newer files move theta and the rotated share into rope_parameters, beside what used to be rope_scaling.
+absl::Status ReadRotation(const ConfigFields& config, const FieldDefaults& defaults, ModelSpec& spec) {
   const nlohmann::json* parameters = config.Find("rope_parameters");
-  if (parameters == nullptr) return config.Positive("rope_theta", when_absent);
+  if (parameters == nullptr) {
+    ASSIGN_OR_RETURN(spec.rope_theta, config.Positive("rope_theta", defaults.rope_theta));
+    return ReadPartialRotary(config, defaults.rotated_share, spec);
+  }
   const ConfigFields nested(config.file() + ": rope_parameters", *parameters);
   RETURN_IF_ERROR(nested.Check({{"rope_type", "\"default\"", {"\"default\""}}}));
-  return nested.Positive("rope_theta");
+  ASSIGN_OR_RETURN(spec.rope_theta, nested.Positive("rope_theta"));
+  const bool inside = nested.Has("partial_rotary_factor");
+  return ReadPartialRotary(inside ? nested : config, defaults.rotated_share, spec);
 }
 
 }  // namespace
@@ -58,7 +76,7 @@ absl::Status ReadNetwork(const ConfigFields& config, const FieldDefaults& defaul
   ASSIGN_OR_RETURN(spec.positions_max, config.Size("max_position_embeddings", kPositionsMax));
   ASSIGN_OR_RETURN(const double epsilon, config.Positive("rms_norm_eps", defaults.norm_epsilon));
   spec.norm_epsilon = static_cast<float>(epsilon);
-  ASSIGN_OR_RETURN(spec.rope_theta, RopeTheta(config, defaults.rope_theta));
+  RETURN_IF_ERROR(ReadRotation(config, defaults, spec));
   ASSIGN_OR_RETURN(spec.tied, config.Flag("tie_word_embeddings", false));
   spec.tokens = spec.vocabulary;
   return absl::OkStatus();
@@ -66,18 +84,6 @@ absl::Status ReadNetwork(const ConfigFields& config, const FieldDefaults& defaul
 
 absl::Status ReadDenseMlp(const ConfigFields& config, ModelSpec& spec) {
   ASSIGN_OR_RETURN(spec.mlp, config.Size("intermediate_size", kWidthMax));
-  return absl::OkStatus();
-}
-
-absl::Status ReadPartialRotary(const ConfigFields& config, std::optional<double> when_absent, ModelSpec& spec) {
-  ASSIGN_OR_RETURN(const double share, config.Positive("partial_rotary_factor", when_absent));
-  const auto rotated = static_cast<int64_t>(static_cast<double>(spec.head_size) * share);
-  if (share > 1.0 || rotated < 4 || (rotated != spec.head_size && rotated % 4 != 0)) {
-    return config.Error("partial_rotary_factor",
-                        absl::StrCat("a share of the head's ", spec.head_size, " dimensions, four at a time"),
-                        absl::StrCat(share));
-  }
-  spec.rotary_size = rotated == spec.head_size ? 0 : rotated;
   return absl::OkStatus();
 }
 

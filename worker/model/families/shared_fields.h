@@ -18,6 +18,7 @@ struct FieldDefaults {
   std::optional<int64_t> head_size = std::nullopt;  ///< Empty: hidden_size / num_attention_heads.
   std::optional<double> norm_epsilon = std::nullopt;
   std::optional<double> rope_theta = std::nullopt;
+  double rotated_share = 1.0;  ///< partial_rotary_factor
 };
 
 /// SiLU, no scaling of positions, no sliding window, no quantisation.
@@ -26,12 +27,10 @@ const std::vector<SupportedField>& PlainNetwork();
 absl::Status CheckNetwork(const ConfigFields& config, const std::vector<SupportedField>& more);
 
 /// hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim, vocab_size,
-/// max_position_embeddings, rms_norm_eps, rope_theta, tie_word_embeddings.
+/// max_position_embeddings, rms_norm_eps, rope_theta, partial_rotary_factor, tie_word_embeddings.
 absl::Status ReadNetwork(const ConfigFields& config, const FieldDefaults& defaults, ModelSpec& spec);
 /// intermediate_size of the dense layers.
 absl::Status ReadDenseMlp(const ConfigFields& config, ModelSpec& spec);
-/// partial_rotary_factor, in (0, 1].
-absl::Status ReadPartialRotary(const ConfigFields& config, std::optional<double> when_absent, ModelSpec& spec);
 /// num_experts, num_experts_per_tok and an expert's width, `mlp_field`.
 absl::Status ReadExperts(const ConfigFields& config, const char* mlp_field, ModelSpec& spec);
 /// Qwen3's mixture of experts in every layer: ReadExperts() and norm_topk_prob.
