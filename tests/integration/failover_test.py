@@ -16,10 +16,10 @@ SHORT_WAIT = ["--resume-wait-seconds=4"]
 
 
 class Failover(unittest.TestCase):
-    def run_through(self, fleet, fault, requests=CLIENTS, exact=True, prepare=lambda: None):
-        """Requests of every kind at once, `fault` amid their streams: all complete, with the bytes of a quiet run.
-        `prepare`: behind the quiet run."""
-        bodies = fleet.named(mixed_bodies(requests))
+    def run_through(self, fleet, fault, requests=CLIENTS, exact=True, prepare=lambda: None, bodies=None):
+        """Requests of every kind (or `bodies`) at once, `fault` amid their streams: all complete, with the bytes of a
+        quiet run. `prepare`: behind the quiet run."""
+        bodies = fleet.named(bodies or mixed_bodies(requests))
         fleet.reference(bodies)
         prepare()
         before = fleet.readings()
@@ -52,6 +52,15 @@ class AnotherGroupIsReady(Failover):
                 print(f"longest stall {stall:.2f} s, resumed {self.resumed(fleet) - before:.0f}")
                 self.assertLess(stall, 2 * PATIENCE)
                 self.assertGreater(self.resumed(fleet), before)
+
+    def test_policies_with_state_begin_their_open_block_anew(self):
+        policies = ["wino", "credit", "klass", "hierarchical"]
+        bodies = [streamed(chat(PROMPTS[i % len(PROMPTS)], max_tokens=256, temperature=0.8, seed=i,
+                                quicksilver={"policy": policies[i % 4], "canvases": i % 8 < 4})) for i in range(CLIENTS)]
+        with Fleet(groups=[{}, {}]) as fleet:
+            before = self.resumed(fleet)
+            self.run_through(fleet, lambda: fleet.groups[0].signal_rank(0, signal.SIGKILL), bodies=bodies)
+            self.assertGreater(self.resumed(fleet), before)
 
     def test_killing_a_follower_of_two_ranks(self):
         with Fleet(groups=[{"ranks": 2}, {"ranks": 2}]) as fleet:

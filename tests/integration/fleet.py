@@ -12,7 +12,7 @@ import time
 
 from clients import Load
 from cluster import BUILD, COORDINATOR, WORKER, Process, free_port, get, random_checkpoint, wait_for
-from history import Page, answer_of, key_of, not_idle, violations, wrong_counters
+from history import Page, answer_of, key_of, not_idle, unstreamed, violations, wrong_counters
 
 FAILPOINTS_WORKER = BUILD / "worker/quicksilver-worker-failpoints"
 FULL = os.environ.get("QUICKSILVER_FULL") == "1"  # As many repetitions as reliability asks for, out of CI.
@@ -222,7 +222,7 @@ class Fleet:
 
     def reference(self, bodies):
         """Answers of an undisturbed run, one request of each kind at a time on each group's first chance."""
-        distinct = {key_of(b): {k: v for k, v in b.items() if k not in ("stream", "stream_options")} for b in bodies}
+        distinct = {key_of(b): unstreamed(b) for b in bodies}
         before = self.readings()
         with Load() as load:
             load.closed_loop([self.api], [b for k, b in distinct.items() if k not in self.references], clients=2)

@@ -227,7 +227,7 @@ class CommandLine(unittest.TestCase):
         out = subprocess.run([CLI, "generate", f"--server=127.0.0.1:{cluster.grpc}", "--max-tokens=96", PROMPTS[0]],
                              check=True, capture_output=True, text=True, timeout=60).stdout
         self.assertIn(sdk_chat(PROMPTS[0]), out)
-        self.assertRegex(out, r"\[\d+ tokens, \d+ tokens/s, [\d.]+ tokens/forward, \d+ forwards, first token after [\d.]+ ms\]")
+        self.assertRegex(out, r"\[\d+ tokens, \d+ tokens/s, [\d.]+ tokens/forward, \d+ forwards, first token after [\d.]+ ms; dynamic\]")
 
     def test_generate_says_what_to_do_when_no_server_answers(self):
         done = subprocess.run([CLI, "generate", "--server=127.0.0.1:1", "x"], capture_output=True, text=True, timeout=60)
