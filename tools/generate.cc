@@ -70,7 +70,9 @@ void AddSamplingOptions(CLI::App& app, Options& options) {
         {"--frequency-penalty", &options.frequency_penalty, "Taken from them for each time that it has them"}}) {
     app.add_option(name, *value, help)->check(CLI::Range(-2.0, 2.0))->capture_default_str();
   }
-  app.add_option("--forbidden-ids", options.forbidden_ids, "Token ids that the answer may not have")->delimiter(',');
+  app.add_option("--forbidden-ids", options.forbidden_ids, "Token ids that the answer may not have")
+      ->delimiter(',')
+      ->allow_extra_args(false);
   app.add_option("--top-logprobs", options.top_log_probabilities,
                  "Print each token's log-probability, with so many alternatives (default: do not)")
       ->check(CLI::Range(0, 20));
@@ -78,7 +80,8 @@ void AddSamplingOptions(CLI::App& app, Options& options) {
   app.add_option("--draft", options.draft, "Text that the answer begins with; policies that edit may change it");
   app.add_option("--fixed-ids", options.fixed_ids,
                  "Token ids of the answer from its beginning that stay; -1: to be decided")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
 }
 
 // One option for each field of the contract.

@@ -81,7 +81,7 @@ std::optional<ApiError> PrepareDraft(const InfillChoice& infill, const TextModel
 
 ApiError NoRightContext(const char* path, const char* what, const ModelFacts& model) {
   return InvalidRequest("unsupported_parameter", path,
-                        absl::StrCat(Named(model), " cannot see right context: ", path, " is not supported, ", what));
+                        absl::StrCat(Named(model), " cannot see right context, so it takes no ", path, "; ", what));
 }
 
 }  // namespace
