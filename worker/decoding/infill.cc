@@ -29,8 +29,13 @@ TokenId At(const std::vector<TokenId>& tokens, int32_t i) {
 }  // namespace
 
 int32_t AnswerEndAtFirst(const SequenceSpec& spec) {
-  const int32_t initial = spec.decoding.initial_length;
-  return AnswerEndFor(spec, initial > 0 ? std::min(initial, spec.tokens_max) : spec.tokens_max);
+  int32_t initial = spec.decoding.initial_length;
+  if (initial == 0) return AnswerEndFor(spec, spec.tokens_max);
+  // All that is fixed has its place, and something is left to be decided.
+  for (int32_t i = 0; i < Size(spec.fixed); ++i) {
+    if (At(spec.fixed, i) >= 0) initial = std::max(initial, i + 2);
+  }
+  return AnswerEndFor(spec, std::min(initial, spec.tokens_max));
 }
 
 int32_t AnswerEndMax(const SequenceSpec& spec) { return AnswerEndFor(spec, spec.tokens_max); }
@@ -62,6 +67,9 @@ absl::Status CheckInfill(const SequenceSpec& spec) {
     if (Size(*tokens) > spec.tokens_max) {
       return Refuse(field, Size(*tokens), absl::StrCat("at most max_tokens, ", spec.tokens_max, ", long"));
     }
+  }
+  if (!spec.draft.empty() && spec.decoding.initial_length > 0) {
+    return Refuse("draft_ids", Size(spec.draft), "empty: the policy variable_length moves what is written");
   }
   if (spec.fixed.empty() && spec.draft.empty()) return absl::OkStatus();
   // What a procedure may change is to be decided, too.
