@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -107,6 +108,36 @@ TEST(MakeSequenceSpecTest, RefusalsNameFieldValueAndBound) {
                 for (int i = 0; i <= kStopIdsMax; ++i) s.add_stop_ids(1);
               }),
               HasSubstr("stop_ids (257) must be at most 256"));
+}
+
+// LLaDA2.2's control tokens.
+TEST(MakeSequenceSpecTest, TokensThatDeleteAndInsertAreLeftToThePolicyThatKnowsThem) {
+  ModelSpec model = Model();
+  model.family = "llada2";
+  model.delete_id = 3;
+  model.insert_id = 5;
+  v1::Submit submit;
+  submit.add_prompt_ids(1);
+  submit.set_max_tokens(4);
+  for (const int32_t id : {2, 5}) {
+    v1::TokenBias& bias = *submit.mutable_sampling()->add_biases();
+    bias.set_id(id);
+    bias.set_bias(1.0f);
+  }
+  submit.mutable_sampling()->set_top_p(1.0f);
+  submit.mutable_decoding()->set_policy(v1::POLICY_DYNAMIC);
+  const absl::StatusOr<SequenceSpec> plain = MakeSequenceSpec(model, submit);
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  ASSERT_EQ(plain->biases.size(), 3u);
+  EXPECT_EQ(plain->biases[0].bias, 1.0f);
+  EXPECT_EQ(plain->biases[1].id, 3);
+  EXPECT_EQ(plain->biases[1].bias, -std::numeric_limits<float>::infinity());
+  EXPECT_EQ(plain->biases[2].id, 5);
+  EXPECT_EQ(plain->biases[2].bias, -std::numeric_limits<float>::infinity());
+  submit.mutable_decoding()->set_policy(v1::POLICY_INSERT_DELETE);
+  const absl::StatusOr<SequenceSpec> editing = MakeSequenceSpec(model, submit);
+  ASSERT_TRUE(editing.ok()) << editing.status();
+  EXPECT_EQ(editing->biases.size(), 2u);
 }
 
 TEST(MakeSequenceSpecTest, TermsAreBounded) {

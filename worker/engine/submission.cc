@@ -154,6 +154,18 @@ absl::Status ReadBiases(const v1::ResolvedSampling& sampling, const ModelSpec& m
   return absl::OkStatus();
 }
 
+// Tokens that delete and insert mean nothing to policies that do neither (models.md §10).
+void ForbidControlTokens(const ModelSpec& model, SequenceSpec& spec) {
+  if (spec.decoding.policy == Policy::kInsertDelete) return;
+  for (const TokenId id : {model.delete_id, model.insert_id}) {
+    if (id < 0) continue;
+    const auto at = std::lower_bound(spec.biases.begin(), spec.biases.end(), id,
+                                     [](const TokenBias& bias, TokenId wanted) { return bias.id < wanted; });
+    const bool stated = at != spec.biases.end() && at->id == id;
+    (stated ? *at : *spec.biases.insert(at, {id, 0.0f})).bias = -std::numeric_limits<float>::infinity();
+  }
+}
+
 // Uniform noise has a sampler of its own.
 absl::Status CheckRenoise(const SequenceSpec& spec) {
   if (spec.decoding.policy != Policy::kRenoise) return absl::OkStatus();
@@ -194,6 +206,7 @@ absl::StatusOr<SequenceSpec> MakeSequenceSpec(const ModelSpec& model, const v1::
   ASSIGN_OR_RETURN(const DecodingParams choice, ReadDecoding(submit.decoding()));
   ASSIGN_OR_RETURN(spec.decoding, ResolveDecoding(model, choice, spec.tokens_max));
   RETURN_IF_ERROR(CheckRenoise(spec));
+  ForbidControlTokens(model, spec);
   RETURN_IF_ERROR(CheckIds("suffix_ids", submit.suffix_ids(), model));
   spec.suffix.assign(submit.suffix_ids().begin(), submit.suffix_ids().end());
   ASSIGN_OR_RETURN(spec.fixed, ReadGiven("fixed_ids", submit.fixed_ids(), model));
