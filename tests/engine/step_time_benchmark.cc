@@ -1,8 +1,6 @@
 // Prints where a denoising step of the engine spends its time: matrix products, LM head, other operations, and the
 // engine itself (layout, merge, policies, reports). Counts the processor time of the engine's thread, so that other
 // work on the machine does not show. usage: step_time_benchmark MODEL_DIR [sequences…]
-#include <time.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -12,17 +10,12 @@
 
 #include "kernels/cpu/cpu_ops.h"
 #include "tests/support/engine_group.h"
+#include "tools/timed_host_ops.h"
 
 namespace quicksilver {
 namespace {
 
 enum Part { kGemm, kLmHead, kAttention, kOther, kParts };
-
-double ThreadSeconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
 
 struct Watch {
   double parts[kParts] = {};
@@ -31,115 +24,22 @@ struct Watch {
   bool running = false;
 };
 
-/// The fast operations with a stopwatch: CPU operations are done when they return.
-class TimedOps final : public Ops {
- public:
-  explicit TimedOps(Watch* watch) : inner_(MakeCpuOps(DType::kF32, CpuOpsOptions())), watch_(watch) {}
+Part PartOf(const std::string& operation) {
+  if (operation == "product") return kGemm;
+  if (operation == "head") return kLmHead;
+  return operation == "attention" ? kAttention : kOther;
+}
 
-  std::string name() const override { return inner_->name(); }
-  DType activation_dtype() const override { return inner_->activation_dtype(); }
-  absl::StatusOr<DeviceBuffer> Allocate(size_t bytes) override { return inner_->Allocate(bytes); }
-  void Upload(const void* host, void* device, size_t bytes) override {
-    Time(kOther, [&] { inner_->Upload(host, device, bytes); });
-  }
-  void Download(const void* device, void* host, size_t bytes) override {
-    Time(kOther, [&] { inner_->Download(device, host, bytes); });
-  }
-  absl::Status Synchronize() override { return inner_->Synchronize(); }
-  absl::Status status() const override { return inner_->status(); }
-  absl::StatusOr<DeviceBuffer> AllocateShared(size_t bytes) override { return inner_->AllocateShared(bytes); }
-  absl::Status Await(const uint32_t* word, uint32_t value, int32_t milliseconds) override {
-    return inner_->Await(word, value, milliseconds);
-  }
-  bool prefers_programs() const override { return inner_->prefers_programs(); }
-  void Rehearse(const std::function<void()>& enqueue) override { inner_->Rehearse(enqueue); }
-  absl::StatusOr<std::unique_ptr<Program>> Record(const std::function<void()>& enqueue,
-                                                  const int32_t* proceed) override {
-    return inner_->Record(enqueue, proceed);
-  }
-  void AdvanceBlocks(const BlockStep& step) override {
-    Time(kOther, [&] { inner_->AdvanceBlocks(step); });
-  }
-  void BeginStep(const StepLayout& layout) override { inner_->BeginStep(layout); }
-  absl::StatusOr<std::unique_ptr<GemmWeight>> PrepareWeight(ConstMatrix host, WeightRole role) override {
-    return inner_->PrepareWeight(host, role);
-  }
-  void Embed(const int32_t* ids, ConstMatrix table, int64_t first_id, Matrix out) override {
-    Time(kOther, [&] { inner_->Embed(ids, table, first_id, out); });
-  }
-  void RmsNorm(ConstMatrix x, NormGain gain, float epsilon, Matrix out) override {
-    Time(kOther, [&] { inner_->RmsNorm(x, gain, epsilon, out); });
-  }
-  void AddRmsNorm(ConstMatrix y, NormGain gain, float epsilon, Matrix x, Matrix out) override {
-    Time(kOther, [&] { inner_->AddRmsNorm(y, gain, epsilon, x, out); });
-  }
-  void AddNormed(ConstMatrix y, NormGain gain, float epsilon, Matrix x) override {
-    Time(kOther, [&] { inner_->AddNormed(y, gain, epsilon, x); });
-  }
-  void Scale(const float* factor, Matrix x) override {
-    Time(kOther, [&] { inner_->Scale(factor, x); });
-  }
-  void AddRmsNormTo(const int32_t* rows, ConstMatrix y, float epsilon, Matrix x) override {
-    Time(kOther, [&] { inner_->AddRmsNormTo(rows, y, epsilon, x); });
-  }
-  void Gemm(ConstMatrix x, const GemmWeight& weight, Matrix out) override {
-    Time(kGemm, [&] { inner_->Gemm(x, weight, out); });
-  }
-  void AddBias(const float* bias, Matrix x) override {
-    Time(kOther, [&] { inner_->AddBias(bias, x); });
-  }
-  void RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
-                      const KvLayer& cache, Matrix qkv) override {
-    Time(kOther, [&] { inner_->RotateAndCache(layout, transform, heads, kv_heads, cache, qkv); });
-  }
-  void Attention(const StepLayout& layout, ConstMatrix q, int32_t heads, int32_t kv_heads, const AttentionRule& rule,
-                 const KvLayer& cache, Matrix out) override {
-    Time(kAttention, [&] { inner_->Attention(layout, q, heads, kv_heads, rule, cache, out); });
-  }
-  void GatedMul(Activation activation, ConstMatrix gate_up, Matrix out) override {
-    Time(kOther, [&] { inner_->GatedMul(activation, gate_up, out); });
-  }
-  void ScatterRows(ConstMatrix x, const int32_t* rows, Matrix out) override {
-    Time(kOther, [&] { inner_->ScatterRows(x, rows, out); });
-  }
-  void SoftEmbed(ConstMatrix hidden, const GemmWeight& weight, ConstMatrix table, const VocabularyShard& shard,
-                 const SoftEmbedBatch& batch, Matrix out) override {
-    Time(kOther, [&] { inner_->SoftEmbed(hidden, weight, table, shard, batch, out); });
-  }
-  void Route(const StepLayout& layout, ConstMatrix logits, const RoutingRule& rule, int32_t* experts,
-             float* weights) override {
-    Time(kOther, [&] { inner_->Route(layout, logits, rule, experts, weights); });
-  }
-  absl::StatusOr<std::unique_ptr<ExpertWeights>> PrepareExperts(const ExpertShape& shape) override {
-    return inner_->PrepareExperts(shape);
-  }
-  void ExpertMlp(ConstMatrix x, const ExpertWeights& weights, Activation activation, const int32_t* experts,
-                 const float* expert_weights, int32_t k, bool add, Matrix out) override {
-    Time(kGemm, [&] { inner_->ExpertMlp(x, weights, activation, experts, expert_weights, k, add, out); });
-  }
-  void GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) override {
-    Time(kOther, [&] { inner_->GatherRows(x, rows, out); });
-  }
-  void Candidates(ConstMatrix hidden, const GemmWeight& weight, const VocabularyShard& shard,
-                  const CandidateBatch& batch, int32_t top_count, Candidate* out, TopLogit* top) override {
-    Time(kLmHead, [&] { inner_->Candidates(hidden, weight, shard, batch, top_count, out, top); });
-  }
-
- private:
-  template <typename Run>
-  void Time(Part part, const Run& run) {
-    const double began = ThreadSeconds();
-    run();
-    if (!watch_->running) return;
-    if (watch_->first == 0.0) watch_->first = began;
-    watch_->last = ThreadSeconds();
-    watch_->parts[part] += watch_->last - began;
-  }
-  void Free(void*, size_t) override {}  // Buffers belong to inner_.
-
-  const std::unique_ptr<Ops> inner_;
-  Watch* const watch_;
-};
+/// The fast operations with a stopwatch.
+std::unique_ptr<Ops> MakeTimedOps(Watch* watch) {
+  return std::make_unique<TimedHostOps>(MakeCpuOps(DType::kF32, CpuOpsOptions()), ThreadSeconds,
+                                        [watch](const TimedHostOps::Call& call) {
+                                          if (!watch->running) return;
+                                          if (watch->first == 0.0) watch->first = call.began;
+                                          watch->last = call.ended;
+                                          watch->parts[PartOf(call.operation)] += call.ended - call.began;
+                                        });
+}
 
 constexpr size_t kPrompt = 40;
 
@@ -154,7 +54,7 @@ Measured Measure(const std::string& directory, int sequences, uint32_t tokens) {
   EngineGroup::Options options;
   options.directory = directory;
   options.page_size = 64;
-  options.make_ops = [&] { return std::make_unique<TimedOps>(&watch); };
+  options.make_ops = [&] { return MakeTimedOps(&watch); };
   const auto group = EngineGroup::Start(options);
   if (!group.ok()) {
     std::fprintf(stderr, "%s\n", std::string(group.status().message()).c_str());
