@@ -130,7 +130,8 @@ absl::Status CheckResumption(const SequenceSpec& spec) {
     return Refuse("final_before", from.final_before,
                   absl::StrCat("at least ", open.end, ": no position below that is masked"));
   }
-  const bool exact = procedure->writes_always() && spec.fixed.empty() && spec.draft.empty();
+  const bool exact =
+      procedure->writes_always() && !procedure->writes_ahead() && spec.fixed.empty() && spec.draft.empty();
   return CheckForwards(spec, *procedure, exact, committed, open.first - static_cast<int32_t>(spec.prompt.size()));
 }
 
