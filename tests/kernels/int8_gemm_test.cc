@@ -1,5 +1,6 @@
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/cpu_ops.h"
@@ -149,6 +150,68 @@ TEST_P(Int8GemmTest, RefusesMoreInputsThanASumCanTake) {
   EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
   EXPECT_NE(std::string(status.message()).find("66312"), std::string::npos);
 }
+
+/// Row n through experts n % 6 and (n + 1) % 6 of six, which are always the same.
+class Int8ExpertsTest : public Int8GemmTest {
+ protected:
+  static constexpr int64_t kHidden = 192, kMlp = 128;
+  static constexpr int32_t kExperts = 6;
+
+  std::unique_ptr<ExpertWeights> PrepareExperts() {
+    auto weights = *ops().PrepareExperts({.count = kExperts, .hidden = kHidden, .mlp = kMlp});
+    for (int32_t e = 0; e < kExperts; ++e) {
+      const HostMatrix gate_up = RandomMatrix(2 * kMlp, kHidden, 10 + e, 0.07f);
+      const HostMatrix down = RandomMatrix(kHidden, kMlp, 20 + e, 0.09f);
+      EXPECT_TRUE(weights->Load(e, ExpertMatrix::kGateUp, HostView(gate_up)).ok());
+      EXPECT_TRUE(weights->Load(e, ExpertMatrix::kDown, HostView(down)).ok());
+    }
+    return weights;
+  }
+
+  HostMatrix Mix(const HostMatrix& x, const ExpertWeights& weights, const std::vector<int32_t>& rows) {
+    std::vector<int32_t> experts;
+    for (const int32_t row : rows) experts.insert(experts.end(), {row % kExperts, (row + 1) % kExperts});
+    const DeviceMatrix device_x = Put(SelectRows(x, rows)), out = Space(static_cast<int64_t>(rows.size()), kHidden);
+    const DeviceArray<int32_t> device_experts = PutArray(experts);
+    const DeviceArray<float> shares = PutArray(std::vector<float>(experts.size(), 0.5f));
+    ops().ExpertMlp(device_x, weights, Activation::kSilu, device_experts.data(), shares.data(), 2, /*add=*/false, out);
+    return Get(out);
+  }
+
+ private:
+  static ConstMatrix HostView(const HostMatrix& m) { return {m.values.data(), m.rows, m.cols, m.cols, DType::kF32}; }
+};
+
+TEST_P(Int8ExpertsTest, KeepRowsApartAndStayCloseToTheFloats) {
+  const HostMatrix x = Rounded(RandomMatrix(29, kHidden, 1), dtype());
+  std::vector<int32_t> all(29);
+  std::iota(all.begin(), all.end(), 0);
+  HostMatrix coarse;
+  {
+    const std::unique_ptr<ExpertWeights> weights = PrepareExperts();
+    coarse = Mix(x, *weights, all);
+    for (const int32_t row : all) ExpectSameBits(Mix(x, *weights, {row}), SelectRows(coarse, {row}));
+    const std::vector<int32_t> some = {28, 3, 4, 5, 10, 16, 22, 0};
+    ExpectSameBits(Mix(x, *weights, some), SelectRows(coarse, some));
+  }
+  UseOps(MakeCpuOps(dtype(), {}));
+  const HostMatrix exact = Mix(x, *PrepareExperts(), all);
+  double error = 0.0, size = 0.0;
+  for (size_t i = 0; i < exact.values.size(); ++i) {
+    error += std::pow(double{coarse.values[i]} - exact.values[i], 2);
+    size += std::pow(double{exact.values[i]}, 2);
+  }
+  // Rounding to a step of amax / 127 puts uniform numbers (amax = 1.7 root mean squares) off by 0.4 % of their root
+  // mean square, and the products of gate and up (amax of some 5) by 1.1 %. With both weights that is 1.5 % in all.
+  EXPECT_LT(std::sqrt(error / size), 0.025);
+  EXPECT_GT(error, 0.0) << "these were not experts of 8 bits";
+}
+
+INSTANTIATE_TEST_SUITE_P(Every, Int8ExpertsTest,
+                         ::testing::Values(std::pair{DType::kF32, 1}, std::pair{DType::kBf16, 2}),
+                         [](const auto& param_info) {
+                           return std::string(param_info.param.first == DType::kF32 ? "F32" : "Bf16");
+                         });
 
 INSTANTIATE_TEST_SUITE_P(Every, Int8GemmTest,
                          ::testing::Values(std::pair{DType::kF32, 1}, std::pair{DType::kBf16, 1},
