@@ -54,8 +54,10 @@ TEST_F(GrpcFrontendTest, AnInvalidRequestIdIsReplaced) {
   EXPECT_THAT(answer.request_id, HasSubstr("req-"));
 }
 
-TEST_F(GrpcFrontendTest, InvalidArgumentsNameTheFieldInTheStatusDetails) {
-  const auto field_of = [&](const v1::GenerateRequest& request) {
+class GrpcRefusalTest : public GrpcFrontendTest {
+ protected:
+  // Reason and field of a request's refusal.
+  std::string FieldOf(const v1::GenerateRequest& request) {
     const Answer answer = Generate(request);
     EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
     const Details details = DetailsOf(answer.status);
@@ -67,75 +69,81 @@ TEST_F(GrpcFrontendTest, InvalidArgumentsNameTheFieldInTheStatusDetails) {
     return details.bad.field_violations_size() == 0
                ? ""
                : details.info.reason() + " " + details.bad.field_violations(0).field();
-  };
+  }
+};
+
+TEST_F(GrpcRefusalTest, InvalidArgumentsNameTheFieldInTheStatusDetails) {
   v1::GenerateRequest request = Ask();
   request.mutable_sampling()->set_temperature(2.5f);
-  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.temperature");
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE sampling.temperature");
   request = Ask();
   request.mutable_sampling()->set_temperature(std::numeric_limits<float>::quiet_NaN());
-  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.temperature");
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE sampling.temperature");
   request = Ask();
   request.mutable_sampling()->set_top_p(0);
-  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.top_p");
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE sampling.top_p");
   request = Ask();
   request.set_max_tokens(0);
-  EXPECT_EQ(field_of(request), "INVALID_VALUE max_tokens");
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE max_tokens");
   request = Ask();
   request.set_choices(9);
-  EXPECT_EQ(field_of(request), "INVALID_VALUE choices");
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE choices");
   request = Ask();
   request.add_stop("");
-  EXPECT_EQ(field_of(request), "INVALID_VALUE stop[0]");
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE stop[0]");
   request = Ask();
   for (int i = 0; i < 5; ++i) request.add_stop("s");
-  EXPECT_EQ(field_of(request), "INVALID_VALUE stop");
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE stop");
   request = Ask();
   request.mutable_chat();
-  EXPECT_EQ(field_of(request), "INVALID_VALUE chat.messages");
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE chat.messages");
   request.mutable_chat()->add_messages()->set_role("nobody");
-  EXPECT_EQ(field_of(request), "INVALID_VALUE chat.messages[0].role");
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE chat.messages[0].role");
   request = Ask();
   request.clear_input();
-  EXPECT_EQ(field_of(request), "MISSING_REQUIRED_PARAMETER input");
+  EXPECT_EQ(FieldOf(request), "MISSING_REQUIRED_PARAMETER input");
   request = Ask();
   request.clear_model();
-  EXPECT_EQ(field_of(request), "MISSING_REQUIRED_PARAMETER model");
+  EXPECT_EQ(FieldOf(request), "MISSING_REQUIRED_PARAMETER model");
   request = Ask();
   request.mutable_decoding()->set_threshold(-0.1f);
-  EXPECT_EQ(field_of(request), "INVALID_VALUE decoding.threshold");
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE decoding.threshold");
   request = Ask();
   request.mutable_decoding()->set_policy(static_cast<v1::Policy>(99));
-  EXPECT_EQ(field_of(request), "INVALID_VALUE decoding.policy");
-  request = Ask();
-  request.mutable_decoding()->set_policy(v1::POLICY_WINO);
-  EXPECT_EQ(field_of(request), "INVALID_VALUE decoding.policy");
-  request = Ask();
-  request.mutable_decoding()->set_expansion(257);
-  EXPECT_EQ(field_of(request), "INVALID_VALUE decoding.expansion");
-  request = Ask();
-  (*request.mutable_sampling()->mutable_logit_bias())[5] = std::numeric_limits<float>::quiet_NaN();
-  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.logit_bias.5");
-  request = Ask();
-  (*request.mutable_sampling()->mutable_logit_bias())[-5] = 1;
-  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.logit_bias.-5");
-  request = Ask();
-  request.mutable_sampling()->set_presence_penalty(2.5f);
-  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.presence_penalty");
-  request = Ask();
-  request.mutable_sampling()->mutable_forbidden_ids()->Resize(1025, 1);
-  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.forbidden_ids");
-  request = Ask();
-  request.mutable_sampling()->set_top_log_probabilities(21);
-  EXPECT_EQ(field_of(request), "INVALID_VALUE sampling.top_log_probabilities");
-  request = Ask();
-  request.mutable_infill()->set_suffix("tail");
-  EXPECT_EQ(field_of(request), "UNSUPPORTED_PARAMETER infill.suffix");
-  request = Ask();
-  request.mutable_infill()->add_fixed_ids(text_->FindSpecial("<|MASK|>"));
-  EXPECT_EQ(field_of(request), "INVALID_VALUE infill.fixed_ids[0]");
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE decoding.policy");
   request = Ask();
   request.set_max_tokens(100000);
-  EXPECT_EQ(field_of(request), "CONTEXT_LENGTH_EXCEEDED prompt");
+  EXPECT_EQ(FieldOf(request), "CONTEXT_LENGTH_EXCEEDED prompt");
+}
+
+TEST_F(GrpcRefusalTest, WhatAModelCannotDoIsNamedToo) {
+  v1::GenerateRequest request = Ask();
+  request.mutable_decoding()->set_policy(v1::POLICY_WINO);
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE decoding.policy");
+  request = Ask();
+  request.mutable_decoding()->set_expansion(257);
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE decoding.expansion");
+  request = Ask();
+  (*request.mutable_sampling()->mutable_logit_bias())[5] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE sampling.logit_bias.5");
+  request = Ask();
+  (*request.mutable_sampling()->mutable_logit_bias())[-5] = 1;
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE sampling.logit_bias.-5");
+  request = Ask();
+  request.mutable_sampling()->set_presence_penalty(2.5f);
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE sampling.presence_penalty");
+  request = Ask();
+  request.mutable_sampling()->mutable_forbidden_ids()->Resize(1025, 1);
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE sampling.forbidden_ids");
+  request = Ask();
+  request.mutable_sampling()->set_top_log_probabilities(21);
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE sampling.top_log_probabilities");
+  request = Ask();
+  request.mutable_infill()->set_suffix("tail");
+  EXPECT_EQ(FieldOf(request), "UNSUPPORTED_PARAMETER infill.suffix");
+  request = Ask();
+  request.mutable_infill()->add_fixed_ids(text_->FindSpecial("<|MASK|>"));
+  EXPECT_EQ(FieldOf(request), "INVALID_VALUE infill.fixed_ids[0]");
 }
 
 TEST_F(GrpcFrontendTest, CodesFollowTheTable) {

@@ -85,10 +85,13 @@ TEST(LogprobsTest, EachChunkHasTheTokensOfItsText) {
   for (const OpenAiEndpoint endpoint : {OpenAiEndpoint::kChat, OpenAiEndpoint::kCompletions}) {
     OpenAiAnswer answer(Request(endpoint, true), "id-1");
     answer.OnStarted(0, Started());
-    std::string sent;
+    DeltaEvent first = Delta("x");  // So that a chunk's last token would end inside a character.
+    first.tokens = {Token("x", 0, 0)};
+    answer.OnDelta(0, first);
+    std::string sent = first.text;
     for (uint64_t i = 0; i < 700; ++i) {
       DeltaEvent delta = Delta("H\xC3\xA9");
-      delta.tokens = {Token("H\xC3", -1, 2 * i), Token("\xA9", -2, 2 * i + 1)};
+      delta.tokens = {Token("H\xC3", -1, 1 + 2 * i), Token("\xA9", -2, 2 + 2 * i)};
       answer.OnDelta(0, delta);
       sent += delta.text;
     }
@@ -118,7 +121,7 @@ TEST(LogprobsTest, EachChunkHasTheTokensOfItsText) {
       }
     }
     EXPECT_EQ(text, sent);
-    EXPECT_EQ(tokens, 1400u);
+    EXPECT_EQ(tokens, 1401u);
     EXPECT_GT(chunks, 3u);
   }
 }

@@ -14,6 +14,9 @@ namespace {
 
 constexpr const char* kRoute = "Generate";
 
+// Of a delta with log-probabilities that others are joined to: clients take 4 MiB by default.
+constexpr int kDeltaTokensMax = 1024;
+
 std::string NewRequestId() {
   thread_local std::mt19937_64 random{std::random_device{}()};
   return absl::StrCat("req-", absl::Hex(random(), absl::kZeroPad16), absl::Hex(random(), absl::kZeroPad16));
@@ -106,7 +109,8 @@ void GenerateCall::Push(v1::GenerateEvent event, bool last) {
     MutexLock lock(mu_);
     if (finish_called_) return;
     const bool joins = event.has_delta() && !outbox_.empty() && outbox_.back().has_delta() &&
-                       outbox_.back().delta().choice() == event.delta().choice();
+                       outbox_.back().delta().choice() == event.delta().choice() &&
+                       outbox_.back().delta().tokens_size() < kDeltaTokensMax;
     if (joins) {
       v1::Delta& waiting = *outbox_.back().mutable_delta();
       waiting.mutable_text()->append(event.delta().text());
