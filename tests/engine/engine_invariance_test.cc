@@ -28,25 +28,39 @@ std::unique_ptr<EngineGroup> Start(const EngineGroup::Options& options) {
 struct Setting {
   std::string model;
   int32_t steps_per_launch_max = 1;
+  bool int8_layers = false;
 };
 
 std::string NameOf(const testing::TestParamInfo<Setting>& of) {
-  return of.param.model + (of.param.steps_per_launch_max == 1 ? "" : "SeveralStepsALaunch");
+  return of.param.model + (of.param.steps_per_launch_max == 1 ? "" : "SeveralStepsALaunch") +
+         (of.param.int8_layers ? "Int8" : "");
 }
 
 class InvarianceTest : public testing::TestWithParam<Setting> {
  protected:
+  void SetUp() override {
+    if (GetParam().int8_layers && !HasInt8Products()) {
+      GTEST_SKIP() << "this processor does not add up products of bytes exactly";
+    }
+  }
   std::string model() const { return GetParam().model; }
   EngineGroup::Options OptionsOf(int ranks) const {
-    EngineGroup::Options options = CpuEngineOptions(model(), ranks);
+    EngineGroup::Options options = OneStepALaunch(ranks);
     options.engine.steps_per_launch_max = GetParam().steps_per_launch_max;
+    return options;
+  }
+  EngineGroup::Options OneStepALaunch(int ranks) const {
+    EngineGroup::Options options = CpuEngineOptions(model(), ranks);
+    options.make_ops = [int8_layers = GetParam().int8_layers] {
+      return MakeCpuOps(DType::kF32, {.int8_layers = int8_layers});
+    };
     return options;
   }
   bool bidirectional() const { return model() == "llada"; }
 
   /// What each of `submits` gives when nothing else runs, one step a launch.
   std::vector<Transcript> Alone(const std::vector<v1::Submit>& submits, int ranks = 1) const {
-    EngineGroup::Options options = CpuEngineOptions(model(), ranks);
+    EngineGroup::Options options = OneStepALaunch(ranks);
     options.engine.share_prefixes = false;
     const std::unique_ptr<EngineGroup> group = Start(options);
     std::vector<Transcript> transcripts;
@@ -237,10 +251,13 @@ TEST_P(InvarianceTest, ASequenceResumedAfterAnyUpdateGivesTheBytesThatWereToCome
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, InvarianceTest,
-                         testing::Values(Setting{"sdar"}, Setting{"sdar", 8}, Setting{"llada"}, Setting{"demo"}),
+                         testing::Values(Setting{"sdar"}, Setting{"sdar", 8}, Setting{"llada"}, Setting{"demo"},
+                                         Setting{"demo", 1, /*int8_layers=*/true}),
                          NameOf);
 INSTANTIATE_TEST_SUITE_P(Families, BlockCausalInvarianceTest,
-                         testing::Values(Setting{"sdar"}, Setting{"sdar", 8}, Setting{"demo"}), NameOf);
+                         testing::Values(Setting{"sdar"}, Setting{"sdar", 8}, Setting{"demo"},
+                                         Setting{"demo", 1, /*int8_layers=*/true}),
+                         NameOf);
 
 }  // namespace
 }  // namespace quicksilver
