@@ -130,13 +130,13 @@ TEST_P(RoutingTest, APoolAdmitsTheBestExpertsOfABlockForAllItsRows) {
 
 TEST_P(RoutingTest, PoolsFollowTheAbsoluteBlocksOfEachSegment) {
   const RoutingRule rule = {.score = Score::kSigmoid, .experts = 8, .chosen = 1, .pool_block = 4, .pool_experts = 1};
-  // Rows 0..2 at positions 6, 7, 8: two blocks. Rows 3, 4 at positions 4, 5 of another sequence: a third.
+  // Rows 0..2 at positions 6, 7, 8: two blocks. Rows 3, 4 at positions 5, 6 of another sequence: a third.
   std::vector<AttentionSegment> segments;
   AppendSegment(segments, 3, 6);
-  AppendSegment(segments, 2, 4);
+  AppendSegment(segments, 2, 5);
   AppendSegment(segments, 0, 0);
-  const HostMatrix logits = Preferring(8, {{5}, {3}, {7}, {6}, {2}});
-  EXPECT_THAT(RunRoute(*this, logits, rule, segments).experts, ElementsAre(3, 3, 7, 2, 2));
+  const HostMatrix logits = Preferring(8, {{5}, {3}, {1}, {6}, {2}});
+  EXPECT_THAT(RunRoute(*this, logits, rule, segments).experts, ElementsAre(3, 3, 1, 2, 2));
 }
 
 TEST_P(RoutingTest, RowsOfNoSegmentGetNoExperts) {
@@ -154,8 +154,18 @@ TEST_P(RoutingTest, ANanIsNeverPreferredAndSpoilsNoOtherRow) {
   const RoutingRule rule = {
       .score = Score::kSigmoid, .experts = 64, .chosen = 4, .groups = 8, .groups_kept = 4, .normalise = true};
   const Routed sound = RunRoute(*this, logits, rule);
-  logits.at(1, 9) = kNan;
-  EXPECT_THAT(std::vector<int32_t>(RunRoute(*this, logits, rule).experts), ::testing::Not(::testing::Contains(9)));
+  RoutingRule ungrouped = rule;
+  ungrouped.groups = 0;
+  for (const int32_t spoiled : {0, 9, 63}) {
+    for (const float nan : {kNan, -kNan}) {
+      HostMatrix some = logits;
+      some.at(1, spoiled) = nan;
+      for (const RoutingRule& each : {rule, ungrouped}) {
+        const std::vector<int32_t> experts = RunRoute(*this, some, each).experts;
+        EXPECT_THAT(std::vector<int32_t>(experts.begin() + 4, experts.begin() + 8), Each(::testing::Ne(spoiled)));
+      }
+    }
+  }
   for (int64_t e = 0; e < 64; ++e) logits.at(1, e) = kNan;
   const Routed spoiled = RunRoute(*this, logits, rule);
   for (size_t i = 0; i < spoiled.experts.size(); ++i) {
