@@ -72,7 +72,8 @@ TEST_P(CandidateBiasesTest, ABiasedRowIsTheRowWithItsBiasesAdded) {
   const int32_t ids = 3000, first_id = 700;
   const std::vector<float> logits = Eighths(ids, 1);
   // Another request's biases lie in front, and ids of other shards among its own.
-  std::vector<TokenBias> biases = {{700, 50.0f}, {701, 50.0f}};
+  std::vector<TokenBias> biases = Biases(6000, 5, 17, 9);
+  const auto first_bias = static_cast<int32_t>(biases.size());
   const std::vector<TokenBias> own = Biases(6000, 3, 17, 2);
   biases.insert(biases.end(), own.begin(), own.end());
   std::vector<float> sums = logits;
@@ -85,7 +86,7 @@ TEST_P(CandidateBiasesTest, ABiasedRowIsTheRowWithItsBiasesAdded) {
       CandidateRequest request = {.temperature = temperature, .place = {.seed = 4, .position = position}};
       request.suppressed_id = position % 2 == 0 ? 1021 : -1;
       const CandidateResults expected = OfRow(sums, shard, {request}, {}, 40);
-      request.first_bias = 2;
+      request.first_bias = first_bias;
       request.bias_count = static_cast<int32_t>(own.size());
       const CandidateResults actual = OfRow(logits, shard, {request}, {biases}, 40);
       const Candidate &a = actual.candidates[0], &e = expected.candidates[0];
@@ -191,6 +192,9 @@ double Divergence(const std::vector<float>& now, const std::vector<float>& befor
 TEST_P(CandidateBiasesTest, TheHistoryGivesTheDivergenceFromTheStepBefore) {
   const int32_t ids = 2400;
   std::vector<std::vector<float>> steps = {Eighths(ids, 1), Eighths(ids, 2), {}};
+  const int32_t mask_id = 1100;  // Never chosen, but it has the most mass.
+  steps[0][mask_id] = 12.0f;
+  steps[1][mask_id] = 11.0f;
   steps[2] = steps[1];
   steps[2][7] += 0.25f;  // Hardly anything has changed: the divergence is tiny.
   for (const int32_t ranks : {1, 2, 4}) {
@@ -201,7 +205,8 @@ TEST_P(CandidateBiasesTest, TheHistoryGivesTheDivergenceFromTheStepBefore) {
       double log_sum_before = 0.0;
       for (size_t step = 0; step < steps.size(); ++step) {
         const CandidateRequest request = {.history_slot = 1, .history_valid = step > 0 ? 1 : 0};
-        const RowChoice choice = Merged(steps[step], ranks, request, {.temperature = temperature}, {}, &history, 1100);
+        const RowChoice choice =
+            Merged(steps[step], ranks, request, {.temperature = temperature}, {}, &history, mask_id);
         const double raw_mean = choice.mean_previous;
         if (step == 0) {
           EXPECT_EQ(raw_mean, 0.0);

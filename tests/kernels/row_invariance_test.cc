@@ -171,7 +171,8 @@ TEST_P(RowInvarianceTest, AttentionIgnoresHiddenKeys) {
 
 /// The numbers of a candidate as a row.
 HostMatrix AsMatrix(const std::vector<Candidate>& candidates) {
-  HostMatrix m(static_cast<int64_t>(candidates.size()), 10);
+  constexpr int64_t kFields = 13;
+  HostMatrix m(static_cast<int64_t>(candidates.size()), kFields);
   for (size_t r = 0; r < candidates.size(); ++r) {
     const Candidate& c = candidates[r];
     const float high = static_cast<float>(c.sampled_score);  // A double is two floats here.
@@ -184,21 +185,29 @@ HostMatrix AsMatrix(const std::vector<Candidate>& candidates) {
                             c.sampled_logit,
                             static_cast<float>(c.tempered_log_sum_exp),
                             high,
-                            static_cast<float>(c.sampled_score - high)};
-    std::copy(std::begin(fields), std::end(fields), m.values.begin() + static_cast<int64_t>(r) * 10);
+                            static_cast<float>(c.sampled_score - high),
+                            static_cast<float>(c.tempered_mean_logit),
+                            static_cast<float>(c.mean_previous),
+                            c.asked_logit};
+    static_assert(std::size(fields) == kFields);
+    std::copy(std::begin(fields), std::end(fields), m.values.begin() + static_cast<int64_t>(r) * kFields);
   }
   return m;
 }
 
 TEST_P(RowInvarianceTest, Candidates) {
-  const int64_t H = 64;
-  const std::unique_ptr<GemmWeight> weight = Prepare(RandomMatrix(1100, H, 1, 0.3f));
+  const int64_t H = 64, ids = 1100;
+  const std::unique_ptr<GemmWeight> weight = Prepare(RandomMatrix(ids, H, 1, 0.3f));
+  CandidateTables tables;
+  for (int32_t i = 0; i < 60; ++i) tables.biases.push_back({100 + 18 * i, 0.125f * static_cast<float>(i % 9 - 4)});
   const VocabularyShard shard = {.first_id = 100, .vocabulary = 1190, .mask_id = 150};
   // Two halves of a row: the conditional and the unconditional hidden state.
   for (const bool guided : {false, true}) {
     ExpectRowsDoNotMix(RandomMatrix(21, 2 * H, 2), [&](const HostMatrix& rows) {
       HostMatrix hidden(2 * rows.rows, H);
       std::vector<CandidateRequest> requests;
+      std::vector<float> history;
+      tables.history = &history;
       for (int32_t n = 0; n < rows.rows; ++n) {
         for (int64_t h = 0; h < H; ++h) {
           hidden.at(2 * n, h) = rows.at(n, h), hidden.at(2 * n + 1, h) = rows.at(n, H + h);
@@ -208,9 +217,16 @@ TEST_P(RowInvarianceTest, Candidates) {
                             .guide_row = guided && place % 2 == 0 ? 2 * n + 1 : -1,
                             .guidance = 1.0f,
                             .temperature = place % 3 == 0 ? 0.0f : 0.7f,
-                            .place = {.seed = 1, .position = place}});
+                            .place = {.seed = 1, .position = place},
+                            .first_bias = static_cast<int32_t>(place % 40),
+                            .bias_count = static_cast<int32_t>(place % 20),
+                            .asked_id = static_cast<int32_t>(100 + place % 1000),
+                            .history_slot = n,
+                            .history_valid = 1});
+        const std::vector<float> before = RandomMatrix(1, ids, place).values;
+        history.insert(history.end(), before.begin(), before.end());
       }
-      return AsMatrix(RunCandidates(*this, hidden, *weight, shard, requests).candidates);
+      return AsMatrix(RunCandidates(*this, hidden, *weight, shard, requests, 0, tables).candidates);
     });
   }
 }
