@@ -140,6 +140,17 @@ TEST(ShardingTest, TheBudgetOfLlada2MiniIsThePublishedOne) {
   EXPECT_EQ(four.all_reduce_row_bytes, 163'840 + 2048 * 2);
 }
 
+TEST(ShardingTest, OnlyWhatADeviceNarrowsShrinks) {
+  const ModelSpec spec = Llada2Mini();
+  const Shard shard = *MakeShard(spec, 0, 1);
+  const int64_t experts = BudgetOf(spec, shard, DType::kBf16).expert_bytes / 2;  // Elements.
+  const auto bytes = [&](NarrowWeights narrow) { return DeviceWeightBytes(spec, shard, DType::kBf16, narrow); };
+  EXPECT_EQ(bytes(NarrowWeights::kNone), BudgetOf(spec, shard, DType::kBf16).weight_bytes);
+  EXPECT_EQ(bytes(NarrowWeights::kDenseLayers) - bytes(NarrowWeights::kLayersAndExperts),
+            experts - int64_t{19} * 256 * (2 * 512 + 2048) * 4);
+  EXPECT_LT(bytes(NarrowWeights::kDenseLayers), bytes(NarrowWeights::kNone));
+}
+
 TEST(ShardingTest, ExpertsAreSharedByColumnsOrWhole) {
   ModelSpec spec = Llada2Mini();
   const Shard columns = *MakeShard(spec, 3, 4);

@@ -14,7 +14,8 @@ StepCost CostOf(const ModelSpec& spec, const Shard& shard, const StepWork& work,
   const int64_t table_bytes = budget.weight_bytes - budget.step_weight_bytes;
   const int64_t head_row_flops = 2 * shard.vocabulary_rows * spec.hidden;
   StepCost cost;
-  cost.weight_bytes = static_cast<double>(DeviceWeightBytes(spec, shard, DType::kBf16, fp8_layers) - table_bytes);
+  const NarrowWeights narrow = fp8_layers ? NarrowWeights::kDenseLayers : NarrowWeights::kNone;
+  cost.weight_bytes = static_cast<double>(DeviceWeightBytes(spec, shard, DType::kBf16, narrow) - table_bytes);
   cost.kv_bytes = static_cast<double>(budget.kv_position_bytes) * static_cast<double>(work.keys + work.rows);
   cost.row_bytes = static_cast<double>(work.rows * spec.hidden) * static_cast<double>(ElementBytes(DType::kBf16));
   cost.layer_flops = static_cast<double>(budget.row_flops - head_row_flops) * static_cast<double>(work.rows);

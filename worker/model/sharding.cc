@@ -169,14 +169,16 @@ RankBudget BudgetOf(const ModelSpec& spec, const Shard& shard, DType activations
   return budget;
 }
 
-int64_t DeviceWeightBytes(const ModelSpec& spec, const Shard& shard, DType activations, bool fp8_layers) {
+int64_t DeviceWeightBytes(const ModelSpec& spec, const Shard& shard, DType activations, NarrowWeights narrow) {
   const int64_t stored = static_cast<int64_t>(ElementBytes(spec.checkpoint_dtype));
   const int64_t active = static_cast<int64_t>(ElementBytes(activations));
   const Elements elements = ElementsOf(spec, shard);
-  const int64_t layers = elements.layers + elements.experts;
-  const int64_t scales = (elements.layer_channels + elements.expert_channels) * kFloatBytes;
-  return (fp8_layers ? layers + scales : layers * active) + (elements.routers + elements.head) * active +
-         elements.table * stored + elements.vectors * kFloatBytes;
+  const auto bytes = [&](int64_t count, int64_t channels, bool narrowed) {
+    return narrowed ? count + channels * kFloatBytes : count * active;
+  };
+  return bytes(elements.layers, elements.layer_channels, narrow != NarrowWeights::kNone) +
+         bytes(elements.experts, elements.expert_channels, narrow == NarrowWeights::kLayersAndExperts) +
+         (elements.routers + elements.head) * active + elements.table * stored + elements.vectors * kFloatBytes;
 }
 
 }  // namespace quicksilver

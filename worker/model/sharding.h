@@ -62,8 +62,11 @@ double ExpertsTouched(const MoeSpec& moe, int64_t rows);
 /// `activations`: dtype of activations and KV cache.
 RankBudget BudgetOf(const ModelSpec& spec, const Shard& shard, DType activations);
 
-/// Weights of a rank on a device that keeps matrices in the activation type (or, the layers', in fp8 with a float a
-/// channel) and the embedding as stored.
-int64_t DeviceWeightBytes(const ModelSpec& spec, const Shard& shard, DType activations, bool fp8_layers);
+/// What a device keeps in 8 bits with a float a channel; everything else is in the activation type, but for the
+/// embedding, which is as stored.
+enum class NarrowWeights : uint8_t { kNone, kDenseLayers, kLayersAndExperts };
+
+/// Weights of a rank on a device.
+int64_t DeviceWeightBytes(const ModelSpec& spec, const Shard& shard, DType activations, NarrowWeights narrow);
 
 }  // namespace quicksilver

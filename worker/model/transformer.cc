@@ -44,10 +44,10 @@ Matrix Narrowed(const Matrix& m, int64_t cols) { return {m.data, m.rows, cols, c
 
 const float* Floats(const DeviceBuffer& buffer) { return static_cast<const float*>(buffer.data()); }
 
-class DenseTransformer final : public Transformer {
+class PreNormTransformer final : public Transformer {
  public:
-  DenseTransformer(const ModelSpec& spec, const Shard& shard, Ops& ops, Communicator& ranks, int32_t rows_max,
-                   int32_t pages, int32_t page_size)
+  PreNormTransformer(const ModelSpec& spec, const Shard& shard, Ops& ops, Communicator& ranks, int32_t rows_max,
+                     int32_t pages, int32_t page_size)
       : spec_(spec),
         shard_(shard),
         rope_{.theta = spec.rope_theta,
@@ -107,7 +107,7 @@ class DenseTransformer final : public Transformer {
 };
 
 // N rows in, N rows of the residual stream out; the final norm of the last Forward stays in `normed`.
-void DenseTransformer::Forward(const int32_t* ids, const StepLayout& layout) {
+void PreNormTransformer::Forward(const int32_t* ids, const StepLayout& layout) {
   CHECK(layout.rows <= rows_max_ && layout.page_size == page_size_);
   if (layout.rows == 0) return;
   const Activations a = activations_.Top(layout.rows);
@@ -125,14 +125,14 @@ void DenseTransformer::Forward(const int32_t* ids, const StepLayout& layout) {
 }
 
 // A rank that holds a share of the vocabulary contributes zeros for the ids of others.
-void DenseTransformer::RunEmbedding(const int32_t* ids, const Activations& a) {
+void PreNormTransformer::RunEmbedding(const int32_t* ids, const Activations& a) {
   ops_.Embed(ids, weights_.embedding, weights_.embedding_first_id, a.hidden);
   if (!shard_.embedding_replicated) ranks_.AllReduceSum(a.hidden);
 }
 
 // From the normed rows. Each rank holds nh/tp heads, so its output is a partial sum of the layer's.
-void DenseTransformer::RunAttention(const LayerWeights& weights, const KvLayer& kv, const StepLayout& layout,
-                                    const Activations& a) {
+void PreNormTransformer::RunAttention(const LayerWeights& weights, const KvLayer& kv, const StepLayout& layout,
+                                      const Activations& a) {
   const auto heads = static_cast<int32_t>(shard_.heads);
   const auto kv_heads = static_cast<int32_t>(shard_.kv_heads);
   const Matrix q = ColumnBand(a.qkv, 0, shard_.heads * spec_.head_size);
@@ -152,8 +152,8 @@ void DenseTransformer::RunAttention(const LayerWeights& weights, const KvLayer& 
 }
 
 // Each rank holds I/tp columns of an MLP, and its share of routed experts; again a partial sum, of both together.
-void DenseTransformer::RunMlp(const LayerWeights& weights, const StepLayout& layout, const DeviceBuffer& next_norm,
-                              const Activations& a) {
+void PreNormTransformer::RunMlp(const LayerWeights& weights, const StepLayout& layout, const DeviceBuffer& next_norm,
+                                const Activations& a) {
   const bool dense = weights.gate_up != nullptr;
   if (dense) {
     const Matrix gate_up = Narrowed(a.gate_up, weights.gate_up->out_features());
@@ -167,20 +167,20 @@ void DenseTransformer::RunMlp(const LayerWeights& weights, const StepLayout& lay
 }
 
 // Sums what the ranks hold of a layer's half onto the residual stream and norms it for the next half.
-void DenseTransformer::AddToResidual(const DeviceBuffer& next_norm, const Activations& a) {
+void PreNormTransformer::AddToResidual(const DeviceBuffer& next_norm, const Activations& a) {
   ranks_.AllReduceSum(a.partial);
   ops_.AddRmsNorm(a.partial, Floats(next_norm), spec_.norm_epsilon, a.hidden, a.normed);
 }
 
-Matrix DenseTransformer::GatherFinal(const int32_t* rows, int32_t rows_count) {
+Matrix PreNormTransformer::GatherFinal(const int32_t* rows, int32_t rows_count) {
   CHECK(rows_count <= rows_max_);
   const Matrix gathered = TopRows(activations_.gathered, rows_count);
   ops_.GatherRows(activations_.normed, rows, gathered);
   return gathered;
 }
 
-void DenseTransformer::Candidates(const int32_t* rows, int32_t rows_count, const CandidateBatch& batch,
-                                  int32_t top_count, Candidate* out, TopLogit* top) {
+void PreNormTransformer::Candidates(const int32_t* rows, int32_t rows_count, const CandidateBatch& batch,
+                                    int32_t top_count, Candidate* out, TopLogit* top) {
   if (batch.count == 0) return;
   const VocabularyShard vocabulary{.first_id = static_cast<int32_t>(shard_.first_id),
                                    .vocabulary = static_cast<int32_t>(spec_.tokens),
@@ -188,12 +188,12 @@ void DenseTransformer::Candidates(const int32_t* rows, int32_t rows_count, const
   ops_.Candidates(GatherFinal(rows, rows_count), *weights_.lm_head, vocabulary, batch, top_count, out, top);
 }
 
-void DenseTransformer::Logits(const int32_t* rows, int32_t rows_count, Matrix out) {
+void PreNormTransformer::Logits(const int32_t* rows, int32_t rows_count, Matrix out) {
   if (rows_count == 0) return;
   ops_.Gemm(GatherFinal(rows, rows_count), *weights_.lm_head, out);  // [R, H] -> [R, V / tp]
 }
 
-absl::Status DenseTransformer::Load(const Checkpoint& checkpoint, const LoadProgress& progress) {
+absl::Status PreNormTransformer::Load(const Checkpoint& checkpoint, const LoadProgress& progress) {
   ASSIGN_OR_RETURN(weights_, LoadWeights(spec_, shard_, checkpoint, ops_, progress));
   RETURN_IF_ERROR(AllocateActivations());
   RETURN_IF_ERROR(experts_.Prepare(spec_, ops_, rows_max_));
@@ -201,7 +201,8 @@ absl::Status DenseTransformer::Load(const Checkpoint& checkpoint, const LoadProg
   return ops_.Synchronize();
 }
 
-absl::Status DenseTransformer::Allocate(int64_t rows, int64_t cols, std::vector<DeviceBuffer>& memory, Matrix& matrix) {
+absl::Status PreNormTransformer::Allocate(int64_t rows, int64_t cols, std::vector<DeviceBuffer>& memory,
+                                          Matrix& matrix) {
   const DType dtype = ops_.activation_dtype();
   ASSIGN_OR_RETURN(DeviceBuffer buffer, ops_.Allocate(static_cast<size_t>(rows * cols) * ElementBytes(dtype)));
   matrix = {buffer.data(), rows, cols, cols, dtype};
@@ -209,7 +210,7 @@ absl::Status DenseTransformer::Allocate(int64_t rows, int64_t cols, std::vector<
   return absl::OkStatus();
 }
 
-absl::Status DenseTransformer::AllocateActivations() {
+absl::Status PreNormTransformer::AllocateActivations() {
   const int64_t query_width = shard_.heads * spec_.head_size;
   const int64_t qkv_width = query_width + 2 * shard_.kv_heads * spec_.head_size;
   const int64_t mlp_width = std::max(shard_.mlp, shard_.shared_mlp);
@@ -224,7 +225,7 @@ absl::Status DenseTransformer::AllocateActivations() {
   return Allocate(rows_max_, spec_.hidden, a.memory, a.gathered);
 }
 
-absl::Status DenseTransformer::AllocateKv() {
+absl::Status PreNormTransformer::AllocateKv() {
   const int64_t slots = static_cast<int64_t>(pages_) * page_size_;
   const int64_t kv_width = shard_.kv_heads * spec_.head_size;
   for (int64_t i = 0; i < spec_.layers; ++i) {
@@ -260,7 +261,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const ModelSpec& 
   if (spec.gemma.present()) {
     return LoadGemmaTransformer(spec, shard, checkpoint, ops, ranks, rows_max, pages, page_size, progress);
   }
-  auto model = std::make_unique<DenseTransformer>(spec, shard, ops, ranks, rows_max, pages, page_size);
+  auto model = std::make_unique<PreNormTransformer>(spec, shard, ops, ranks, rows_max, pages, page_size);
   RETURN_IF_ERROR(model->Load(checkpoint, progress));
   return model;
 }

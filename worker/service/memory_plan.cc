@@ -23,7 +23,11 @@ MemoryPlan PlanMemory(const ModelSpec& spec, const Shard& shard, const Precision
   const RankBudget budget = BudgetOf(spec, shard, precision.activations);
   const int64_t width = static_cast<int64_t>(ElementBytes(precision.activations));
   MemoryPlan plan;
-  plan.weights = DeviceWeightBytes(spec, shard, precision.activations, precision.fp8_layers || precision.int8_layers);
+  // A GPU multiplies experts in the activation type.
+  plan.weights = DeviceWeightBytes(spec, shard, precision.activations,
+                                   precision.int8_layers  ? NarrowWeights::kLayersAndExperts
+                                   : precision.fp8_layers ? NarrowWeights::kDenseLayers
+                                                          : NarrowWeights::kNone);
   // Hidden states, q/k/v, gate and up, normed and partial copies, and what a row's experts see and answer: an upper
   // bound of what a step touches at once.
   const int64_t row_elements = 5 * spec.hidden + (2 * shard.heads + 2 * shard.kv_heads) * spec.head_size +
