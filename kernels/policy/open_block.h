@@ -67,8 +67,8 @@ QS_HOST_DEVICE inline int32_t ScheduledNow(const BlockRule& rule, int32_t forwar
   return count > 1 ? count : 1;
 }
 
-/// Whether row i commits. `count`: ScheduledNow(), so many of the best commit in any case; `above`: how many rows rank
-/// above the rule's threshold, needed by kDynamic alone.
+/// Whether row i commits. `count`: ScheduledNow(), so many of the best commit in any case, one at least; `above`: how
+/// many rows rank above the rule's threshold, needed by kDynamic alone.
 QS_HOST_DEVICE inline bool IsSelected(const BlockRule& rule, const RankedRows& block, int32_t i, int32_t count,
                                       int32_t above) {
   switch (rule.policy) {

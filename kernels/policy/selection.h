@@ -6,8 +6,8 @@
 
 // The rules that choose which masked rows of one block commit in a step, as predicates of one row, so that a thread a
 // row can ask them on a device. `rank[i]` belongs to the block's i-th masked row in ascending position: larger is
-// better, never NaN; -inf loses to everything but another -inf. Each rule chooses at least one row when there is one.
-// Ties: the lowest position.
+// better, never NaN; -inf loses to everything but another -inf. Ties: the lowest position. IsSelected() (open_block.h)
+// puts them together and chooses at least one row when there is one.
 
 namespace quicksilver {
 
@@ -87,27 +87,23 @@ QS_HOST_DEVICE inline bool IsSelectedByThreshold(const float* rank, int32_t rows
   return rank[i] >= threshold || IsAmongBest(rank, rows, i, count);
 }
 
-/// Fast-dLLM's factor rule: the longest prefix by rank of which row n, from 1, has c(n) >= 1 - factor / (n + 1); the
-/// first always. Since c falls and the bound rises, a row that fails ends the prefix.
+/// Fast-dLLM's factor rule, but for the best row, which it takes always: the longest prefix by rank of which row n,
+/// from 1, has c(n) >= 1 - factor / (n + 1). Since c falls and the bound rises, a row that fails ends the prefix.
 QS_HOST_DEVICE inline bool IsSelectedByFactor(const float* rank, int32_t rows, int32_t i, float factor) {
   int32_t place = 1;
   for (int32_t j = 0; j < rows; ++j) place += IsBetter(rank, j, i) ? 1 : 0;
-  return place == 1 || rank[i] >= 1.0f - factor / static_cast<float>(place + 1);
+  return rank[i] >= 1.0f - factor / static_cast<float>(place + 1);
 }
 
-/// Ranks are negative entropies H. The longest prefix by rank whose sum of H stays within `bound`; the first always.
-/// Of the sum, EB-Sampler leaves out the largest, which is the last (`inclusive` false, sum <= bound); SDAR's rule does
-/// not (true, sum < bound).
+/// Ranks are negative entropies H. The longest prefix by rank whose sum of H stays within `bound`; the rules take the
+/// best row always. Of the sum, EB-Sampler leaves out the largest, which is the last (`inclusive` false, sum <= bound);
+/// SDAR's rule does not (true, sum < bound).
 QS_HOST_DEVICE inline bool IsSelectedByEntropy(const float* rank, int32_t rows, int32_t i, float bound,
                                                bool inclusive) {
   double before = 0.0;
-  int32_t better = 0;
   for (int32_t j = 0; j < rows; ++j) {
-    if (!IsBetter(rank, j, i)) continue;
-    ++better;
-    if (rank[j] < 0.0f) before -= rank[j];  // Rounding may have left an entropy below 0.
+    if (IsBetter(rank, j, i)) before -= rank[j];
   }
-  if (better == 0) return true;
   return inclusive ? before - rank[i] < bound : before <= bound;
 }
 
@@ -122,12 +118,11 @@ QS_HOST_DEVICE inline bool IsBestOfRun(const RankedRows& block, int32_t i) {
   return true;
 }
 
-/// dInfer's hierarchical rule: every row above `threshold`, the best of each run if it is above `low_threshold`, and
-/// the best of all.
+/// dInfer's hierarchical rule, but for the best of all rows, which it takes always: every row above `threshold`, and
+/// the best of each run if it is above `low_threshold`.
 QS_HOST_DEVICE inline bool IsSelectedHierarchically(const RankedRows& block, int32_t i, float threshold,
                                                     float low_threshold) {
-  if (block.rank[i] > threshold || IsAmongBest(block.rank, block.rows, i, 1)) return true;
-  return block.rank[i] > low_threshold && IsBestOfRun(block, i);
+  return block.rank[i] > threshold || (block.rank[i] > low_threshold && IsBestOfRun(block, i));
 }
 
 }  // namespace quicksilver
