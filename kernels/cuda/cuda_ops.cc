@@ -26,6 +26,7 @@
 #include "kernels/cuda/row_kernels.h"
 #include "kernels/cuda/soft_embedding.h"
 #include "kernels/cuda/staging.h"
+#include "kernels/cuda/step_angles.h"
 
 namespace quicksilver {
 namespace {
@@ -33,16 +34,6 @@ namespace {
 bool SameShape(const ConstMatrix& a, const ConstMatrix& b) {
   return a.rows == b.rows && a.cols == b.cols && a.dtype == b.dtype;
 }
-
-/// What the angles of a step depend on, besides its positions.
-struct RopeKind {
-  double theta = 0.0;
-  bool full_precision = false;
-  int64_t pairs = 0;  // 0: none were made.
-  int64_t width = 0;
-
-  bool operator==(const RopeKind&) const = default;
-};
 
 class CudaOps final : public Ops {
  public:
@@ -100,7 +91,7 @@ class CudaOps final : public Ops {
 
  private:
   CudaOps(const CudaOpsOptions& options, CudaDevice device)
-      : activation_(options.activation), device_(std::move(device)) {}
+      : activation_(options.activation), device_(std::move(device)), angles_(options.activation) {}
 
   absl::Status MakeParts(const CudaOpsOptions& options);
   void Free(void* data, size_t bytes) override;
@@ -124,8 +115,6 @@ class CudaOps final : public Ops {
   void Note(absl::Status failure) const;
   /// What the stream, asked for its state, has failed with.
   void NoteStreamError(cudaError_t error) const;
-  /// Sets angles_ for the rows of the step. Only the first layer that asks enqueues anything.
-  absl::Status MakeAngles(const StepLayout& layout, const RopeParameters& rope, const RopePairs& pairs);
 
   const DType activation_;
   const CudaDevice device_;
@@ -142,10 +131,8 @@ class CudaOps final : public Ops {
   CudaMemory attention_memory_;
   std::unique_ptr<CudaAttention> attention_;
   std::unique_ptr<CudaExperts> experts_;
-  DeviceWorkspace angles_memory_{"rotation angles"};
   DeviceWorkspace candidates_memory_{"logits"};
-  RopeKind angles_kind_;  // Of the angles of this step.
-  float2* angles_ = nullptr;
+  StepAngles angles_;
 };
 
 /// Replays on the Ops that has recorded it.
@@ -326,7 +313,7 @@ void CudaOps::AdvanceBlocks(const BlockStep& step) {
 }
 
 void CudaOps::BeginStep(const StepLayout& /*layout*/) {
-  angles_kind_ = {};
+  angles_.BeginStep();
   attention_->BeginStep();
 }
 
@@ -395,20 +382,6 @@ void CudaOps::GatherRows(ConstMatrix x, const int32_t* rows, Matrix out) {
   Enqueue("GatherRows", [&] { return LaunchLookUp(rows, x, 0, out, stream()); });
 }
 
-absl::Status CudaOps::MakeAngles(const StepLayout& layout, const RopeParameters& rope, const RopePairs& pairs) {
-  const RopeKind kind = {rope.theta, rope.full_precision, pairs.pairs, pairs.width};
-  if (kind == angles_kind_) return absl::OkStatus();
-  const size_t bytes = static_cast<size_t>(layout.rows) * static_cast<size_t>(pairs.pairs) * sizeof(float2);
-  ASSIGN_OR_RETURN(void* const memory, angles_memory_.Get(bytes));
-  angles_ = static_cast<float2*>(memory);
-  const DType rounding = rope.full_precision ? DType::kF32 : activation_;
-  RETURN_IF_ERROR(
-      CudaStatus(LaunchRopeAngles(layout.positions, layout.rows, rope.theta, pairs, rounding, angles_, stream()),
-                 "angles of RotateAndCache"));
-  angles_kind_ = kind;
-  return absl::OkStatus();
-}
-
 void CudaOps::RotateAndCache(const StepLayout& layout, const HeadTransform& transform, int32_t heads, int32_t kv_heads,
                              const KvLayer& cache, Matrix qkv) {
   CHECK(heads > 0 && kv_heads > 0 && qkv.rows == layout.rows && qkv.cols % (heads + 2 * kv_heads) == 0);
@@ -418,8 +391,8 @@ void CudaOps::RotateAndCache(const StepLayout& layout, const HeadTransform& tran
   CHECK(cache.keys.cols == kv_heads * head_size && cache.values.cols == cache.keys.cols);
   CHECK(cache.keys.dtype == qkv.dtype && cache.values.dtype == qkv.dtype);
   Enqueue("RotateAndCache", [&]() -> absl::Status {
-    RETURN_IF_ERROR(MakeAngles(layout, transform.rope, pairs));
-    const RotateArguments arguments = {.angles = angles_,
+    ASSIGN_OR_RETURN(const float2* const angles, angles_.Get(layout, transform.rope, pairs, stream()));
+    const RotateArguments arguments = {.angles = angles,
                                        .pairs = pairs,
                                        .slots = layout.slots,
                                        .q_gain = transform.q_gain,
