@@ -78,7 +78,10 @@ TEST_P(ExpertParallelTest, DecodingsAreThoseOfTensorParallelRanks) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, ExpertParallelTest,
-                         testing::Combine(testing::Values("llada2", "lladamoe"), testing::Values(1, 2, 4)));
+                         testing::Combine(testing::Values("llada2", "lladamoe"), testing::Values(1, 2, 4)),
+                         [](const testing::TestParamInfo<std::tuple<const char*, int>>& of) {
+                           return absl::StrCat(std::get<0>(of.param), "_", std::get<1>(of.param), "_ranks");
+                         });
 
 }  // namespace
 }  // namespace quicksilver

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,8 @@ struct FamilyCase {
   PlainNames names = PlainNames::kQwen;
   bool shift = false;
 };
+
+void PrintTo(const FamilyCase& of, std::ostream* out) { *out << of.name; }
 
 nlohmann::json ConfigOf(const char* architecture, const PlainSizes& s) {
   return {{"architectures", {architecture}},

@@ -32,6 +32,14 @@ absl::StatusOr<Golden> Golden::OpenAt(const std::string& directory) {
   return golden;
 }
 
+std::vector<std::pair<std::string, std::string>> Golden::Checkpoints() const {
+  std::vector<std::pair<std::string, std::string>> found;
+  const nlohmann::json manifest = nlohmann::json::parse(manifest_);
+  for (const nlohmann::json& entry : manifest.at("checkpoints"))
+    found.emplace_back(entry.at("family"), entry.at("dtype"));
+  return found;
+}
+
 absl::StatusOr<std::string> Golden::CheckpointDirectory(const std::string& family, const std::string& dtype) const {
   const nlohmann::json manifest = nlohmann::json::parse(manifest_);
   for (const nlohmann::json& entry : manifest.at("checkpoints")) {

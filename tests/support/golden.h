@@ -31,6 +31,8 @@ class Golden {
   static absl::StatusOr<Golden> OpenAt(const std::string& directory);
 
   const std::string& directory() const { return directory_; }
+  /// Family and dtype of every checkpoint, in the manifest's order.
+  std::vector<std::pair<std::string, std::string>> Checkpoints() const;
   /// NotFound: no checkpoint of that family and dtype ("f32", "bf16").
   absl::StatusOr<std::string> CheckpointDirectory(const std::string& family, const std::string& dtype) const;
   /// NotFound when there are none of that family.
