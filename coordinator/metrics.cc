@@ -18,8 +18,8 @@ const Buckets kTokensPerForward = {.25, .5, .75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 
 
 // A label value that a caller made up must not make a new series.
 constexpr char kOther[] = "other";
-constexpr const char* kRoutes[] = {
-    "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{id}", "Generate", "ListModels", "unknown"};
+constexpr const char* kRoutes[] = {"/v1/chat/completions", "/v1/completions", "/v1/fim/completions", "/v1/models",
+                                   "/v1/models/{id}",      "Generate",        "ListModels",          "unknown"};
 constexpr int kCodes[] = {200, 400, 404, 405, 408, 413, 415, 429, 431, 499, 500, 501, 503, 504};
 
 }  // namespace

@@ -133,6 +133,8 @@ class Infill(unittest.TestCase):
         status, answer, _ = llada.post("/v1/fim/completions", body)
         self.assertEqual(status, 200, answer)
         self.assertEqual(answer["object"], "text_completion")
+        page = get(f"http://127.0.0.1:{llada.metrics_port}/metrics")[1]
+        self.assertRegex(page, r'code="200",finish_reason="(stop|length)",route="/v1/fim/completions"} [1-9]')
         plain = clients[llada].completions.create(temperature=0, presence_penalty=1.5, **body)
         self.assertEqual(answer["choices"][0]["text"], plain.choices[0].text)
 
