@@ -21,6 +21,8 @@ namespace quicksilver {
 /// before. After `post_steps_max` forwards without an original mask, or as many as the block's positions and these
 /// together, one last step fills all masks and writes no control token.
 ///
+/// A mask is never predicted (decoding.md §0.5), so what was resolved stays so; the reference lets edits mask again.
+///
 /// Fixed tokens do not move: in front of the last one of a block a row that says DELETE or INSERT takes its next best.
 /// So does every row of a step that keeps up a pace, and the block then closes as soon as it has no mask.
 class InsertDelete final : public Procedure {
