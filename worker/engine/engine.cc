@@ -308,11 +308,10 @@ absl::Status EngineImpl::Submit(uint64_t stream, const v1::Submit& submit, int32
   ASSIGN_OR_RETURN(SequenceSpec spec, MakeSequenceSpec(model_.spec(), submit));
   const Sequence sequence(std::move(spec));
   RETURN_IF_ERROR(CheckFits(limits_, sequence));
-  // As many rows keep their logits as a step has.
-  if (const int32_t block = sequence.spec().decoding.block_length;
-      sequence.wants_history() && block > options_.step_rows_max) {
-    return absl::InvalidArgumentError(absl::StrCat("decoding.block_length (", block, ") must be at most ",
-                                                   options_.step_rows_max, ": the policy keeps the logits of a block"));
+  if (const int32_t block = sequence.spec().decoding.block_length, rows = runner_.history_rows();
+      sequence.wants_history() && block > rows) {
+    return absl::InvalidArgumentError(absl::StrCat("decoding.block_length (", block, ") must be at most ", rows,
+                                                   ": the policy keeps the logits of a block"));
   }
   return mailbox_.Submit(stream, submit, streams);
 }

@@ -20,11 +20,13 @@ static_assert(sizeof(uint64_t) <= sizeof(Candidate));
 // More biases than most steps have.
 constexpr int32_t kBiasesAtFirst = 1 << 14;
 
-// Rows whose logits are kept between two steps.
+// Rows whose logits are kept between two steps: blocks of a few sequences, each a whole row of the vocabulary.
+constexpr int32_t kHistoryRowsMax = 512;
+
 int32_t HistoryRows(const ModelSpec& spec, const StepRunner::Limits& limits) {
   const std::vector<Policy> policies = AllowedPolicies(spec);
   const bool wanted = std::find(policies.begin(), policies.end(), Policy::kKlass) != policies.end();
-  return wanted ? limits.rows_max : 0;
+  return wanted ? std::min(limits.rows_max, kHistoryRowsMax) : 0;
 }
 
 // Of a rank's LM head.
@@ -66,7 +68,8 @@ StepRunner::StepRunner(Transformer& model, Ops& ops, Communicator& ranks, const 
       ranks_(ranks),
       limits_(limits),
       loops_(!ops.prefers_programs()),
-      history_slots_(HistoryRows(model.spec(), limits)),
+      history_rows_(HistoryRows(model.spec(), limits)),
+      history_slots_(history_rows_),
       batch_(model.page_size(), history_slots_) {
   CHECK(ranks.size() <= kRanksMax && limits.steps_per_launch_max >= 1);
 }
@@ -105,7 +108,7 @@ absl::Status StepRunner::Allocate() {
   choices_max_ = requests * steps;
   const size_t tops = static_cast<size_t>(limits_.rows_max) * steps * kTopReportedMax * sizeof(TopLogit);
   ASSIGN_OR_RETURN(results_, ops_.AllocateShared(kChoicesOffset + choices_max_ * sizeof(RowChoice) + tops));
-  const size_t history = static_cast<size_t>(history_slots_.free()) * VocabularyRowsOf(model_.spec(), ranks_.size());
+  const size_t history = static_cast<size_t>(history_rows_) * VocabularyRowsOf(model_.spec(), ranks_.size());
   if (history > 0) {
     ASSIGN_OR_RETURN(history_, ops_.Allocate(history * sizeof(float)));
   }

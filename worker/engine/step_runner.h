@@ -57,6 +57,8 @@ class StepRunner {
 
   /// Where rows keep their logits between steps: a sequence that wants_history() is planned only while it holds some.
   HistorySlots& history_slots() { return history_slots_; }
+  /// How many rows can keep theirs. Thread-safe.
+  int32_t history_rows() const { return history_rows_; }
 
  private:
   struct Recorded {
@@ -88,6 +90,7 @@ class StepRunner {
   const Limits limits_;
   bool loops_;  // Several steps can be recorded as a loop on the device.
 
+  const int32_t history_rows_;
   HistorySlots history_slots_;
   StepBatch batch_;
   std::map<StepShape, Recorded> programs_;
