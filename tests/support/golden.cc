@@ -72,6 +72,7 @@ absl::StatusOr<std::vector<GoldenForward>> Golden::Forwards(const std::string& f
     forward.name = entry.at("case");
     forward.ids = entry.at("input_ids").get<std::vector<TokenId>>();
     if (entry.at("attention") == "block_causal") forward.block_length = entry.at("block_length");
+    if (entry.at("attention") == "causal") forward.block_length = 1;
     const auto shape = entry.at("logits_shape").get<std::vector<int64_t>>();
     ASSIGN_OR_RETURN(forward.logits, ReadRows(entry.at("logits"), shape[0], shape[1]));
     forward.bf16_mean_error = entry.at("reference_bf16_compute").at("mean_abs");

@@ -17,7 +17,7 @@ struct GoldenForward {
   std::string family;
   std::string name;
   std::vector<TokenId> ids;
-  int32_t block_length = 0;  ///< kBidirectional for attention "full".
+  int32_t block_length = 0;  ///< kBidirectional for attention "full", 1 for "causal".
   HostRows logits;
   std::vector<std::pair<std::string, HostRows>> hidden;
   double bf16_mean_error = 0.0;  ///< The reference's own, when it computes in bfloat16.
