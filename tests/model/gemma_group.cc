@@ -7,6 +7,7 @@
 
 #include "common/check.h"
 #include "common/status_macros.h"
+#include "worker/collectives/local_communicator.h"
 #include "worker/model/load_spec.h"
 
 namespace quicksilver {
@@ -43,7 +44,7 @@ absl::StatusOr<std::unique_ptr<GemmaGroup>> GemmaGroup::Load(const std::string& 
   for (int rank = 0; rank < ranks; ++rank) {
     Member& member = group->members_[static_cast<size_t>(rank)];
     member.ops = make_ops();
-    member.communicator = group->group_.Join(rank);
+    member.communicator = ranks == 1 ? MakeLocalCommunicator() : group->group_.Join(rank);
     ASSIGN_OR_RETURN(member.model, Transformer::Load(spec, *checkpoint, *member.ops, *member.communicator, kRowsMax,
                                                      kPages, kPageSize));
   }
@@ -126,16 +127,19 @@ void GemmaGroup::RunRank(int rank, const Arrays& arrays, const std::vector<Gemma
   const auto* const device_requests = static_cast<const CandidateRequest*>(requests.data());
   member.model->Candidates(ints(canvas), count, {.requests = device_requests, .count = count}, 0,
                            static_cast<Candidate*>(records.data()), nullptr);
-  member.communicator->AllGather(records.data(), gathered.data(), bytes);
-  const auto* const everywhere = static_cast<const Candidate*>(gathered.data());
+  if (ranks > 1) member.communicator->AllGather(records.data(), gathered.data(), bytes);
+  const auto* const everywhere = static_cast<const Candidate*>((ranks > 1 ? gathered : records).data());
   member.model->Condition(
       ints(canvas), count,
       {.requests = device_requests, .count = count, .records = everywhere, .records_stride = count, .ranks = ranks},
       ints(targets));
   if (rank != 0) return;
+  std::vector<Candidate> host(static_cast<size_t>(ranks * count));
+  ops.Download(everywhere, host.data(), host.size() * sizeof(Candidate));
+  CHECK(ops.Synchronize().ok());
   for (int32_t i = 0; i < count; ++i) {
     const SamplingRule& sampling = spans[arrays.span_of[static_cast<size_t>(i)]].sampling;
-    const GatheredRow row = {.candidates = everywhere + i, .candidate_stride = count, .ranks = ranks};
+    const GatheredRow row = {.candidates = host.data() + i, .candidate_stride = count, .ranks = ranks};
     result.choices.push_back(
         MergeCandidates(row, sampling, /*raw_confidence=*/false, arrays.requests[static_cast<size_t>(i)].place));
   }
