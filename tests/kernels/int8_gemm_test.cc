@@ -65,10 +65,9 @@ TEST_P(Int8GemmTest, MultipliesRoundedRowsByRoundedOutputFeatures) {
     for (int64_t n = 0; n < rows; ++n) {
       const double x_step = AmaxOf(x, n) / 127.0;
       for (int64_t o = 0; o < out; ++o) {
-        // Sums are exact and each result is rounded three times. A number in the middle between two steps may go either
-        // way: our quotient and the test's differ in the last bit, and one step in a hundred thousand numbers is
-        // enough.
-        const double middle = x_step * AmaxOf(weight, o) / 127.0 * 127.0 * (in > 1000 ? 2 : 1);
+        // Sums are exact and each result is rounded three times. Without fused multiply-add (sanitizers) a number next
+        // to the middle of two steps may go the other way, and its factor is at most the largest; two do in one sum.
+        const double middle = 2.5 * x_step * AmaxOf(weight, o);
         const double expected = Dot(coarse_x, n, coarse_weight, o);
         ASSERT_NEAR(result.at(n, o), expected, 4e-7 * std::abs(expected) + middle) << n << ", " << o;
       }
