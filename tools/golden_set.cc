@@ -27,7 +27,8 @@ absl::StatusOr<json> ReadJson(const std::string& path) {
 /// The first key of `params` that is not among `known`; a value that switches its feature off does not count.
 std::string UnknownParameter(const json& params, const std::set<std::string>& known) {
   for (const auto& [key, value] : params.items()) {
-    const bool off = value.is_null() || value == false || (key == "temperature" && value == 0);
+    const bool zero = (key == "temperature" || key == "alg_temp" || key == "cfg_scale") && value == 0;
+    const bool off = value.is_null() || value == false || zero;
     if (!known.contains(key) && !off) return key;
   }
   return "";
@@ -58,6 +59,15 @@ class DecodingReader {
   }
   void ReadSteps(const char* key) {
     if (Has(key)) decoding_.set_steps(Count(key, 0));
+  }
+  /// An eos_id alone does not end a decoding.
+  void ReadEarlyStop() {
+    if (Flag("early_stop")) submit_.add_stop_ids(params_.at("eos_id").get<int32_t>());
+    known_.insert("eos_id");
+  }
+  void ReadStops() {
+    if (!Has("stop")) return;
+    for (const json& id : params_["stop"]) submit_.add_stop_ids(id.get<int32_t>());
   }
   std::string ReadFastDllm(v1::Cache cache);
   std::string ReadBlockwise();
@@ -101,6 +111,7 @@ std::string DecodingReader::ReadKind(const std::string& kind) {
   if (kind == "dinfer.block_diffusion") {
     decoding_.set_policy(v1::POLICY_THRESHOLD);
     ReadThreshold();
+    ReadEarlyStop();
     return "";
   }
   if (kind == "dream.generate") return ReadDream();
@@ -117,6 +128,7 @@ std::string DecodingReader::ReadKind(const std::string& kind) {
   if (kind == "sdar.sequential") {
     decoding_.set_policy(v1::POLICY_SEQUENTIAL);
     ReadSteps("denoising_steps");
+    ReadStops();
     return "";
   }
   return absl::StrCat("kind ", kind);
@@ -153,8 +165,7 @@ std::string DecodingReader::ReadBlockwise() {
     decoding_.set_vicinity_after(params_["vicinity"].at(1).get<uint32_t>());
     decoding_.set_vicinity_warmup(params_["vicinity"].at(2).get<uint32_t>());
   }
-  if (Flag("early_stop")) submit_.add_stop_ids(params_.at("eos_id").get<int32_t>());
-  known_.insert("eos_id");
+  ReadEarlyStop();
   return "";
 }
 
@@ -218,8 +229,7 @@ std::string DecodingReader::ReadSdar() {
   decoding_.set_policy(dynamic ? v1::POLICY_DYNAMIC : v1::POLICY_STATIC);
   if (dynamic) ReadThreshold();
   ReadSteps("denoising_steps");
-  known_.insert("stop");
-  for (const json& id : params_.value("stop", json::array())) submit_.add_stop_ids(id.get<int32_t>());
+  ReadStops();
   return "";
 }
 
