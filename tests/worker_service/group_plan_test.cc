@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 namespace quicksilver {
 namespace {
 
@@ -121,6 +123,16 @@ TEST_F(GroupPlanTest, ExpertsNeedRoomForTheirRows) {
   const GroupPlan dense = Plan(), mixed = *MakeGroupPlan(options_, moe, Processor(2));
   EXPECT_GE(mixed.memory.workspace - dense.memory.workspace, int64_t{dense.engine.step_rows_max} * 8 * 3 * 1024 * 4);
   EXPECT_GT(mixed.memory.weights, dense.memory.weights + int64_t{64} * 3 * 1024 * moe.spec.hidden * 4);
+}
+
+TEST_F(GroupPlanTest, LogitsThatAPolicyKeepsNeedRoom) {
+  OpenModel causal = *OpenModelForServing(options_);
+  causal.spec.block_length = 1;
+  causal.spec.shift = true;
+  const GroupPlan keeps = Plan(), keeps_none = *MakeGroupPlan(options_, causal, Processor(2));
+  ASSERT_EQ(keeps.engine.step_rows_max, keeps_none.engine.step_rows_max);
+  EXPECT_EQ(keeps.memory.workspace - keeps_none.memory.workspace,
+            std::min(512, keeps.engine.step_rows_max) * keeps.spec.vocabulary * 4);
 }
 
 TEST_F(GroupPlanTest, RanksAgreeOnEverythingThatTheSchedulerSees) {

@@ -1,12 +1,23 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <vector>
 
 #include "common/check.h"
+#include "worker/decoding/decoding_rule.h"
 
 namespace quicksilver {
+
+/// Rows of the vocabulary's width, in floats, that a group whose steps have at most `step_rows_max` rows keeps between
+/// two steps, for blocks of a few sequences; 0 when no policy of the family asks for them.
+inline int32_t HistoryRows(const ModelSpec& spec, int32_t step_rows_max) {
+  constexpr int32_t kHistoryRowsMax = 512;
+  const std::vector<Policy> policies = AllowedPolicies(spec);
+  const bool wanted = std::find(policies.begin(), policies.end(), Policy::kKlass) != policies.end();
+  return wanted ? std::min(step_rows_max, kHistoryRowsMax) : 0;
+}
 
 /// Which memory keeps the logits of which rows until the next step (CandidateRequest::history_slot). Pure.
 class HistorySlots {

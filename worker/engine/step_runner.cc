@@ -20,15 +20,6 @@ static_assert(sizeof(uint64_t) <= sizeof(Candidate));
 // More biases than most steps have.
 constexpr int32_t kBiasesAtFirst = 1 << 14;
 
-// Rows whose logits are kept between two steps: blocks of a few sequences, each a whole row of the vocabulary.
-constexpr int32_t kHistoryRowsMax = 512;
-
-int32_t HistoryRows(const ModelSpec& spec, const StepRunner::Limits& limits) {
-  const std::vector<Policy> policies = AllowedPolicies(spec);
-  const bool wanted = std::find(policies.begin(), policies.end(), Policy::kKlass) != policies.end();
-  return wanted ? std::min(limits.rows_max, kHistoryRowsMax) : 0;
-}
-
 // Of a rank's LM head.
 size_t VocabularyRowsOf(const ModelSpec& spec, int ranks) {
   return static_cast<size_t>((spec.vocabulary + ranks - 1) / ranks);
@@ -68,7 +59,7 @@ StepRunner::StepRunner(Transformer& model, Ops& ops, Communicator& ranks, const 
       ranks_(ranks),
       limits_(limits),
       loops_(!ops.prefers_programs()),
-      history_rows_(HistoryRows(model.spec(), limits)),
+      history_rows_(HistoryRows(model.spec(), limits.rows_max)),
       history_slots_(history_rows_),
       batch_(model.page_size(), history_slots_) {
   CHECK(ranks.size() <= kRanksMax && limits.steps_per_launch_max >= 1);

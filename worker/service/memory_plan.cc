@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "worker/engine/history_slots.h"
 
 namespace quicksilver {
 namespace {
@@ -41,6 +42,7 @@ MemoryPlan PlanMemory(const ModelSpec& spec, const Shard& shard, const Precision
   const int64_t answers = answer_bytes * (shard.ranks == 1 ? 1 : 1 + shard.ranks);
   plan.workspace =
       step_rows_max * (row_elements * width + routing_bytes + answers) + (machine.cuda ? kCudaFixedBytes : 0);
+  plan.workspace += HistoryRows(spec, step_rows_max) * shard.vocabulary_rows * static_cast<int64_t>(sizeof(float));
   plan.kv_page = page_size * budget.kv_position_bytes;
   plan.budget = static_cast<int64_t>(static_cast<double>(machine.device_bytes) * fraction);
   plan.pages = pages;
