@@ -14,6 +14,7 @@ using nlohmann::json;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 std::variant<OpenAiRequest, ApiError> Parse(const json& fields, OpenAiEndpoint endpoint) {
   json body = {{"model", "m"}};
@@ -125,6 +126,7 @@ TEST(ExtensionTest, GivenTokensArriveAsGiven) {
   EXPECT_EQ(Refused(Extension("fixed_ids", {-2})).param, "quicksilver.fixed_ids");
   EXPECT_EQ(Refused(Extension("fixed_ids", "x")).param, "quicksilver.fixed_ids");
   EXPECT_EQ(Refused(Extension("forbidden_ids", {-1})).param, "quicksilver.forbidden_ids");
+  EXPECT_THAT(Accepted(Extension("forbidden_ids", nlohmann::json::array())).forbidden_ids, IsEmpty());
   EXPECT_THAT(Refused(Extension("forbidden_ids", std::vector<int>(1025, 1))).message,
               HasSubstr("at most 1024 items, got 1025"));
 }
@@ -179,6 +181,7 @@ TEST(ExtensionTest, ErrorsOfTheServiceAreToldInTheNamesOfThisApi) {
   EXPECT_EQ(told("decoding.steps", "decoding.steps (9) must be in [1, 8]"),
             "quicksilver.steps | quicksilver.steps (9) must be in [1, 8]");
   EXPECT_EQ(told("sampling.logit_bias.7", "sampling.logit_bias.7: no"), "logit_bias.7 | logit_bias.7: no");
+  EXPECT_EQ(told("sampling.biases", "x"), "logit_bias | x");
   EXPECT_EQ(told("sampling.forbidden_ids[1]", "x"), "quicksilver.forbidden_ids[1] | x");
   EXPECT_EQ(told("infill.suffix", "infill.suffix is"), "suffix | suffix is");
   EXPECT_EQ(told("infill.suffix_ids[2]", "x"), "suffix[2] | x");

@@ -49,7 +49,7 @@ void ReadDecoding(JsonFields& fields, DecodingChoice& decoding) {
 
 std::vector<int32_t> ReadIds(JsonFields& fields, const char* name, size_t ids_max, bool partial) {
   const json* list = fields.FindArray(name, ids_max);
-  if (list == nullptr) return {};
+  if (list == nullptr || list->empty()) return {};
   return ReadTokenIds(fields, name, *list, partial).value_or(std::vector<int32_t>());
 }
 
@@ -77,6 +77,7 @@ constexpr std::pair<std::string_view, std::string_view> kPaths[] = {
     {"sampling.top_log_probabilities", "top_logprobs"},
     {"sampling.top_k", "quicksilver.top_k"},
     {"sampling.forbidden_ids", "quicksilver.forbidden_ids"},
+    {"sampling.biases", "logit_bias"},
     {"sampling.", ""},
 };
 
