@@ -24,10 +24,13 @@ ChoiceStream::ChoiceStream(const TextModel& text, ChoiceSettings settings)
 }
 
 void ChoiceStream::TakeGiven(size_t from) {
-  for (size_t i = from; i < settings_.given.size(); ++i) {
-    if (settings_.given[i] == kMasked) continue;
-    tokens_.resize(std::max(tokens_.size(), i + 1), kMasked);
-    tokens_[i] = settings_.given[i];
+  for (const auto* given : {&settings_.draft, &settings_.given}) {
+    if (given == &settings_.draft && settings_.grid == v1::GRID_CANVAS) continue;
+    for (size_t i = from; i < given->size(); ++i) {
+      if ((*given)[i] == kMasked) continue;
+      tokens_.resize(std::max(tokens_.size(), i + 1), kMasked);
+      tokens_[i] = (*given)[i];
+    }
   }
 }
 

@@ -23,7 +23,8 @@ struct ChoiceSettings {
   v1::Grid grid = v1::GRID_ABSOLUTE;
   uint32_t block_length = 1;
   uint32_t positions_max = 0;  ///< The canvas ends here at most.
-  std::vector<int32_t> given;  ///< Of the answer from its beginning: what it begins with, -1 where masked.
+  std::vector<int32_t> given;  ///< Of the answer from its beginning: what stays as it is, -1 where masked.
+  std::vector<int32_t> draft;  ///< The same of what it begins with; on the canvas grid it is written nowhere.
   std::vector<std::string> stops;
   std::vector<int32_t> stop_ids;
   bool log_probabilities = false;

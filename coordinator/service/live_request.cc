@@ -55,18 +55,6 @@ uint32_t BlockLength(const DecodingChoice& decoding, const ModelFacts& model) {
   return std::max(static_cast<uint32_t>(decoding.Get("block_length").value_or(model.block_length)), 1u);
 }
 
-// What the answer begins with: the draft, and over it the fixed tokens.
-std::vector<int32_t> Given(const v1::Submit& submit) {
-  std::vector<int32_t> given(submit.draft_ids().begin(), submit.draft_ids().end());
-  const size_t fixed = static_cast<size_t>(submit.fixed_ids_size());
-  given.resize(std::max(given.size(), fixed), InfillChoice::kUndecided);
-  for (size_t i = 0; i < fixed; ++i) {
-    const int32_t id = submit.fixed_ids(static_cast<int>(i));
-    if (id != InfillChoice::kUndecided) given[i] = id;
-  }
-  return given;
-}
-
 }  // namespace
 
 LiveRequest::LiveRequest(RequestId id, GenerateRequest request, std::shared_ptr<ResponseSink> sink,
@@ -87,7 +75,8 @@ void LiveRequest::Prepared(PreparedRequest prepared, const ModelFacts& model, co
                           .suffix_tokens = static_cast<uint32_t>(submit_.suffix_ids_size()),
                           .grid = model.grid,
                           .block_length = BlockLength(request_.decoding, model),
-                          .given = Given(submit_),
+                          .given = {submit_.fixed_ids().begin(), submit_.fixed_ids().end()},
+                          .draft = {submit_.draft_ids().begin(), submit_.draft_ids().end()},
                           .stops = request_.stop,
                           .stop_ids = model.stop_ids,
                           .log_probabilities = request_.top_log_probabilities.has_value(),

@@ -208,6 +208,21 @@ TEST_F(ChoiceStreamEditsTest, GivenTokensAreThereFromTheBeginning) {
   EXPECT_EQ(std::get<DeltaEvent>(events.at(0)).text, Bytes({ids_[0], ids_[1], ids_[2], ids_[3]}));
 }
 
+TEST_F(ChoiceStreamEditsTest, ADraftIsWrittenBelowWhatIsGivenButNotOnTheCanvasGrid) {
+  settings_.given = {-1, ids_[1]};
+  settings_.draft = {ids_[0], ids_[2], ids_[3]};
+  settings_.grid = v1::GRID_AFTER_PROMPT;
+  EXPECT_THAT(Stream().Record().tokens(), ElementsAre(ids_[0], ids_[1], ids_[3]));
+  settings_.grid = v1::GRID_CANVAS;
+  ChoiceStream stream = Stream();
+  EXPECT_THAT(stream.Record().tokens(), ElementsAre(-1, ids_[1]));
+  v1::SequenceUpdate update = Open(1, {{0, ids_[5]}});
+  update.set_block_state(true);
+  Apply(stream, update);
+  stream.OnPlaced(true, now_);
+  EXPECT_THAT(stream.Record().tokens(), ElementsAre(-1, ids_[1]));
+}
+
 TEST_F(ChoiceStreamEditsTest, EachDeltaHasTheTokensOfItsTextAndWhatTheWorkerSaidOfThem) {
   settings_.canvases = false;
   settings_.log_probabilities = true;

@@ -240,5 +240,43 @@ TEST(StatefulSequenceTest, AResumptionAmidABlockIsRefused) {
   EXPECT_TRUE(CheckResumption(spec).ok()) << CheckResumption(spec);
 }
 
+TEST(GivenResumptionTest, OnTheCanvasGridADraftIsNothingThatWasDecided) {
+  SequenceSpec spec = Bidirectional(4, 8, 4);
+  spec.grid = BlockGrid::kCanvas;
+  spec.decoding.cache = Cache::kDual;  // State of the open block, as every procedure of that grid has.
+  spec.fixed = {-1, 3};
+  spec.draft = {2, 2, 2, 2, 5, 5, 5, 5};
+  spec.resumption = Resumption{.final_before = 4, .tokens = {2, 3, 2, 2, 5, 5, 5, 5}};
+  EXPECT_THAT(std::string(CheckResumption(spec).message()), HasSubstr("tokens[4] (5) must be -1"));
+  spec.resumption->tokens.resize(4);
+  EXPECT_THAT(std::string(CheckResumption(spec).message()), HasSubstr("-1 in the open block"));
+  spec.resumption->tokens = {-1, 3};
+  ASSERT_TRUE(CheckResumption(spec).ok()) << CheckResumption(spec);
+  EXPECT_EQ(Sequence(spec).remaining().open, 3);
+}
+
+TEST(GivenResumptionTest, WhatLeavesNothingToBeDecidedIsRefused) {
+  SequenceSpec spec = Bidirectional(4, 8, 4);
+  spec.decoding.policy = Policy::kMultiBlock;
+  spec.draft = {2, 2, 2, 2};
+  spec.resumption = Resumption{.final_before = 4, .tokens = {2, 2, 2, 2, 5, 5, 5, 5}};
+  EXPECT_THAT(std::string(CheckResumption(spec).message()), HasSubstr("it has no mask"));
+  spec.resumption->tokens = {2, 2, 2, 2, 5, 5, 5, 5, 5};
+  EXPECT_THAT(std::string(CheckResumption(spec).message()), HasSubstr("the answer ends at 12"));
+  spec.resumption->tokens = {2, 2, 2, 2, 5, -1, 5, 5};
+  ASSERT_TRUE(CheckResumption(spec).ok()) << CheckResumption(spec);
+  EXPECT_EQ(Sequence(spec).open_block_start(), 8);
+}
+
+TEST(GivenResumptionTest, AFullOpenBlockIsRefusedOnceItIsBegunOrHasAStopToken) {
+  SequenceSpec spec = Bidirectional(4, 8, 4);
+  spec.draft = {2, 2};
+  spec.resumption = Resumption{.forwards = 1, .block_forwards = 1, .final_before = 4, .tokens = {2, 2, 3, 3}};
+  EXPECT_THAT(std::string(CheckResumption(spec).message()), HasSubstr("block_step (1) must be 0"));
+  spec.decoding.finish_blocks = true;
+  spec.resumption = Resumption{.final_before = 4, .tokens = {2, 2, kStop, 3}};
+  EXPECT_THAT(std::string(CheckResumption(spec).message()), HasSubstr("tokens[2] (7) must be no stop token"));
+}
+
 }  // namespace
 }  // namespace quicksilver

@@ -49,8 +49,47 @@ absl::StatusOr<int32_t> AnswerEndOf(const SequenceSpec& spec) {
 
 bool IsGiven(const std::vector<TokenId>& tokens, size_t i) { return i < tokens.size() && tokens[i] >= 0; }
 
+// On the canvas grid a draft is written nowhere: it is the first input alone.
+bool IsDrafted(const SequenceSpec& spec, size_t i) { return spec.grid != BlockGrid::kCanvas && IsGiven(spec.draft, i); }
+
+// What a sequence would hold there; -1: masked.
+TokenId TokenAt(const SequenceSpec& spec, size_t i) {
+  if (IsGiven(spec.resumption->tokens, i)) return spec.resumption->tokens[i];
+  if (IsGiven(spec.fixed, i)) return spec.fixed[i];
+  return IsDrafted(spec, i) ? spec.draft[i] : -1;
+}
+
+// Blocks in which nothing is to be decided are closed at once, when the first of them was not begun: something must be
+// left behind them.
+absl::Status CheckUndecided(const SequenceSpec& spec, const Procedure& procedure, const OpenRange& open,
+                            int32_t answer_end) {
+  const Resumption& from = *spec.resumption;
+  const int32_t prompt = static_cast<int32_t>(spec.prompt.size());
+  int32_t undecided = open.first;
+  for (; undecided < answer_end; ++undecided) {
+    const size_t i = static_cast<size_t>(undecided - prompt);
+    if (TokenAt(spec, i) < 0 || (procedure.edits() && !IsGiven(spec.fixed, i))) break;
+  }
+  if (undecided < open.end) return absl::OkStatus();
+  if (from.block_forwards > 0) return Refuse("block_step", from.block_forwards, "0: the open block has no mask");
+  const int32_t block = spec.decoding.block_length;
+  const int32_t closed_end = undecided < answer_end ? open.end + (undecided - open.end) / block * block : answer_end;
+  const int32_t wanted = std::min(prompt + spec.tokens_max, answer_end);
+  if (closed_end >= wanted) {
+    return Refuse("final_before", from.final_before, "the beginning of an unfinished answer: it has no mask");
+  }
+  for (int32_t p = open.first; p < closed_end; ++p) {
+    const TokenId token = TokenAt(spec, static_cast<size_t>(p - prompt));
+    if (std::binary_search(spec.stop_ids.begin(), spec.stop_ids.end(), token)) {
+      return Refuse(absl::StrCat("tokens[", p - prompt, "]"), token, "no stop token: the sequence has ended");
+    }
+  }
+  return absl::OkStatus();
+}
+
 // How many positions of the open block were decided.
-absl::StatusOr<int32_t> CheckTokens(const SequenceSpec& spec, const Procedure& procedure, const OpenRange& open) {
+absl::StatusOr<int32_t> CheckTokens(const SequenceSpec& spec, const Procedure& procedure, const OpenRange& open,
+                                    int32_t answer_end) {
   const std::vector<TokenId>& tokens = spec.resumption->tokens;
   const int32_t prompt = static_cast<int32_t>(spec.prompt.size()), count = static_cast<int32_t>(tokens.size());
   if (prompt + count < open.first) {
@@ -64,7 +103,7 @@ absl::StatusOr<int32_t> CheckTokens(const SequenceSpec& spec, const Procedure& p
     const int32_t position = prompt + i;
     const size_t index = static_cast<size_t>(i);
     const std::string field = absl::StrCat("tokens[", i, "]");
-    const bool fixed = IsGiven(spec.fixed, index), given = fixed || IsGiven(spec.draft, index);
+    const bool fixed = IsGiven(spec.fixed, index), given = fixed || IsDrafted(spec, index);
     const TokenId token = tokens[index] < 0 && fixed ? spec.fixed[index] : tokens[index];
     if (fixed && token != spec.fixed[index]) {
       return Refuse(field, token, absl::StrCat(spec.fixed[index], ", as in fixed_ids"));
@@ -74,6 +113,7 @@ absl::StatusOr<int32_t> CheckTokens(const SequenceSpec& spec, const Procedure& p
       masked = masked || (position < open.end && !given);
       continue;
     }
+    if (position >= answer_end) return Refuse(field, token, absl::StrCat("-1: the answer ends at ", answer_end));
     if (position >= open.end && !given && !ahead) {
       return Refuse(field, token, absl::StrCat("-1: its block is not open before ", open.end));
     }
@@ -119,7 +159,7 @@ absl::Status CheckResumption(const SequenceSpec& spec) {
   const std::unique_ptr<Procedure> procedure = MakeProcedure(spec.decoding, ContextOf(spec));
   ASSIGN_OR_RETURN(const int32_t answer_end, AnswerEndOf(spec));
   ASSIGN_OR_RETURN(const OpenRange open, FindOpenBlock(spec, answer_end));
-  ASSIGN_OR_RETURN(const int32_t committed, CheckTokens(spec, *procedure, open));
+  ASSIGN_OR_RETURN(const int32_t committed, CheckTokens(spec, *procedure, open, answer_end));
   if (procedure->stateful() || spec.decoding.cache != Cache::kNone) {
     if (from.block_forwards != 0) {
       return Refuse("block_step", from.block_forwards, "0: the open block has state that its tokens do not tell");
@@ -130,6 +170,7 @@ absl::Status CheckResumption(const SequenceSpec& spec) {
     return Refuse("final_before", from.final_before,
                   absl::StrCat("at least ", open.end, ": no position below that is masked"));
   }
+  RETURN_IF_ERROR(CheckUndecided(spec, *procedure, open, answer_end));
   const bool exact =
       procedure->writes_always() && !procedure->writes_ahead() && spec.fixed.empty() && spec.draft.empty();
   return CheckForwards(spec, *procedure, exact, committed, open.first - static_cast<int32_t>(spec.prompt.size()));
