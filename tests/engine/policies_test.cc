@@ -63,6 +63,16 @@ std::vector<std::pair<Policy, Change>> Variants(const ModelSpec& spec) {
   if (!spec.shift) {
     variants.push_back({Policy::kThreshold, [](v1::Submit& s) { s.mutable_decoding()->set_guidance_scale(0.5f); }});
   }
+  if (!spec.shift) {
+    variants.push_back({Policy::kVariableLength, [](v1::Submit& s) {  // It grows at once, and while it is decided.
+                          s.mutable_decoding()->set_initial_length(10);
+                          s.mutable_decoding()->set_expansion(3);
+                          s.mutable_decoding()->set_eos_threshold(0.0f);
+                          s.mutable_decoding()->set_expand_eos_threshold(1.0f);
+                          s.mutable_decoding()->set_low_threshold(1.0f);
+                          s.mutable_decoding()->set_eos_window(8);
+                        }});
+  }
   variants.push_back({Policy::kThreshold, [](v1::Submit& s) {
                         for (int32_t i = 0; i < 5; ++i) s.add_suffix_ids(60 + i);
                         for (const int32_t id : {-1, -1, 9, 8, -1, -1, 7}) s.add_fixed_ids(id);
@@ -191,6 +201,53 @@ TEST_P(PoliciesTest, AnAnswerThatIsResumedAfterAnyUpdateEndsWithTheSameBytes) {
   }
   EXPECT_GT(resumed, 50);
   EXPECT_GT(stateful, 10);
+}
+
+// Without provisional tokens there is an update where a block closes, which tells as well what was written ahead.
+TEST_P(PoliciesTest, AnAnswerOfFinalTokensIsResumedWhereverABlockClosesWithTheSameBytes) {
+  const std::unique_ptr<EngineGroup> first = Start(OptionsOf(GetParam()));
+  const std::unique_ptr<EngineGroup> second = Start(OptionsOf(GetParam()));
+  int resumed = 0;
+  std::map<v1::Policy, int> ahead;
+  for (v1::Submit& submit : Requests(first->spec())) {
+    SCOPED_TRACE(submit.decoding().ShortDebugString());
+    const Transcript expected = (*first->RunAll({submit}))[0];
+    submit.set_sequence_id(submit.sequence_id() + 500);
+    submit.set_provisional(false);
+    const Transcript whole = (*first->RunAll({submit}))[0];
+    EXPECT_EQ(whole.answer, expected.answer);
+    for (size_t n = 1; n < whole.updates.size(); ++n) {
+      v1::Submit rest = submit;
+      rest.set_sequence_id(1000 * submit.sequence_id() + n);
+      *rest.mutable_checkpoint() =
+          CheckpointAfter(submit, {whole.updates.begin(), whole.updates.begin() + static_cast<ptrdiff_t>(n)});
+      for (const v1::Commit& commit : whole.updates[n - 1].commits()) {
+        ahead[submit.decoding().policy()] += commit.position() >= whole.updates[n - 1].final_before() ? 1 : 0;
+      }
+      const absl::StatusOr<std::vector<Transcript>> transcripts = second->RunAll({rest});
+      ASSERT_TRUE(transcripts.ok()) << transcripts.status();
+      const Transcript& found = (*transcripts)[0];
+      ++resumed;
+      EXPECT_EQ(found.end.forwards(), whole.end.forwards());
+      EXPECT_EQ(found.end.reason(), whole.end.reason());
+      const size_t left = whole.updates.size() - n;
+      ASSERT_EQ(found.updates.size(), left);
+      for (size_t i = 0; i < left; ++i) {
+        v1::SequenceUpdate have = found.updates[i], want = whole.updates[n + i];
+        for (v1::SequenceUpdate* update : {&have, &want}) {
+          update->clear_end();
+          update->clear_sequence_id();
+        }
+        EXPECT_EQ(have.SerializeAsString(), want.SerializeAsString()) << "update " << i << " behind " << n;
+      }
+    }
+  }
+  EXPECT_GT(resumed, 4);
+  const std::vector<Policy> policies = AllowedPolicies(first->spec());
+  for (const Policy policy : {Policy::kMultiBlock, Policy::kVariableLength}) {
+    if (std::find(policies.begin(), policies.end(), policy) == policies.end()) continue;
+    EXPECT_GT(ahead[WireOf(policy)], 0) << v1::Policy_Name(WireOf(policy));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, PoliciesTest,

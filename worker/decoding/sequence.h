@@ -195,6 +195,8 @@ class Sequence {
   int32_t open_block_end() const { return end_; }
   /// Who goes on elsewhere begins at the open block: it has state that the tokens do not tell.
   bool stateful() const { return spec_.decoding.cache != Cache::kNone || procedure_->stateful(); }
+  /// Steps also write behind the open block: who goes on elsewhere needs these tokens, too.
+  bool writes_ahead() const { return procedure_->writes_ahead(); }
   /// Positions of the canvas where their number can change; else 0.
   int32_t grown_length() const { return spec_.decoding.initial_length > 0 ? static_cast<int32_t>(canvas_.size()) : 0; }
   RemainingMasks remaining() const;

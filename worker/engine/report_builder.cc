@@ -98,14 +98,15 @@ void ReportBuilder::FillUpdate(Record& record, const Sequence& sequence, const S
     for (const TokenCommit& commit : outcome.commits) AddCommit(commit, mask_id, update);
     return;
   }
-  // The last word on each position counts, and what stands behind the closed blocks waits.
+  // The last word on each position counts, and what stands behind the closed blocks waits, unless it was
+  // written ahead: with these updates alone somebody else can go on.
   std::stable_sort(record.held.begin(), record.held.end(),
                    [](const TokenCommit& a, const TokenCommit& b) { return a.position < b.position; });
   std::vector<TokenCommit> kept;
   for (size_t i = 0; i < record.held.size(); ++i) {
     const TokenCommit& commit = record.held[i];
     if (i + 1 < record.held.size() && record.held[i + 1].position == commit.position) continue;
-    if (commit.position < sequence.final_before()) {
+    if (commit.position < sequence.final_before() || sequence.writes_ahead()) {
       AddCommit(commit, mask_id, update);
     } else {
       kept.push_back(commit);
