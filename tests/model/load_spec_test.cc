@@ -197,6 +197,7 @@ TEST_F(LoadSpecTest, TheMaskComesFromTheTokenizerWhenTheConfigIsSilent) {
   }());
   EXPECT_EQ(spec.mask_id, 9);
   EXPECT_THAT(spec.stop_ids, ElementsAre(7, 8));
+  EXPECT_EQ(spec.eos_id, 8) << "the config's, not the smallest";
   EXPECT_EQ(spec.tokens, 12) << "rows of the table that no token has are padding";
 }
 
@@ -231,7 +232,9 @@ TEST_F(LoadSpecTest, OnlyThePublishedVocabularyHasDefaultTokens) {
   EXPECT_THAT(llada.stop_ids, ElementsAre(126081, 126348));
   config["vocab_size"] = config["embedding_size"] = 256;
   config["mask_token_id"] = 250;
+  EXPECT_EQ(llada.eos_id, 126081);
   EXPECT_THAT(SpecOf(config).stop_ids, IsEmpty());
+  EXPECT_EQ(SpecOf(config).eos_id, -1);
 }
 
 TEST_F(LoadSpecTest, StopTokensOfBothConfigsAreJoined) {

@@ -100,6 +100,7 @@ absl::Status CheckControlTokens(const ConfigFields& config, const ModelSpec& spe
 absl::Status ResolveStops(const ConfigFields& config, const Checkpoint& checkpoint, const TokenizerFacts& tokenizer,
                           const Family& family, ModelSpec& spec) {
   ASSIGN_OR_RETURN(spec.stop_ids, config.Ids("eos_token_id"));
+  if (!spec.stop_ids.empty()) spec.eos_id = spec.stop_ids.front();
   const std::string path = PathOf(checkpoint, "generation_config.json");
   const absl::StatusOr<std::string> text = ReadSmallFile(path, kConfigBytesMax);
   if (text.ok()) {
@@ -118,6 +119,7 @@ absl::Status ResolveStops(const ConfigFields& config, const Checkpoint& checkpoi
   }
   std::sort(spec.stop_ids.begin(), spec.stop_ids.end());
   spec.stop_ids.erase(std::unique(spec.stop_ids.begin(), spec.stop_ids.end()), spec.stop_ids.end());
+  if (spec.eos_id < 0 && !spec.stop_ids.empty()) spec.eos_id = spec.stop_ids.front();
   for (const TokenId id : spec.stop_ids) {
     if (id >= spec.tokens || id == spec.mask_id) {
       return config.Error("eos_token_id", absl::StrCat("ids below ", spec.tokens, " other than the mask's"),

@@ -76,6 +76,7 @@ struct ModelSpec {
   TokenId delete_id = -1;    ///< LLaDA2.2's control tokens, or -1.
   TokenId insert_id = -1;
   std::vector<TokenId> stop_ids;  ///< Ascending, without repeats.
+  TokenId eos_id = -1;            ///< The one of them that config.json names first, else the smallest; -1: none.
 };
 
 }  // namespace quicksilver
