@@ -81,6 +81,22 @@ TEST(MakeSequenceSpecTest, WithoutSamplingItIsGreedy) {
   EXPECT_EQ(spec.sampling.top_p, 1.0f);
 }
 
+TEST(MakeSequenceSpecTest, OneIdAtLeastMustBeLeft) {
+  const auto forbid = [](v1::Submit& submit, TokenId kept) {
+    for (TokenId id = 0; id < 120; ++id) {
+      if (id == 99 || id == kept) continue;
+      v1::TokenBias& bias = *submit.mutable_sampling()->add_biases();
+      bias.set_id(id);
+      bias.set_bias(-std::numeric_limits<float>::infinity());
+    }
+  };
+  EXPECT_EQ(Refusal([&](v1::Submit& s) { forbid(s, -1); }),
+            "sampling.biases (119) must be such that one of 120 ids is left");
+  v1::Submit submit = Valid();
+  forbid(submit, 3);
+  EXPECT_TRUE(MakeSequenceSpec(Model(), submit).ok());
+}
+
 TEST(MakeSequenceSpecTest, RefusalsNameFieldValueAndBound) {
   EXPECT_EQ(Refusal([](v1::Submit& s) { s.clear_prompt_ids(); }), "prompt_ids (0) must be at least 1 token long");
   EXPECT_EQ(Refusal([](v1::Submit& s) { s.set_max_tokens(0); }), "max_tokens (0) must be at least 1");

@@ -179,6 +179,20 @@ absl::Status CheckRenoise(const SequenceSpec& spec) {
   return absl::OkStatus();
 }
 
+// A row with nothing left to choose has no candidate.
+absl::Status CheckSomeAllowed(const ModelSpec& model, const SequenceSpec& spec) {
+  int64_t left = model.tokens;
+  const TokenId suppressed = spec.decoding.suppressed_id;
+  if (model.mask_id >= 0 && model.mask_id < model.tokens) --left;
+  if (suppressed >= 0 && suppressed != model.mask_id) --left;
+  for (const TokenBias& bias : spec.biases) {
+    if (bias.id == model.mask_id || bias.id == suppressed) continue;
+    if (bias.bias == -std::numeric_limits<float>::infinity()) --left;
+  }
+  if (left > 0) return absl::OkStatus();
+  return Refuse("sampling.biases", spec.biases.size(), absl::StrCat("such that one of ", model.tokens, " ids is left"));
+}
+
 std::vector<TokenId> SortedIds(const google::protobuf::RepeatedField<int32_t>& ids) {
   std::vector<TokenId> sorted(ids.begin(), ids.end());
   std::sort(sorted.begin(), sorted.end());
@@ -207,6 +221,7 @@ absl::StatusOr<SequenceSpec> MakeSequenceSpec(const ModelSpec& model, const v1::
   ASSIGN_OR_RETURN(spec.decoding, ResolveDecoding(model, choice, spec.tokens_max));
   RETURN_IF_ERROR(CheckRenoise(spec));
   ForbidControlTokens(model, spec);
+  RETURN_IF_ERROR(CheckSomeAllowed(model, spec));
   RETURN_IF_ERROR(CheckIds("suffix_ids", submit.suffix_ids(), model));
   spec.suffix.assign(submit.suffix_ids().begin(), submit.suffix_ids().end());
   ASSIGN_OR_RETURN(spec.fixed, ReadGiven("fixed_ids", submit.fixed_ids(), model));
