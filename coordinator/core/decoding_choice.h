@@ -84,8 +84,6 @@ inline constexpr DecodingField kDecodingFields[] = {
     {"remasking_alpha", DecodingKind::kNumber, 0, 1, kNoNames, "What it holds alpha at. remdm"},
     {"block_add_threshold", DecodingKind::kNumber, 0, 1, kNoNames,
      "Written part of a block at which the next begins. multi_block"},
-    {"block_full_threshold", DecodingKind::kNumber, 0, 1, kNoNames,
-     "Written part at which a block must go on each step. multi_block"},
     {"initial_length", DecodingKind::kCount, 1, 65536, kNoNames, "Masks to begin with. variable_length"},
     {"expansion", DecodingKind::kCount, 1, 256, kNoNames, "Masks in place of one. variable_length"},
     {"eos_threshold", DecodingKind::kNumber, 0, 1, kNoNames,
@@ -137,16 +135,18 @@ struct DecodingBounds {
   double min, max;
 };
 
-/// Of a number beside what is set already: thresholds are probabilities unless policy or confidence say otherwise.
+/// Of a number beside what is set already: thresholds are probabilities unless policy or confidence say otherwise. The
+/// policy that a model or a profile defaults to is the worker's to know, and so is its bound.
 inline DecodingBounds BoundsOf(DecodingIndex field, const DecodingChoice& choice) {
   const DecodingField& row = kDecodingFields[field.index];
   constexpr DecodingIndex threshold("threshold"), low("low_threshold");
   if (field.index != threshold.index && field.index != low.index) return {row.min, row.max};
   const std::optional<double> policy = choice.Get("policy");
-  const bool nats = field.index == threshold.index &&
-                    (policy == NumberOf(kPolicyNames, "multi_block") || policy == NumberOf(kPolicyNames, "renoise"));
+  const bool nats = field.index == threshold.index && (!policy || policy == NumberOf(kPolicyNames, "multi_block") ||
+                                                       policy == NumberOf(kPolicyNames, "renoise"));
   const bool negative = choice.Get("confidence") == NumberOf(kConfidenceNames, "entropy");
-  return {negative ? -kNatsMax : 0, nats ? kNatsMax : 1};
+  if (negative) return {-kNatsMax, 0};
+  return {0, nats ? kNatsMax : 1};
 }
 
 }  // namespace quicksilver

@@ -95,9 +95,15 @@ TEST(DecodingProtoTest, ValuesOutOfBoundsAreNamedWithTheBound) {
   EXPECT_THAT(refusal(proto), testing::HasSubstr("decoding.edit is 3, not one of 1 (off) to 2 (threshold)"));
   proto.Clear();
   proto.set_threshold(2);
+  EXPECT_EQ(refusal(proto), "") << "the worker knows the model's policy";
+  proto.set_policy(v1::POLICY_THRESHOLD);
   EXPECT_THAT(refusal(proto), testing::HasSubstr("decoding.threshold is 2, not in [0, 1]"));
   proto.set_policy(v1::POLICY_MULTI_BLOCK);
   EXPECT_EQ(refusal(proto), "");
+  proto.Clear();
+  proto.set_confidence(v1::CONFIDENCE_ENTROPY);
+  proto.set_threshold(0.5);
+  EXPECT_THAT(refusal(proto), testing::HasSubstr("decoding.threshold is 0.5, not in [-20, 0]"));
 }
 
 }  // namespace

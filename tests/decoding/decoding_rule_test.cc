@@ -17,6 +17,7 @@ ModelSpec BlockCausal() {
   spec.block_length = 8;
   spec.positions_max = 512;
   spec.stop_ids = {5, 7};
+  spec.eos_id = 7;
   return spec;
 }
 
@@ -78,7 +79,8 @@ TEST(ResolveDecodingTest, RefusalsNameFieldValueAndBound) {
 }
 
 TEST(ResolveDecodingTest, SuppressedTokenIsTheModelsEndOfText) {
-  EXPECT_EQ(ResolveDecoding(Bidirectional(), {.suppress_eos = true}, 8)->suppressed_id, 5);
+  EXPECT_EQ(ResolveDecoding(Bidirectional(), {.suppress_eos = true}, 8)->suppressed_id, 7)
+      << "the model's own end, not the smallest stop id";
   EXPECT_EQ(ResolveDecoding(Bidirectional(), {}, 8)->suppressed_id, -1);
 }
 

@@ -26,6 +26,7 @@ ModelSpec Family(const char* name, BlockGrid grid, int32_t block, bool shift) {
   spec.positions_max = 512;
   spec.mask_id = 99;
   spec.stop_ids = {50};
+  spec.eos_id = 50;
   return spec;
 }
 
@@ -121,6 +122,36 @@ TEST(CheckFieldsTest, AFieldThatThePolicyDoesNotUseIsRefused) {
   EXPECT_THAT(Refusal(Llada(), {.policy = Policy::kMultiBlock, .cache = Cache::kDual}), HasSubstr("decoding.cache"));
   EXPECT_THAT(Refusal(Llada(), {.policy = Policy::kWino, .guidance_scale = 1.0f}), HasSubstr("guidance_scale"));
   EXPECT_THAT(Refusal(Dream(), {.guidance_scale = 1.0f}), HasSubstr("guidance_scale"));
+}
+
+TEST(CheckFieldsTest, ThresholdsOfNegativeEntropiesHaveNoDefaultAndAreAtMostZero) {
+  const auto with = [](Policy policy, std::optional<float> threshold, std::optional<float> low = {}) {
+    return DecodingParams{
+        .policy = policy, .threshold = threshold, .confidence = Measure::kEntropy, .low_threshold = low};
+  };
+  for (const Policy policy : {Policy::kDynamic, Policy::kThreshold, Policy::kHierarchical}) {
+    EXPECT_THAT(Refusal(Llada(), with(policy, {})), HasSubstr("decoding.threshold must be set, in [-20, 0] nats"));
+    EXPECT_THAT(Refusal(Llada(), with(policy, 0.5f, -1.0f)), HasSubstr("decoding."));
+  }
+  EXPECT_THAT(Refusal(Llada(), {.profile = Profile::kFast, .confidence = Measure::kEntropy}),
+              HasSubstr("decoding.threshold must be set"));
+  EXPECT_THAT(Refusal(Llada(), with(Policy::kThreshold, 0.5f)), HasSubstr("(0.5) must be in [-20, 0]"));
+  EXPECT_THAT(Refusal(Llada(), with(Policy::kHierarchical, -1.0f)), HasSubstr("decoding.low_threshold must be set"));
+  EXPECT_EQ(ResolveDecoding(Llada(), with(Policy::kThreshold, -0.5f), 64)->threshold, -0.5f);
+  EXPECT_TRUE(ResolveDecoding(Llada(), with(Policy::kStatic, {}), 64).ok()) << "it has no threshold";
+}
+
+TEST(CheckFieldsTest, TheConfidenceScheduleNeedsNoEta) {
+  EXPECT_EQ(
+      Refusal(Llada(),
+              {.policy = Policy::kRemdm, .remasking_schedule = RemaskingSchedule::kConfidence, .remasking_eta = 0.1f}),
+      "decoding.remasking_eta must be unset with the remasking_schedule confidence, which does not use it");
+}
+
+TEST(PolicyDefaultsTest, TheEndOfAnAnswerThatGrowsIsTheModelsOwn) {
+  ModelSpec spec = Llada();
+  spec.stop_ids = {40, 50};
+  EXPECT_EQ(ResolveDecoding(spec, {.policy = Policy::kVariableLength}, 64)->eos_id, 50);
 }
 
 TEST(CheckFieldsTest, BoundsAreThoseOfTheContract) {

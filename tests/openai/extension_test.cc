@@ -94,13 +94,14 @@ TEST(ExtensionTest, ThresholdsOfEntropiesAreInNats) {
   EXPECT_EQ(Accepted({{"quicksilver", {{"policy", "multi_block"}, {"threshold", 3.5}}}}).decoding.Get("threshold"),
             3.5);
   EXPECT_EQ(Accepted({{"quicksilver", {{"confidence", "entropy"}, {"threshold", -2}}}}).decoding.Get("threshold"), -2);
+  EXPECT_EQ(Accepted(Extension("threshold", 3.5)).decoding.Get("threshold"), 3.5) << "the model's policy decides";
   EXPECT_THAT(Refused({{"quicksilver", {{"policy", "threshold"}, {"threshold", 3.5}}}}).message,
               AllOf(HasSubstr("quicksilver.threshold"), HasSubstr("from 0 to 1, got 3.5")));
 }
 
 TEST(ExtensionTest, TheThresholdHasASecondName) {
   EXPECT_EQ(Accepted(Extension("confidence_threshold", 0.5)).decoding.Get("threshold"), 0.5);
-  EXPECT_EQ(Refused(Extension("confidence_threshold", 1.1)).param, "quicksilver.confidence_threshold");
+  EXPECT_EQ(Refused(Extension("confidence_threshold", 20.5)).param, "quicksilver.confidence_threshold");
   EXPECT_EQ(Accepted({{"quicksilver", {{"threshold", 0.5}, {"confidence_threshold", 0.5}}}}).decoding.Get("threshold"),
             0.5);
   EXPECT_EQ(Refused({{"quicksilver", {{"threshold", 0.5}, {"confidence_threshold", 0.6}}}}).param,

@@ -34,6 +34,16 @@ class Fields {
     status_ = absl::InvalidArgumentError(
         absl::StrCat("decoding.", name, " must be unset: the policy ", NameOf(policy_), " does not use it"));
   }
+  /// What has no default where rows are ranked by negative entropy: those of probabilities are above every rank.
+  void Require(const char* name, bool set, bool used) {
+    if (!status_.ok() || set || !used) return;
+    status_ = absl::InvalidArgumentError(absl::StrCat("decoding.", name, " must be set, in [", -kNatsMax,
+                                                      ", 0] nats: it has no default with the confidence entropy"));
+  }
+  void CheckSchedule(const char* name, bool set, bool used, const char* bound) {
+    if (!status_.ok() || used || !set) return;
+    status_ = absl::InvalidArgumentError(absl::StrCat("decoding.", name, " must be unset ", bound));
+  }
   bool Is(std::initializer_list<Policy> policies) const { return IsOneOf(policy_, policies); }
   const absl::Status& status() const { return status_; }
 
@@ -51,16 +61,21 @@ void CheckThresholds(const DecodingParams& choice, Fields& fields) {
                  P::kInsertDelete, P::kWino, P::kVariableLength, P::kMultiBlock, P::kSubBlock, P::kRenoise});
   // Of ranks that are entropies it is below 0.
   const bool entropy = choice.confidence == Measure::kEntropy;
-  fields.Check("threshold", choice.threshold, threshold, entropy ? -kNatsMax : 0.0f, nats ? kNatsMax : 1.0f);
+  if (entropy) {
+    const bool low = fields.Is({P::kHierarchical});
+    fields.Require("threshold", choice.threshold.has_value(), low || fields.Is({P::kDynamic, P::kThreshold}));
+    fields.Require("low_threshold", choice.low_threshold.has_value(), low);
+  }
+  const float most = entropy ? 0.0f : nats ? kNatsMax : 1.0f;
+  fields.Check("threshold", choice.threshold, threshold, entropy ? -kNatsMax : 0.0f, most);
   fields.Check("low_threshold", choice.low_threshold, fields.Is({P::kHierarchical, P::kVariableLength}),
-               entropy ? -kNatsMax : 0.0f, 1.0f);
+               entropy ? -kNatsMax : 0.0f, entropy ? 0.0f : 1.0f);
   fields.Check("factor", choice.factor, fields.Is({P::kFactor}), 0.0f, 100.0f);
   const bool bound = fields.Is({P::kEntropyBound, P::kEntropySum, P::kRenoise});
   fields.Check("entropy_bound", choice.entropy_bound, bound, 0.0f, 1000.0f);
   fields.Check("kl_threshold", choice.kl_threshold, fields.Is({P::kKlass}), 0.0f, 100.0f);
   fields.Check("verify_threshold", choice.verify_threshold, fields.Is({P::kWino}), 0.0f, 1.0f);
   fields.Check("block_add_threshold", choice.block_add_threshold, fields.Is({P::kMultiBlock}), 0.0f, 1.0f);
-  fields.Check("block_full_threshold", choice.block_full_threshold, fields.Is({P::kMultiBlock}), 0.0f, 1.0f);
   const bool edits = fields.Is({P::kTokenEdit, P::kInsertDelete});
   fields.Check("edit", choice.edit.has_value(), edits);
   fields.Check("edit_threshold", choice.edit_threshold, edits && choice.edit.value_or(true), 0.0f, 1.0f);
@@ -76,8 +91,10 @@ void CheckNumbers(const DecodingParams& choice, Fields& fields) {
   const bool remasking = fields.Is({P::kRemdm});
   const bool loop = remasking && choice.remasking_schedule == RemaskingSchedule::kLoop;
   fields.Check("remasking_schedule", choice.remasking_schedule.has_value(), remasking);
-  fields.Check("remasking_eta", choice.remasking_eta,
-               remasking && choice.remasking_schedule != RemaskingSchedule::kConfidence, 0.0f, 1.0f);
+  fields.CheckSchedule("remasking_eta", remasking && choice.remasking_eta.has_value(),
+                       choice.remasking_schedule != RemaskingSchedule::kConfidence,
+                       "with the remasking_schedule confidence, which does not use it");
+  fields.Check("remasking_eta", choice.remasking_eta, remasking, 0.0f, 1.0f);
   fields.Check("remasking_on", choice.remasking_on, loop, 0.0f, 1.0f);
   fields.Check("remasking_off", choice.remasking_off, loop, 0.0f, 1.0f);
   fields.Check("remasking_alpha", choice.remasking_alpha, loop, 0.0f, 1.0f);

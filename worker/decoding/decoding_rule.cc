@@ -93,8 +93,8 @@ absl::Status ResolveGridAfterPrompt(const ModelSpec& spec, const DecodingParams&
   }
   rule.distrust_eos = choice.distrust_eos;
   if (choice.suppress_eos) {
-    if (spec.stop_ids.empty()) return Refuse("decoding.suppress_eos", "true", "false: the model has no stop token");
-    rule.suppressed_id = spec.stop_ids.front();
+    if (spec.eos_id < 0) return Refuse("decoding.suppress_eos", "true", "false: the model has no stop token");
+    rule.suppressed_id = spec.eos_id;
   }
   if (rule.cache == Cache::kVicinity && spec.shift) {
     return absl::InvalidArgumentError("decoding.cache (vicinity) must be none, prefix or dual: the model shifts rows");
@@ -156,7 +156,6 @@ void TakeValues(const DecodingParams& choice, DecodingRule& rule) {
   take(choice.remasking_off, rule.remasking_off);
   take(choice.remasking_alpha, rule.remasking_alpha);
   take(choice.block_add_threshold, rule.block_add_threshold);
-  take(choice.block_full_threshold, rule.block_full_threshold);
   take(choice.initial_length, rule.initial_length);
   take(choice.expansion, rule.expansion);
   take(choice.eos_threshold, rule.eos_threshold);
@@ -211,6 +210,7 @@ absl::StatusOr<DecodingRule> ResolveDecoding(const ModelSpec& spec, const Decodi
   rule.insert_id = spec.insert_id;
   rule.vocabulary = static_cast<int32_t>(spec.tokens);
   rule.eos_ids = spec.stop_ids;
+  rule.eos_id = spec.eos_id;
   return rule;
 }
 

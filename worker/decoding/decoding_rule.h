@@ -57,7 +57,6 @@ struct DecodingParams {
   std::optional<float> remasking_off;
   std::optional<float> remasking_alpha;
   std::optional<float> block_add_threshold;
-  std::optional<float> block_full_threshold;
   std::optional<int64_t> initial_length;
   std::optional<int64_t> expansion;
   std::optional<float> eos_threshold;
@@ -106,7 +105,6 @@ struct DecodingRule {
   float remasking_off = 0.0f;
   float remasking_alpha = 0.0f;
   float block_add_threshold = 0.0f;
-  float block_full_threshold = 0.0f;
   int32_t initial_length = 0;  ///< Positions of the answer's first canvas; 0: all that are wanted.
   int32_t expansion = 0;
   float eos_threshold = 0.0f;
@@ -123,6 +121,7 @@ struct DecodingRule {
   TokenId insert_id = -1;
   int32_t vocabulary = 0;        ///< Ids below it are real.
   std::vector<TokenId> eos_ids;  ///< Ascending.
+  TokenId eos_id = -1;           ///< ModelSpec::eos_id
 };
 
 /// The policies that a request to a model of `spec` may choose, ascending.

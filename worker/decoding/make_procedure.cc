@@ -44,7 +44,7 @@ bool Allows(const ModelSpec& spec, Policy policy) {
     case Policy::kMultiBlock:
       return bidirectional;
     case Policy::kVariableLength:
-      return bidirectional && !spec.shift && !spec.stop_ids.empty();
+      return bidirectional && !spec.shift && spec.eos_id >= 0;
     case Policy::kSubBlock:
       return !bidirectional && spec.shift;
     default:
@@ -155,7 +155,7 @@ std::unique_ptr<Procedure> MakeVariableLength(const DecodingRule& rule, const Pr
   settings.eos_threshold = rule.eos_threshold;
   settings.expand_eos_threshold = rule.expand_eos_threshold;
   settings.eos_window = rule.eos_window;
-  settings.eos_id = rule.eos_ids.front();
+  settings.eos_id = rule.eos_id;
   settings.length_max = context.answer_length_max;
   settings.sampled = context.sampling.temperature > 0.0f;
   return std::make_unique<VariableLength>(settings);

@@ -70,7 +70,6 @@ void SetHostDefaults(Policy policy, DecodingParams& defaults) {
     case Policy::kMultiBlock:
       defaults.threshold = 0.5f;
       defaults.block_add_threshold = 0.1f;
-      defaults.block_full_threshold = 0.95f;
       break;
     case Policy::kRenoise:
       defaults.threshold = 0.005f;
@@ -110,16 +109,25 @@ DecodingParams DefaultsOf(const ModelSpec& spec, Policy policy, const DecodingPa
 }
 
 void FillFloats(const DecodingParams& from, DecodingParams& into) {
-  constexpr std::array kFloats = {&DecodingParams::threshold,           &DecodingParams::factor,
-                                  &DecodingParams::entropy_bound,       &DecodingParams::low_threshold,
-                                  &DecodingParams::edit_threshold,      &DecodingParams::credit_alpha,
-                                  &DecodingParams::credit_gamma,        &DecodingParams::credit_beta,
-                                  &DecodingParams::kl_threshold,        &DecodingParams::verify_threshold,
-                                  &DecodingParams::remasking_eta,       &DecodingParams::remasking_on,
-                                  &DecodingParams::remasking_off,       &DecodingParams::remasking_alpha,
-                                  &DecodingParams::block_add_threshold, &DecodingParams::block_full_threshold,
-                                  &DecodingParams::eos_threshold,       &DecodingParams::expand_eos_threshold,
-                                  &DecodingParams::temperature_min,     &DecodingParams::temperature_max};
+  constexpr std::array kFloats = {&DecodingParams::threshold,
+                                  &DecodingParams::factor,
+                                  &DecodingParams::entropy_bound,
+                                  &DecodingParams::low_threshold,
+                                  &DecodingParams::edit_threshold,
+                                  &DecodingParams::credit_alpha,
+                                  &DecodingParams::credit_gamma,
+                                  &DecodingParams::credit_beta,
+                                  &DecodingParams::kl_threshold,
+                                  &DecodingParams::verify_threshold,
+                                  &DecodingParams::remasking_eta,
+                                  &DecodingParams::remasking_on,
+                                  &DecodingParams::remasking_off,
+                                  &DecodingParams::remasking_alpha,
+                                  &DecodingParams::block_add_threshold,
+                                  &DecodingParams::eos_threshold,
+                                  &DecodingParams::expand_eos_threshold,
+                                  &DecodingParams::temperature_min,
+                                  &DecodingParams::temperature_max};
   for (const auto field : kFloats) {
     if (!(into.*field).has_value()) into.*field = from.*field;
   }

@@ -134,7 +134,6 @@ absl::StatusOr<DecodingParams> ReadDecoding(const v1::Decoding& decoding) {
   QS_READ(remasking_off);
   QS_READ(remasking_alpha);
   QS_READ(block_add_threshold);
-  QS_READ(block_full_threshold);
   QS_READ(initial_length);
   QS_READ(expansion);
   QS_READ(eos_threshold);

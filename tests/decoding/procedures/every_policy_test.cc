@@ -31,6 +31,7 @@ ModelSpec SpecOf(const std::string& family, BlockGrid grid, int32_t block_length
   spec.tokens = FakeModel::kVocabulary;
   spec.mask_id = kMask;
   spec.stop_ids = {FakeModel::kEos};
+  spec.eos_id = FakeModel::kEos;
   if (family == "llada2") {
     spec.delete_id = FakeModel::kDelete;
     spec.insert_id = FakeModel::kInsert;
