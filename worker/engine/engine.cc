@@ -225,11 +225,13 @@ absl::Status EngineImpl::Step(const v1::LogEntry& entry) {
   return absl::OkStatus();
 }
 
-// A sequence that finds no slots waits until another one has closed its block.
+// A sequence that finds no slots waits until another one has closed its block. Whoever takes some denoises in this
+// step, and cannot be preempted from then on until its block closes.
 void EngineImpl::TakeHistorySlots(std::vector<PlannedSegment>& plan) {
   std::erase_if(plan, [this](const PlannedSegment& planned) {
     const Sequence& sequence = planned.running->sequence;
     const int32_t rows = sequence.open_block_end() - sequence.open_block_start();
+    if (!planned.segment.denoise) return false;
     return sequence.wants_history() && !runner_.history_slots().Acquire(planned.running->id, rows);
   });
 }
