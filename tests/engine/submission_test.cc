@@ -97,6 +97,20 @@ TEST(MakeSequenceSpecTest, OneIdAtLeastMustBeLeft) {
   EXPECT_TRUE(MakeSequenceSpec(Model(), submit).ok());
 }
 
+TEST(MakeSequenceSpecTest, APolicyThatLooksAtTheWholeAnswerTakesNoPenalties) {
+  ModelSpec model = Model();
+  model.family = "llada";
+  model.grid = BlockGrid::kAfterPrompt;
+  model.eos_id = 2;
+  v1::Submit submit = Valid();
+  submit.clear_decoding();
+  submit.mutable_decoding()->set_policy(v1::POLICY_VARIABLE_LENGTH);
+  EXPECT_TRUE(MakeSequenceSpec(model, submit).ok()) << MakeSequenceSpec(model, submit).status();
+  submit.mutable_sampling()->set_frequency_penalty(0.5f);
+  EXPECT_THAT(std::string(MakeSequenceSpec(model, submit).status().message()),
+              HasSubstr("with the policy variable_length"));
+}
+
 TEST(MakeSequenceSpecTest, RefusalsNameFieldValueAndBound) {
   EXPECT_EQ(Refusal([](v1::Submit& s) { s.clear_prompt_ids(); }), "prompt_ids (0) must be at least 1 token long");
   EXPECT_EQ(Refusal([](v1::Submit& s) { s.set_max_tokens(0); }), "max_tokens (0) must be at least 1");

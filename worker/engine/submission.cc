@@ -167,12 +167,21 @@ void ForbidControlTokens(const ModelSpec& model, SequenceSpec& spec) {
 }
 
 // Uniform noise has a sampler of its own.
+bool IsPenalised(const SequenceSpec& spec) { return spec.presence_penalty != 0.0f || spec.frequency_penalty != 0.0f; }
+
+// It looks at every row of the answer in each step, and each would have a list of its own.
+absl::Status CheckVariableLength(const SequenceSpec& spec) {
+  if (spec.decoding.policy != Policy::kVariableLength || !IsPenalised(spec)) return absl::OkStatus();
+  return Refuse("sampling.presence_penalty", spec.presence_penalty,
+                "0, and so frequency_penalty, with the policy variable_length");
+}
+
 absl::Status CheckRenoise(const SequenceSpec& spec) {
   if (spec.decoding.policy != Policy::kRenoise) return absl::OkStatus();
   if (spec.sampling.top_k > 0) return Refuse("sampling.top_k", spec.sampling.top_k, "0 with the policy renoise");
   if (spec.sampling.top_p < 1.0f) return Refuse("sampling.top_p", spec.sampling.top_p, "1 with the policy renoise");
   if (!spec.biases.empty()) return Refuse("sampling.biases", spec.biases.size(), "empty with the policy renoise");
-  if (spec.presence_penalty != 0.0f || spec.frequency_penalty != 0.0f) {
+  if (IsPenalised(spec)) {
     return Refuse("sampling.presence_penalty", spec.presence_penalty,
                   "0, and so frequency_penalty, with the policy renoise");
   }
@@ -220,6 +229,7 @@ absl::StatusOr<SequenceSpec> MakeSequenceSpec(const ModelSpec& model, const v1::
   ASSIGN_OR_RETURN(const DecodingParams choice, ReadDecoding(submit.decoding()));
   ASSIGN_OR_RETURN(spec.decoding, ResolveDecoding(model, choice, spec.tokens_max));
   RETURN_IF_ERROR(CheckRenoise(spec));
+  RETURN_IF_ERROR(CheckVariableLength(spec));
   ForbidControlTokens(model, spec);
   RETURN_IF_ERROR(CheckSomeAllowed(model, spec));
   RETURN_IF_ERROR(CheckIds("suffix_ids", submit.suffix_ids(), model));
