@@ -96,7 +96,7 @@ class Policies(unittest.TestCase):
         for extension, param, told in [
                 ({"policy": "token_edit"}, "policy", "cannot run"),
                 ({"policy": "best"}, "policy", "expected one of"),
-                ({"threshold": 1.5}, "threshold", "from 0 to 1, got 1.5"),
+                ({"threshold": 1.5}, "threshold", "(1.5) must be in [0, 1]"),
                 ({"steps": 4096}, "steps", "must be in [1, "),
                 ({"policy": "static", "factor": 1}, "factor", "does not use it"),
                 ({"cache": "dual"}, "cache", "bidirectional"),
