@@ -85,7 +85,8 @@ StepShape StepRunner::ShapeMax() const {
 // A page that sequences share is in the table once for each.
 size_t StepRunner::PageTableMax() const {
   const int64_t pages = model_.pages(), page_size = model_.page_size();
-  const int64_t of_one = std::min(pages, (model_.spec().positions_max + page_size - 1) / page_size);
+  // A block's shadow stands behind the canvas, and is at most as long.
+  const int64_t of_one = std::min(pages, (2 * model_.spec().positions_max + page_size - 1) / page_size);
   const int64_t lists = kSegmentsEach / 2;
   return static_cast<size_t>(lists * std::max(pages, of_one * std::min(limits_.sequences_max, limits_.rows_max)));
 }
